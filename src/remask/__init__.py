@@ -1,0 +1,47 @@
+"""Remask: post-training for diffusion language models. Names are resolved on first use; importing loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from remask import diffusion, evaluation, models, sampling, sft, tasks
+    from remask.errors import UserError
+    from remask.models.load import load
+    from remask.sampling.generate import generate
+
+_NAMES = {
+    "load": ("remask.models.load", "load"),
+    "generate": ("remask.sampling.generate", "generate"),
+    "UserError": ("remask.errors", "UserError"),
+}
+_PACKAGES = ("diffusion", "models", "sampling", "data", "tasks", "sft", "evaluation", "report")
+
+__all__ = [
+    "UserError",
+    "__version__",
+    "diffusion",
+    "evaluation",
+    "generate",
+    "load",
+    "models",
+    "sampling",
+    "sft",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        module, attribute = _NAMES[name]
+        return getattr(importlib.import_module(module), attribute)
+    if name in _PACKAGES:
+        return importlib.import_module(f"remask.{name}")
+    raise AttributeError(f"module 'remask' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PACKAGES])

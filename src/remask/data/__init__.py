@@ -1,0 +1,1 @@
+"""Data: sources of rows, chat templates, the canvas, and batches with their noise."""

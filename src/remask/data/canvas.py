@@ -1,0 +1,110 @@
+"""Rows on a canvas: prompt, response, EOS fill (methods §8). Lengths are decided here, never silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from remask.config import OnBadRow, OverLong
+from remask.data.chat import encode
+from remask.data.sources import Example
+from remask.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How far a response is extended with EOS: to the batch's longest row, a multiple of n, max_length, not at all."""
+
+    kind: str
+    multiple: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Fill:
+        """`batch | multiple:<n> | max | none`. Raises UserError for anything else."""
+        kind, _, number = text.partition(":")
+        if kind == "multiple" and number.isdecimal() and int(number) > 0:
+            return cls(kind, int(number))
+        if kind in ("batch", "max", "none") and not number:
+            return cls(kind)
+        raise UserError(f"unknown fill {text!r}", mend="it is batch, multiple:<n>, max or none")
+
+    def length(self, prompt: int, response: int, *, longest_row: int, max_length: int) -> int:
+        """The response's length with its fill, for a row of `prompt` + `response` tokens."""
+        if self.kind == "batch":
+            return longest_row - prompt
+        if self.kind == "max":
+            return max_length - prompt
+        if self.kind == "multiple":
+            return min(-(-response // self.multiple) * self.multiple, max_length - prompt)
+        return response
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised example."""
+
+    prompt: list[int]
+    response: list[int]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass
+class Rows:
+    """Tokenised rows and what became of the over-long ones."""
+
+    rows: list[Row]
+    truncated: int = 0
+    dropped: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def build_rows(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    on_bad_row: OnBadRow = "error",
+) -> Rows:
+    """Tokenise examples into rows of at most `max_length` tokens.
+
+    A prompt that leaves no room for a response is a bad row whatever `over_long` says: truncating it would train on
+    nothing. Raises UserError naming the row.
+    """
+    built = Rows([])
+    for example in examples:
+        try:
+            encoded = encode(tokenizer, example.messages, example.completion, where=example.where)
+            row = Row(encoded.prompt, encoded.response, example.where)
+            if len(row.prompt) >= max_length:
+                raise UserError(
+                    f"the prompt takes {len(row.prompt)} tokens of a canvas of {max_length}: no response fits",
+                    where=row.where,
+                    mend="raise canvas.max_length, or skip such rows with --on-bad-row skip",
+                )
+            if len(row) > max_length and over_long == "error":
+                raise UserError(
+                    f"the row takes {len(row)} tokens, the canvas holds {max_length}",
+                    where=row.where,
+                    mend="raise canvas.max_length, or set canvas.over_long to truncate or drop",
+                )
+        except UserError as error:
+            if on_bad_row == "error":
+                raise
+            built.skipped.append(str(error))
+            continue
+        if len(row) > max_length:
+            if over_long == "drop":
+                built.dropped += 1
+                continue
+            row = Row(row.prompt, row.response[: max_length - len(row.prompt)], row.where)
+            built.truncated += 1
+        built.rows.append(row)
+    if not built.rows:
+        raise UserError("no rows are left", mend="raise canvas.max_length, or look at the rows that were skipped")
+    return built

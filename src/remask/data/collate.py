@@ -1,0 +1,112 @@
+"""Batches: rows laid on one canvas, with their noise. Order and noise depend on (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from remask.data.canvas import Fill, Row
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.noise import Noise, collate_noise, row_noise
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One look at one row: which row, in which epoch, as which sample since the start of training."""
+
+    index: int
+    epoch: int
+    visit: int
+
+
+class VisitSampler(Sampler[Visit]):
+    """The rows of an epoch in an order drawn from (seed, epoch), or as they stand."""
+
+    def __init__(self, size: int, *, seed: int, shuffle: bool = True) -> None:
+        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Visit]:
+        epoch = self.epoch
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch, 0x0D]).permutation(self.size)
+        for place, index in enumerate(order.tolist()):
+            yield Visit(index, epoch, epoch * self.size + place)
+
+
+class RowDataset(Dataset):
+    """Rows by visit."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, visit: Visit) -> tuple[Row, Visit]:
+        return self.rows[visit.index], visit
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows and visits to tensors: ids, the three facts of the canvas, noise, and each row's index.
+
+    Rows are right-padded to the longest; padding is none of the three. `seed` seeds the noise.
+    """
+
+    fill: Fill
+    eos_id: int
+    max_length: int
+    seed: int
+
+    def __call__(self, items: Sequence[tuple[Row, Visit]]) -> dict[str, Tensor]:
+        longest = max(len(row) for row, _ in items)
+        canvases = [
+            self.fill.length(len(row.prompt), len(row.response), longest_row=longest, max_length=self.max_length)
+            for row, _ in items
+        ]
+        width = max(len(row.prompt) + canvas for (row, _), canvas in zip(items, canvases, strict=True))
+        ids = torch.full((len(items), width), self.eos_id)
+        attended = torch.zeros(ids.shape, dtype=torch.bool)
+        response = torch.zeros(ids.shape, dtype=torch.bool)
+        noises, starts = [], []
+        for b, ((row, visit), canvas) in enumerate(zip(items, canvases, strict=True)):
+            start = len(row.prompt)
+            ids[b, : len(row)] = torch.tensor(row.prompt + row.response)
+            attended[b, : start + canvas] = True
+            response[b, start : start + canvas] = True
+            noises.append(row_noise(self.seed, visit.epoch, visit.index, visit.visit, canvas))
+            starts.append(start)
+        noise = collate_noise(noises, starts, width)
+        assert noise.s is not None
+        assert noise.v is not None
+        return {
+            "ids": ids,
+            "attended": attended,
+            "corruptible": response,
+            "supervised": response.clone(),
+            "t": noise.t,
+            "u": noise.u,
+            "s": noise.s,
+            "v": noise.v,
+            "index": torch.tensor([visit.index for _, visit in items]),
+        }
+
+
+def canvas_of(batch: dict[str, Tensor]) -> Canvas:
+    return Canvas(batch["ids"], batch["attended"], batch["corruptible"], batch["supervised"])
+
+
+def noise_of(batch: dict[str, Tensor]) -> Noise:
+    return Noise(batch["t"], batch["u"], batch["s"], batch["v"])

@@ -1,0 +1,215 @@
+"""Rows of training data from files and the hub, in the columns people have.
+
+Every source becomes `Example`s: the conversation up to the answer, the answer, and where the row stands. A row that
+cannot be used is an error naming file and line, or is counted and listed under `on_bad_row="skip"`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remask.config import OnBadRow
+from remask.errors import UserError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """`messages` end with the turn to be answered; `completion` is the answer; `where` is for error messages."""
+
+    messages: tuple[Message, ...]
+    completion: str
+    where: str
+
+
+@dataclass
+class Loaded:
+    """The usable examples and what was skipped, with the reason."""
+
+    examples: list[Example]
+    skipped: list[str] = field(default_factory=list)
+
+
+def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded:
+    """Read a `.jsonl`/`.json`/`.parquet` file or a hub id. Raises UserError naming the file and line at fault."""
+    path = Path(source)
+    if path.suffix in (".jsonl", ".json"):
+        rows = _json_lines(path)
+    elif path.suffix == ".parquet":
+        rows = _parquet(path)
+    elif path.is_file():
+        raise UserError(f"unknown kind of file {path.suffix!r}", where=source, mend="give .jsonl, .json or .parquet")
+    else:
+        rows = _hub(source, split)
+    loaded = Loaded([])
+    for where, row in rows:
+        try:
+            if isinstance(row, _Unreadable):
+                raise UserError(row.reason, where=where)
+            loaded.examples.append(example(row, where))
+        except UserError as error:
+            if on_bad_row == "error":
+                raise
+            loaded.skipped.append(str(error))
+    if not loaded.examples:
+        raise UserError("holds no usable rows", where=source, mend="see the columns `remask sft --help` lists")
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    reason: str
+
+
+def _json_lines(path: Path) -> Iterable[tuple[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as UTF-8 text ({error})", where=str(path)) from None
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"not JSON ({error})", where=str(path)) from None
+        if not isinstance(rows, list):
+            raise UserError("a .json file of rows is a list", where=str(path), mend="or use .jsonl, one row a line")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                row = _Unreadable(f"not JSON ({error})")
+            yield f"{path}, line {number}", row
+
+
+def _parquet(path: Path) -> Iterable[tuple[str, Any]]:
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (OSError, ArrowException) as error:
+        raise UserError(f"not readable as Parquet ({error})", where=str(path)) from None
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+
+
+def _hub(source: str, split: str) -> Iterable[tuple[str, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source, split=split)
+    except Exception as error:
+        raise UserError(
+            f"neither a file nor a data set that can be loaded ({str(error).splitlines()[0]})",
+            where=source,
+            mend="give a .jsonl or .parquet file, a folder in the hub's layout, or a hub id (owner/name)",
+        ) from error
+    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def example(row: Any, where: str) -> Example:
+    """The example in one row, by the columns it has. Raises UserError naming what is missing."""
+    if not isinstance(row, dict):
+        raise UserError(f"a row is a mapping of columns, this is a {type(row).__name__}", where=where)
+    for columns, read in READERS:
+        if all(row.get(column) is not None for column in columns):
+            messages, completion = read(row, where)
+            break
+    else:
+        raise UserError(
+            f"no columns Remask knows among {', '.join(map(str, row)) or 'none'}",
+            where=where,
+            mend="give prompt + completion, messages, question + answer, or s1K's columns",
+        )
+    if not completion.strip():
+        raise UserError("the response is empty", where=where)
+    if not messages:
+        raise UserError("there is no prompt", where=where)
+    return Example(tuple(messages), completion, where)
+
+
+Read = Callable[[dict[str, Any], str], tuple[list[Message], str]]
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name} is a {type(value).__name__}, not text", where=where)
+    return value
+
+
+def _conversation(value: Any, name: str, where: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise UserError(f"{name} is neither text nor a list of messages", where=where)
+    turns = []
+    for turn in value:
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            raise UserError(f"{name} holds a message without a known role and text: {turn!r}", where=where)
+        turns.append({"role": role, "content": content})
+    return turns
+
+
+def _messages(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+    """The last assistant turn is the answer; all before it is the prompt."""
+    turns = _conversation(row["messages"], "messages", where)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise UserError("messages do not end with an assistant's turn: there is no response", where=where)
+    return turns[:-1], turns[-1]["content"]
+
+
+def _prompt_completion(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+    completion = row["completion"]
+    if isinstance(completion, list):
+        turns = _conversation(completion, "completion", where)
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            raise UserError("completion is not one assistant's turn", where=where)
+        completion = turns[0]["content"]
+    return _conversation(row["prompt"], "prompt", where), _text(completion, "completion", where)
+
+
+def _question_answer(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+    question = _text(row["question"], "question", where)
+    return [{"role": "user", "content": question}], _text(row["answer"], "answer", where)
+
+
+def _s1k(thinking: str, attempt: str) -> Read:
+    def read(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+        thought = row[thinking]
+        if isinstance(thought, list):  # s1K stores a list of one
+            thought = "\n".join(_text(part, thinking, where) for part in thought)
+        reasoning, answer = _text(thought, thinking, where), _text(row[attempt], attempt, where)
+        question = _text(row["question"], "question", where)
+        completion = f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+        return [{"role": "user", "content": question}], completion
+
+    return read
+
+
+READERS: list[tuple[tuple[str, ...], Read]] = [
+    (("messages",), _messages),
+    (("prompt", "completion"), _prompt_completion),
+    (
+        ("question", "deepseek_thinking_trajectory", "deepseek_attempt"),
+        _s1k("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ),
+    (
+        ("question", "gemini_thinking_trajectory", "gemini_attempt"),
+        _s1k("gemini_thinking_trajectory", "gemini_attempt"),
+    ),
+    (("question", "thinking_trajectories", "attempt"), _s1k("thinking_trajectories", "attempt")),
+    (("question", "answer"), _question_answer),
+]
+"""The columns a row may have, first match first."""

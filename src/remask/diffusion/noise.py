@@ -1,0 +1,100 @@
+"""Noise is data: the random numbers that decide a corruption, made per sample and carried in the batch.
+
+Everything is drawn from (seed, epoch, sample index), so a sample meets the same noise on 1 rank or 64, after a resume,
+beside any batch mates, and under every method being compared (common random numbers).
+
+Shapes: B batch, L length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from remask.errors import UserError
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+MIN_TIME = 1e-3
+"""ε: times and masking rates live in [ε, 1] (methods §1)."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of a batch. Numbers outside a row's response are never looked at.
+
+    t: time of each row, in [ε, 1].
+    u: one uniform number per token: token i is masked when u_i < p_i.
+    s: a second uniform number per row (LIFT's superset), or None.
+    v: a second uniform number per token (the permuted control), or None.
+    """
+
+    t: Float[Tensor, "B"]
+    u: Float[Tensor, "B L"]
+    s: Float[Tensor, "B"] | None = None
+    v: Float[Tensor, "B L"] | None = None
+
+    def to(self, device: torch.device | str) -> Noise:
+        s, v = self.s, self.v
+        return Noise(
+            self.t.to(device),
+            self.u.to(device),
+            None if s is None else s.to(device),
+            None if v is None else v.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """One sample's noise before collation: `u`, `v` [n] over its n response tokens, `t`, `s` numbers."""
+
+    t: float
+    s: float
+    u: np.ndarray
+    v: np.ndarray
+
+
+def low_discrepancy_time(seed: int, visit: int) -> float:
+    """t_n = ε + (1 − ε)·frac(u₀ + n·φ), φ the golden ratio, u₀ from the seed: consecutive visits are stratified.
+
+    `visit` counts the samples drawn since the start of training, over all ranks.
+    """
+    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visit * GOLDEN_RATIO) % 1.0)
+
+
+@cache
+def _first_time(seed: int) -> float:
+    """u₀."""
+    return float(np.random.default_rng([seed, 0x7]).random())
+
+
+def row_noise(seed: int, epoch: int, index: int, visit: int, length: int) -> RowNoise:
+    """The noise of sample `index` in `epoch`, for `length` response tokens.
+
+    A longer response gets the same numbers and then more: extending a row with EOS changes nothing before.
+    """
+    if min(seed, epoch, index, visit) < 0:
+        raise UserError(f"seed {seed}, epoch {epoch}, index {index}, visit {visit}: noise needs numbers of 0 or more")
+    u = np.random.default_rng([seed, epoch, index, 0]).random(length, dtype=np.float32)
+    v = np.random.default_rng([seed, epoch, index, 1]).random(length, dtype=np.float32)
+    s = float(np.random.default_rng([seed, epoch, index, 2]).random())
+    return RowNoise(low_discrepancy_time(seed, visit), s, u, v)
+
+
+def collate_noise(rows: list[RowNoise], starts: list[int], length: int) -> Noise:
+    """Lay rows of noise into [B, L], each from where its response starts. Elsewhere u = 1: never masked."""
+    u = np.ones((len(rows), length), dtype=np.float32)
+    v = np.ones((len(rows), length), dtype=np.float32)
+    for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        u[b, start : start + len(row.u)] = row.u
+        v[b, start : start + len(row.v)] = row.v
+    return Noise(
+        t=torch.tensor([row.t for row in rows], dtype=torch.float32),
+        u=torch.from_numpy(u),
+        s=torch.tensor([row.s for row in rows], dtype=torch.float32),
+        v=torch.from_numpy(v),
+    )

@@ -1,0 +1,290 @@
+"""One SFT objective, four choices (methods §2):
+
+    loss = (1/N) Σ_{i∈R} w_i · m_i · ce_i ,    m_i = [u_i < p_i]
+
+A method is a choice of masking rate p, importance β, weight w and normaliser N. `corrupt` masks, `token_weights` gives
+w, `denominator` counts N; nothing here draws a random number or knows a method's name.
+
+Shapes: B batch, L length, N scored positions (masked and supervised, in row-major order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from remask.diffusion.corruption import (
+    Canvas,
+    Corrupted,
+    LiftRule,
+    apply_mask,
+    bernoulli_mask,
+    importance_rate,
+    lift_mask,
+    lift_rule,
+    lift_superset_rate,
+    uniform_rate,
+)
+from remask.diffusion.importance import Importance, Predict, ReferenceName, SignalName, TransformName, importance
+from remask.diffusion.noise import Noise
+from remask.diffusion.token_loss import read_tokens
+from remask.errors import UserError
+
+RateName = Literal["uniform", "importance", "lift2", "lift3"]
+WeightName = Literal["inverse_rate", "importance", "cart", "dft", "rho1"]
+NormaliserName = Literal["response", "masked", "sequence"]
+LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3": ("easy", "hard", "plain")}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The four choices and their parameters.
+
+    rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
+    masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N.
+    """
+
+    rate: RateName = "uniform"
+    signal: SignalName = "entropy"
+    transform: TransformName = "sqrt"
+    reference: ReferenceName = "sequence"
+    weight: WeightName = "inverse_rate"
+    alpha: float = 1.0
+    keep: float = 0.6
+    cart_q: float = 0.1
+    normaliser: NormaliserName = "response"
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("rate", RateName),
+            ("signal", SignalName),
+            ("transform", TransformName),
+            ("reference", ReferenceName),
+            ("weight", WeightName),
+            ("normaliser", NormaliserName),
+        )
+        for name, kind in choices:
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(
+                    f"unknown {name} {getattr(self, name)!r}", mend=f"the choices are {', '.join(get_args(kind))}"
+                )
+        for name, low, high in (("alpha", 0.0, 1.0), ("keep", 0.0, 1.0), ("cart_q", 0.0, 1.0)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} = {getattr(self, name)}", mend=f"it lies in [{low:g}, {high:g}]")
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether β is read at all."""
+        return self.rate == "importance" or self.weight == "importance"
+
+    @property
+    def uses_probe(self) -> bool:
+        """Whether β needs a forward of the model (a constant β does not)."""
+        return self.uses_importance and self.signal != "constant"
+
+    @property
+    def uses_reference_model(self) -> bool:
+        """Whether the weight needs a reference model's losses."""
+        return self.weight == "rho1"
+
+
+def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: Float[Tensor, "B L"]) -> Importance:
+    """β and β/β_ref from a probe's signal, shuffled for the permuted control."""
+    shuffle = None
+    if objective.signal == "permuted_entropy":
+        if noise.v is None:
+            raise UserError("the permuted control needs Noise.v", mend="make the noise with row_noise")
+        shuffle = noise.v
+    return importance(signal, canvas.corruptible, objective.transform, objective.reference, shuffle)
+
+
+def corrupt(
+    objective: Objective,
+    canvas: Canvas,
+    noise: Noise,
+    mask_id: int,
+    *,
+    signal: Float[Tensor, "B L"] | None = None,
+    predict: Predict | None = None,
+) -> Corrupted:
+    """Mask a canvas as the objective says.
+
+    `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `predict` where the mask
+    depends on a forward of its own (LIFT). Raises UserError if the one needed is missing.
+    """
+    ratio = None
+    if objective.uses_importance:
+        if signal is None:
+            raise UserError("this objective reads β", mend="pass the probe's signal")
+        ratio = read_importance(objective, canvas, noise, signal).ratio
+    if objective.rate in LIFT_RULES:
+        if predict is None or noise.s is None:
+            raise UserError("LIFT needs a model's predictions and Noise.s", mend="pass predict and full noise")
+        rate = uniform_rate(noise.t, canvas.corruptible)
+        mask = _lift(LIFT_RULES[objective.rate], canvas, noise, mask_id, predict)
+    else:
+        if objective.rate == "importance":
+            assert ratio is not None
+            rate = importance_rate(noise.t, ratio, canvas.corruptible)
+        else:
+            rate = uniform_rate(noise.t, canvas.corruptible)
+        mask = bernoulli_mask(noise.u, rate, canvas.corruptible)
+    return Corrupted(apply_mask(canvas.ids, mask, mask_id), mask, rate, noise.t, ratio)
+
+
+def _lift(
+    rules: tuple[LiftRule, ...], canvas: Canvas, noise: Noise, mask_id: int, predict: Predict
+) -> Bool[Tensor, "B L"]:
+    """Sample a superset, score it in one forward without gradient, keep part of it. A row chooses its rule by its own
+    t: a batch mean of stratified times is always near ½ and would choose the same rule for ever.
+    """
+    assert noise.s is not None
+    superset_rate = lift_superset_rate(noise.t, noise.s)
+    superset = bernoulli_mask(noise.u, uniform_rate(superset_rate, canvas.corruptible), canvas.corruptible)
+    with torch.no_grad():
+        logits = predict(apply_mask(canvas.ids, superset, mask_id), canvas.attended, superset)
+    gold_nll = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
+    gold_nll[superset] = read_tokens(logits, canvas.ids[superset]).nll
+    chosen = [lift_rule(t, rules) for t in noise.t.tolist()]
+    return lift_mask(superset, gold_nll, noise.u, noise.t, superset_rate, chosen)
+
+
+def scored_positions(canvas: Canvas, corrupted: Corrupted) -> Bool[Tensor, "B L"]:
+    """Where loss is taken: masked and supervised."""
+    return corrupted.mask & canvas.supervised
+
+
+def cart_weights(mask: Bool[Tensor, "B L"], attended: Bool[Tensor, "B L"], q: float) -> Float[Tensor, "B L"]:
+    """CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream, 2508.15487)."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    distance = (places[:, None] - places[None, :]).abs()
+    kernel = torch.where(distance > 0, 0.5 * q * (1 - q) ** (distance - 1).clamp(min=0).float(), 0.0)
+    return (attended & ~mask).float() @ kernel
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a weight may look at, at the N scored positions: rate p, time t, β/β_ref, the current loss (no gradient) and
+    the reference model's; and, for weights that look around, where the N stand, the whole mask and what is attended.
+    """
+
+    objective: Objective
+    rate: Float[Tensor, "N"]
+    time: Float[Tensor, "N"]
+    importance: Float[Tensor, "N"] | None
+    ce: Float[Tensor, "N"]
+    ce_reference: Float[Tensor, "N"] | None
+    where: Bool[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
+    attended: Bool[Tensor, "B L"]
+
+
+def inverse_rate_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """1/p_i^α. At α = 1 the expected weight of every token is 1, whatever p."""
+    return scored.rate**-scored.objective.alpha
+
+
+def importance_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """β_i/(β_ref·t): "WeFT (SW)", a re-weighting under uniform masking."""
+    assert scored.importance is not None
+    return scored.importance / scored.time
+
+
+def cart_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """CART_i/t."""
+    return cart_weights(scored.mask, scored.attended, scored.objective.cart_q)[scored.where] / scored.time
+
+
+def dft_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """sg[p_θ(x_i)]/t (DFT, 2508.05629)."""
+    return torch.exp(-scored.ce) / scored.time
+
+
+def rho1_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """1/t on the `keep` share of each row's masked tokens with the largest excess loss ce_i − ce_i^ref, 0 on the rest
+    (Rho-1, 2404.07965). At least one token of a row is kept.
+    """
+    assert scored.ce_reference is not None
+    rows = scored.where.nonzero()[:, 0]
+    excess = scored.ce - scored.ce_reference
+    kept = torch.zeros_like(excess)
+    for row in rows.unique().tolist():
+        members = (rows == row).nonzero()[:, 0]
+        count = max(1, round(scored.objective.keep * len(members)))
+        kept[members[excess[members].topk(count).indices]] = 1.0
+    return kept / scored.time
+
+
+WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
+    "inverse_rate": inverse_rate_weight,
+    "importance": importance_weight,
+    "cart": cart_weight,
+    "dft": dft_weight,
+    "rho1": rho1_weight,
+}
+
+
+def token_weights(
+    objective: Objective,
+    canvas: Canvas,
+    corrupted: Corrupted,
+    ce: Float[Tensor, "N"],
+    ce_reference: Float[Tensor, "N"] | None = None,
+) -> Float[Tensor, "N"]:
+    """w_i at the scored positions, without gradient. Raises UserError where a reference loss is needed and missing."""
+    if objective.uses_reference_model and ce_reference is None:
+        raise UserError("this objective compares with a reference model", mend="pass ce_reference")
+    where = scored_positions(canvas, corrupted)
+    time = corrupted.time[:, None].expand(where.shape)
+    ratio = corrupted.importance
+    return WEIGHTS[objective.weight](
+        Scored(
+            objective,
+            corrupted.rate[where],
+            time[where],
+            None if ratio is None else ratio[where],
+            ce.detach(),
+            ce_reference,
+            where,
+            corrupted.mask,
+            canvas.attended,
+        )
+    )
+
+
+def row_losses(
+    objective: Objective,
+    canvas: Canvas,
+    corrupted: Corrupted,
+    ce: Float[Tensor, "N"],
+    ce_reference: Float[Tensor, "N"] | None = None,
+) -> Float[Tensor, "B"]:
+    """Each row's share of the numerator: Σ_i w_i·m_i·ce_i, divided by its supervised tokens under `sequence`.
+
+    A row with nothing masked contributes 0. The loss of a global batch is the sum of its rows over its `denominator`.
+    """
+    where = scored_positions(canvas, corrupted)
+    weighted = token_weights(objective, canvas, corrupted, ce, ce_reference) * ce
+    rows = weighted.new_zeros(where.shape[0]).index_add(0, where.nonzero()[:, 0], weighted)
+    if objective.normaliser == "sequence":
+        rows = rows / canvas.supervised.sum(-1).clamp(min=1)
+    return rows
+
+
+def denominator(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, ""]:
+    """This micro-batch's part of N: add it up over accumulation steps and ranks before dividing.
+
+    response: supervised tokens. masked: supervised tokens that were masked. sequence: rows with a supervised token.
+    """
+    if objective.normaliser == "response":
+        count = canvas.supervised.sum()
+    elif objective.normaliser == "masked":
+        count = scored_positions(canvas, corrupted).sum()
+    else:
+        count = canvas.supervised.any(-1).sum()
+    return count.float()

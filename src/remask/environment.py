@@ -1,0 +1,53 @@
+"""What a number was measured on: versions and hardware, kept beside every score."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+
+def versions() -> dict[str, str]:
+    """Of Remask, Python, and the libraries whose release can change a number."""
+    found = {"python": platform.python_version()}
+    for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(device: str | None = None) -> dict[str, Any]:
+    """Device, its name, processor, cores and threads."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, Any] = {
+        "device": device,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as handle:
+            for line in handle:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def command() -> list[str]:
+    """The command line that is running, with the program's short name."""
+    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]

@@ -1,0 +1,192 @@
+"""LLaDA, natively: transformers' Llama, made bidirectional, reading and writing LLaDA's own checkpoint layout.
+
+A LLaDA block (arXiv 2502.09992) is a Llama block without the causal mask. Renaming its weights into transformers' class
+gives equal logits (tests/unit/test_golden.py), so attention kernels, FSDP plans, gradient checkpointing, quantisation
+and LoRA names all come from transformers. Saving renames back: the official code still reads what is saved here.
+
+Shapes: B batch, L length, N chosen positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM, LlamaForCausalLM, PreTrainedConfig
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import MaskedLMOutput
+
+from remask.errors import UserError
+
+# What of the official config changes the computation, and the only value this class computes.
+FIXED_SETTINGS: dict[str, Any] = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "scale_logits": False,
+}
+
+
+@strict
+class LLaDAConfig(PreTrainedConfig):
+    """LLaDA's config under its own key names; transformers reads them through `attribute_map`.
+
+    `fill` and `stop_token_ids` are Remask's additions: how far an answer is extended with EOS (methods: the canvas) and
+    which tokens besides `eos_token_id` end a text.
+    """
+
+    model_type = "llada"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+        "tie_word_embeddings": "weight_tying",
+        "initializer_range": "init_std",
+    }
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 126464
+    embedding_size: int | None = None
+    d_model: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    mlp_hidden_size: int | None = 12288
+    mlp_ratio: int = 4
+    max_sequence_length: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_parameters: dict[str, Any] | None = None
+    weight_tying: bool = False
+    init_std: float = 0.02
+    attention_dropout: int | float | None = 0.0
+    mask_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    stop_token_ids: list[int] | None = None
+    fill: str | None = None
+    use_cache: bool = False
+    # What Llama's modules read and LLaDA never varies.
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_dim: int | None = None
+    is_causal: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key, needed in FIXED_SETTINGS.items():
+            if key in kwargs and kwargs[key] is not None and kwargs[key] != needed:
+                raise UserError(
+                    f"the LLaDA config sets {key}={kwargs[key]!r}, which no published checkpoint does",
+                    mend=f"Remask computes {key}={needed!r} only",
+                )
+        self.embedding_size = self.embedding_size or self.vocab_size
+        self.vocab_size = self.embedding_size
+        self.n_kv_heads = self.n_kv_heads or self.n_heads
+        self.mlp_hidden_size = self.mlp_hidden_size or self.mlp_ratio * self.d_model
+        self.head_dim = self.head_dim or self.d_model // self.n_heads
+        super().__post_init__(**kwargs)
+
+
+RENAMINGS = [
+    (r"model\.transformer\.wte\.", "model.embed_tokens."),
+    (r"model\.transformer\.blocks\.(\d+)\.q_proj\.", r"model.layers.\1.self_attn.q_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.k_proj\.", r"model.layers.\1.self_attn.k_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.v_proj\.", r"model.layers.\1.self_attn.v_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.attn_out\.", r"model.layers.\1.self_attn.o_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.ff_proj\.", r"model.layers.\1.mlp.gate_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.up_proj\.", r"model.layers.\1.mlp.up_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.ff_out\.", r"model.layers.\1.mlp.down_proj."),
+    (r"model\.transformer\.blocks\.(\d+)\.attn_norm\.", r"model.layers.\1.input_layernorm."),
+    (r"model\.transformer\.blocks\.(\d+)\.ff_norm\.", r"model.layers.\1.post_attention_layernorm."),
+    (r"model\.transformer\.ln_f\.", "model.norm."),
+    (r"model\.transformer\.ff_out\.", "lm_head."),
+]
+
+
+def _rename_official(module: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let `load_state_dict` read the official names too.
+
+    `from_pretrained` renames by itself; a trainer that resumes hands the saved file's tensors to `load_state_dict`,
+    where unknown names would be passed over in silence.
+    """
+    for name in [name for name in state_dict if name.startswith(f"{prefix}model.transformer.")]:
+        new = name.removeprefix(prefix)
+        for official, native in RENAMINGS:
+            new = re.sub(f"^{official}", native, new)
+        state_dict[prefix + new] = state_dict.pop(name)
+
+
+class LLaDAModelLM(LlamaForCausalLM):
+    """A bidirectional Llama that predicts the token standing at each position.
+
+    The class carries the official name, so a saved `config.json` names an architecture that other tools know.
+    """
+
+    config_class = LLaDAConfig
+    config: LLaDAConfig
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        # Llama gives the embedding of `pad_token_id` no gradient. LLaDA's pad is its EOS, which fills the canvas and is
+        # attended to and learned: freezing it would change training and understate every gradient norm.
+        pad_token_id, config.pad_token_id = config.pad_token_id, None
+        super().__init__(config)
+        config.pad_token_id = pad_token_id
+        self.register_load_state_dict_pre_hook(_rename_official)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
+
+        `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
+        attended token, so left padding does not move a row.
+        """
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        hidden = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            **kwargs,
+        ).last_hidden_state
+        if positions is not None:
+            hidden = hidden[positions]
+        return MaskedLMOutput(logits=self.lm_head(hidden))
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModelForMaskedLM` know the layout. Called once, when `remask.models` is imported."""
+    AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
+    AutoModelForMaskedLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+    register_checkpoint_conversion_mapping(
+        "llada", [WeightRenaming(source_patterns=s, target_patterns=t) for s, t in RENAMINGS], overwrite=True
+    )

@@ -1,0 +1,82 @@
+"""Progress with time left: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Tracker(Protocol):
+    def __call__(self, done: int, note: str = "") -> None:
+        """Report how many units are done in all."""
+
+
+LINE_SECONDS = 5.0
+
+
+def duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+
+
+@contextmanager
+def progress(label: str, total: int, *, enabled: bool = True) -> Iterator[Tracker]:
+    """`with progress("training", 100) as tick: tick(10, "loss 1.2")` on stderr; silent where not enabled."""
+    if not enabled:
+        yield lambda done, note="": None
+        return
+    if sys.stderr.isatty():
+        yield from _bar(label, total)
+    else:
+        yield from _lines(label, total)
+
+
+def _bar(label: str, total: int) -> Iterator[Tracker]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def _lines(label: str, total: int) -> Iterator[Tracker]:
+    started = last = time.monotonic()
+
+    def tick(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done and (now - last >= LINE_SECONDS or done >= total):
+            last = now
+            left = (now - started) / done * (total - done)
+            tail = f"  {note}" if note else ""
+            print(
+                f"{label}: {done}/{total}  {duration(now - started)} gone, {duration(left)} left{tail}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield tick

@@ -1,0 +1,9 @@
+"""Writing answers. One sampler serves rollout, evaluation and chat.
+
+`denoise` takes and gives tensors; `generate` takes prompts and gives texts; `Decoding` holds the settings.
+"""
+
+from remask.sampling.denoise import Decoding, Denoised, Step, denoise, run
+from remask.sampling.generate import Generated, generate
+
+__all__ = ["Decoding", "Denoised", "Generated", "Step", "denoise", "generate", "run"]

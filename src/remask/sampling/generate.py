@@ -1,0 +1,130 @@
+"""Prompts in, texts out, on top of the one sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from remask.data.chat import decode_text, encode_prompt
+from remask.data.sources import Message
+from remask.errors import UserError
+from remask.models.facts import stop_token_ids
+from remask.sampling.denoise import Decoding, Denoised, Step, run
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one canvas was written: the token at each place, the step that revealed it (−1: filled after the text was
+    final) and the probability the model gave it then.
+    """
+
+    token_ids: list[int]
+    revealed_at: list[int]
+    confidence: list[float]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """texts: up to the first stop token. token_ids: whole canvases. history: a `Row` per prompt. stats: forwards,
+    row_forwards, tokens (of text, stop token included), seconds, and the decoding settings.
+    """
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    history: list[Row]
+    stats: dict[str, Any]
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    decoding: Decoding | None = None,
+    batch_size: int = 32,
+    row_seeds: Sequence[int] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> Generated:
+    """Answer each prompt (a user's text, or a list of messages) with the model's chat template.
+
+    Settings are `Decoding`'s, as one object or as keyword arguments; what is not given comes from the checkpoint's own
+    `default_decoding`. Prompts are batched by length, left-padded; a prompt's answer does not depend on its batch.
+    """
+    if isinstance(prompts, str):
+        raise UserError("prompts is one string", mend="give a list of prompts")
+    decoding = decoding_for(model, decoding, **settings)
+    encoded = [
+        encode_prompt(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+        for prompt in prompts
+    ]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for number, ids in enumerate(encoded):
+        if limit and len(ids) + decoding.max_new_tokens > limit:
+            raise UserError(
+                f"{len(ids)} prompt tokens and a canvas of {decoding.max_new_tokens} exceed the model's {limit}",
+                where=f"prompt {number}",
+                mend="shorten the prompt or lower max_new_tokens",
+            )
+    seeds = list(row_seeds) if row_seeds is not None else list(range(len(encoded)))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    rows: list[Row | None] = [None] * len(encoded)
+    totals = {"forwards": 0, "row_forwards": 0, "seconds": 0.0}
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        denoised = _run_batch(model, [encoded[i] for i in members], decoding, [seeds[i] for i in members], on_step)
+        for place, i in enumerate(members):
+            rows[i] = Row(
+                denoised.ids[place].tolist(), denoised.revealed_at[place].tolist(), denoised.confidence[place].tolist()
+            )
+        for key in totals:
+            totals[key] += getattr(denoised, key)
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(order)))
+    stops = stop_token_ids(model.config)
+    done = [row for row in rows if row is not None]
+    texts = [decode_text(tokenizer, row.token_ids, stops) for row in done]
+    tokens = sum(next((i + 1 for i, t in enumerate(r.token_ids) if t in stops), len(r.token_ids)) for r in done)
+    stats = {**totals, "tokens": tokens, "prompts": len(done), "decoding": decoding.described()}
+    return Generated(texts, [row.token_ids for row in done], done, stats)
+
+
+def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) -> Decoding:
+    """The settings given, over those the checkpoint was made for.
+
+    A default that no longer fits (a block longer than a shorter canvas that was asked for) gives way.
+    """
+    if decoding is not None:
+        if settings:
+            raise UserError("both a Decoding and single settings were given", mend="give one or the other")
+        return decoding
+    defaults = dict(getattr(model.config, "default_decoding", None) or {})
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "max_new_tokens" in given and given["max_new_tokens"] != defaults.get("max_new_tokens"):
+        defaults = {}
+    unknown = set(given) - set(Decoding.__dataclass_fields__)
+    if unknown:
+        raise UserError(
+            f"unknown decoding settings {', '.join(sorted(unknown))}",
+            mend=f"they are {', '.join(Decoding.__dataclass_fields__)}",
+        )
+    return Decoding(**{**defaults, **given})
+
+
+def _run_batch(
+    model: Any,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    seeds: Sequence[int],
+    on_step: Callable[[Step], None] | None,
+) -> Denoised:
+    width = max(len(ids) for ids in prompts)
+    pad = model.config.mask_token_id  # never attended to, so any token serves
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    return run(model, ids, mask, decoding, row_seeds=seeds, on_step=on_step)

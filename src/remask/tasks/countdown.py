@@ -1,0 +1,202 @@
+"""Countdown: reach a target from given numbers with + − × ÷, each number used exactly once.
+
+Arithmetic is exact (fractions); an expression is parsed, never evaluated as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+from remask.tasks.base import Grade, Problem, PromptStyle, Task, answer_text, read_json_lines
+
+VALID_EXPRESSION_SCORE = 0.1
+"""Dense reward of an expression that uses the right numbers but misses the target (as in d1's reward)."""
+
+MAX_EXPRESSION = 400
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+    """The exact value of an arithmetic expression and the integers it is written with.
+
+    Raises ValueError for anything but whole numbers, + - * /, and brackets, and for division by zero.
+    """
+    if len(expression) > MAX_EXPRESSION:
+        raise ValueError(f"an expression of {len(expression)} characters")
+    if not re.fullmatch(r"[0-9+\-*/()\s]*", expression):
+        raise ValueError("holds more than numbers, + - * / and brackets")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+        numbers: list[int] = []
+        return _value(tree.body, numbers), numbers
+    except (SyntaxError, RecursionError, MemoryError, ZeroDivisionError) as error:
+        raise ValueError(f"not an arithmetic expression: {error}") from error
+
+
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    match node:
+        case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            numbers.append(number)
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, numbers)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, numbers) + _value(right, numbers)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left, numbers) - _value(right, numbers)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left, numbers) * _value(right, numbers)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _value(left, numbers) / _value(right, numbers)
+        case _:
+            raise ValueError(f"{type(node).__name__} is not arithmetic")
+
+
+class Countdown(Task):
+    """Three numbers of 1–9 and a target of 1–99, where generated."""
+
+    name = "countdown"
+    metrics = ("valid",)
+
+    def __init__(self, numbers: int = 3, largest: int = 9, largest_target: int = 99) -> None:
+        self.numbers, self.largest, self.largest_target = numbers, largest, largest_target
+
+    def propose(self, rng: random.Random) -> Problem:
+        while True:
+            numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
+            path = _random_path(numbers, rng)
+            if path is not None and 1 <= path[1] <= self.largest_target:
+                return _problem(numbers, path[1])
+
+    def load(self, path: Path) -> list[Problem]:
+        """d1's JSONL (input: numbers; output: target) or Dream's (input: numbers, target last; output: steps)."""
+        return read_json_lines(path, _from_row)
+
+    def prompt(self, problem: Problem, style: PromptStyle) -> str:
+        numbers, target = problem.fields["numbers"], problem.fields["target"]
+        if style == "compact":
+            return f"countdown {' '.join(map(str, numbers))} -> {target}"
+        return (
+            f"Numbers: {', '.join(map(str, numbers))}. Target: {target}. Write an arithmetic expression that equals "
+            "the target and uses every number exactly once, with +, -, * and / only. Think first, then write the "
+            "expression alone inside <answer></answer>."
+        )
+
+    def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
+        """One operation a step (`20-7=13`), then the whole expression. Operands and operator are decisions; the
+        result is forced.
+
+        A wrong answer combines the numbers into something else, or slips in its last sum.
+        """
+        numbers, target = problem.fields["numbers"], problem.fields["target"]
+        if not wrong:
+            paths = _paths_to(numbers, target)
+            if not paths:
+                raise ValueError(f"{numbers} cannot reach {target} in whole, positive steps")
+            steps, expression = rng.choice(paths)
+        else:
+            missed = None
+            while missed is None or missed[1] == target:
+                missed = _random_path(numbers, rng)
+            steps, expression = missed[0], missed[2]
+            if rng.random() < 0.5:  # claim the target all the same
+                steps = [*steps[:-1], steps[-1].partition("=")[0] + f"={target}"]
+        return f"{' '.join(steps)}\n<answer>{expression}</answer>"
+
+    def grade(self, problem: Problem, completion: str) -> Grade:
+        answer = read_expression(completion)
+        valid = correct = False
+        if answer is not None:
+            try:
+                value, used = evaluate(answer)
+                valid = sorted(used) == sorted(problem.fields["numbers"])
+                correct = valid and value == problem.fields["target"]
+            except ValueError:
+                pass
+        return Grade(
+            correct, 1.0 if correct else VALID_EXPRESSION_SCORE if valid else 0.0, answer, {"valid": float(valid)}
+        )
+
+
+def read_expression(completion: str) -> str | None:
+    """The expression of the answer tag, out of a box if it stands in one and without what follows an equals sign."""
+    text = answer_text(completion)
+    if text is None:
+        return None
+    _, boxed, inside = text.partition(r"\boxed{")
+    text = inside.rpartition("}")[0] if boxed and "}" in inside else text
+    for latex, plain in ((r"\div", "/"), (r"\times", "*"), (r"\cdot", "*"), ("÷", "/"), ("×", "*"), ("−", "-")):
+        text = text.replace(latex, plain)
+    return text.partition("=")[0].strip() or None
+
+
+def _problem(numbers: list[int], target: int) -> Problem:
+    if len(numbers) < 2 or any(number < 0 for number in numbers):
+        raise UserError(f"{numbers} is not a list of two or more whole numbers")
+    key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
+    return Problem("countdown", key, {"numbers": numbers, "target": target})
+
+
+def _from_row(row: dict[str, Any]) -> Problem:
+    numbers = [int(number) for number in str(row["input"]).split(",")]
+    if "=" in str(row["output"]):
+        return _problem(numbers[:-1], numbers[-1])
+    return _problem(numbers, int(row["output"]))
+
+
+Path3 = tuple[list[str], int, str]
+"""Steps as written, the value reached, the expression."""
+
+
+def _combine(a: int, b: int) -> list[tuple[str, int]]:
+    """What two positive whole numbers make in one positive whole step, with the step's operator."""
+    high, low = max(a, b), min(a, b)
+    results = [("+", high + low), ("*", high * low)]
+    if high > low:
+        results.append(("-", high - low))
+    if low > 1 and high % low == 0:
+        results.append(("/", high // low))
+    return results
+
+
+def _random_path(numbers: list[int], rng: random.Random) -> Path3 | None:
+    pool = [(number, str(number)) for number in numbers]
+    steps: list[str] = []
+    while len(pool) > 1:
+        (a, left), (b, right) = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
+        if a < b:
+            (a, left), (b, right) = (b, right), (a, left)
+        operator, result = rng.choice(_combine(a, b))
+        if result > 999:
+            return None
+        steps.append(f"{a}{operator}{b}={result}")
+        pool.append((result, f"({left}{operator}{right})"))
+    value, expression = pool[0]
+    return steps, value, expression[1:-1]
+
+
+def _paths_to(numbers: list[int], target: int) -> list[tuple[list[str], str]]:
+    """Every distinct way to the target in whole, positive steps."""
+    found: dict[str, list[str]] = {}
+
+    def search(pool: list[tuple[int, str]], steps: list[str]) -> None:
+        if len(pool) == 1:
+            if pool[0][0] == target:
+                found.setdefault(pool[0][1][1:-1], steps)
+            return
+        for i in range(len(pool)):
+            for j in range(i + 1, len(pool)):
+                (a, left), (b, right) = sorted((pool[i], pool[j]), key=lambda item: -item[0])
+                rest = [pool[k] for k in range(len(pool)) if k not in (i, j)]
+                for operator, result in _combine(a, b):
+                    if result <= 9999:
+                        step = f"{a}{operator}{b}={result}"
+                        search([*rest, (result, f"({left}{operator}{right})")], [*steps, step])
+
+    search([(number, str(number)) for number in numbers], [])
+    return [(steps, expression) for expression, steps in found.items()]

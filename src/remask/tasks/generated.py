@@ -1,0 +1,49 @@
+"""Training examples from the tasks' generators: `generated:<task>[+<task>]:<rows>[:<seed>]`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import cast
+
+from remask.data.sources import Example
+from remask.errors import UserError
+from remask.tasks import get
+from remask.tasks.base import PromptStyle, Split
+
+PREFIX = "generated:"
+
+
+def is_generated(source: str) -> bool:
+    return source.startswith(PREFIX)
+
+
+def generated_examples(source: str, *, split: Split, prompt_style: str) -> list[Example]:
+    """Worked answers to generated problems, the tasks in turn. The same (source, split) gives the same examples.
+
+    Raises UserError where the source is not of the form above.
+    """
+    names, count, seed = _parse(source)
+    per_task = [count // len(names) + (i < count % len(names)) for i in range(len(names))]
+    pools = [_worked(name, n, split, seed, prompt_style) for name, n in zip(names, per_task, strict=True)]
+    return [pool[i] for i in range(max(per_task)) for pool in pools if i < len(pool)]
+
+
+def _worked(name: str, count: int, split: Split, seed: int, prompt_style: str) -> list[Example]:
+    task = get(name)
+    rng = random.Random(f"worked/{name}/{split}/{seed}")
+    return [
+        Example(
+            ({"role": "user", "content": task.prompt(problem, cast(PromptStyle, prompt_style))},),
+            task.solve(problem, rng),
+            f"generated {split} problem {problem.key}",
+        )
+        for problem in task.generate(count, split=split, seed=seed)
+    ]
+
+
+def _parse(source: str) -> tuple[Sequence[str], int, int]:
+    parts = source.removeprefix(PREFIX).split(":")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]) or int(parts[1]) < 1:
+        raise UserError(f"{source!r} is not a generated source", mend="write generated:<task>[+<task>]:<rows>[:<seed>]")
+    return parts[0].split("+"), int(parts[1]), int(parts[2]) if len(parts) == 3 else 0

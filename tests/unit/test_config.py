@@ -1,0 +1,120 @@
+"""Strict configs: every mistake is one error naming the key, and dump then load is the identity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from remask.config import (
+    CanvasConfig,
+    ChoicesConfig,
+    LoraConfig,
+    ProbeConfig,
+    SftConfig,
+    TrainerConfig,
+    dump,
+    from_dict,
+    load,
+)
+from remask.errors import UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sft.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_what_is_not_given_stays_default(tmp_path: Path) -> None:
+    config = load(SftConfig, write(tmp_path, "objective: gift\ntrainer: {learning_rate: 1.0e-4}\n"))
+    assert config == replace(SftConfig(), objective="gift", trainer=TrainerConfig(learning_rate=1e-4))
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert load(SftConfig, write(tmp_path, "# nothing\n")) == SftConfig()
+
+
+def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
+    config = SftConfig(
+        model="models/Größe",
+        data="data.jsonl",
+        eval_data="held_out.jsonl",
+        objective="gift-elbo",
+        output_dir="runs/ü: [x]",
+        resume="auto",
+        overwrite=True,
+        seed=7,
+        max_steps=11,
+        dtype="bfloat16",
+        device="cpu",
+        on_bad_row="skip",
+        choices=ChoicesConfig(transform="log1p", alpha=0.5, normaliser="sequence"),
+        probe=ProbeConfig(policy="frozen", every=2, cache="no"),
+        canvas=CanvasConfig(max_length=77, fill="multiple:8", over_long="truncate"),
+        lora=LoraConfig(rank=8, alpha=1e-5, targets=("q_proj", "on")),
+        trainer=TrainerConfig(
+            learning_rate=1e-5, save_total_limit=None, report_to=(), extra={"optim": "sgd", "n": [1, None]}
+        ),
+    )
+    assert all(getattr(config, name) != getattr(SftConfig(), name) for name in vars(config))
+    again = load(SftConfig, write(tmp_path, dump(config)))
+    assert again == config
+    assert dump(again) == dump(config)
+
+
+def test_given_choices_are_the_ones_that_were_set() -> None:
+    assert ChoicesConfig(alpha=0.0, weight="dft").given() == {"alpha": 0.0, "weight": "dft"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objectve: gift", r"unknown key 'objectve' \(did you mean 'objective'\?\)"),
+        ("trainer: {learning_rat: 1}", r"unknown key 'trainer.learning_rat' \(did you mean 'learning_rate'\?\)"),
+        ("probe: {zzz: 1}", r"unknown key 'probe.zzz' \(the keys are policy, every, cache\)"),
+        ("seed: many", "seed: .*integer.*'many'"),
+        ("trainer: {bf16: [1]}", "trainer.bf16: .*boolean"),
+        ("choices: {transform: square}", "choices.transform: .*sqrt.*'square'"),
+        ("canvas: 3", "canvas"),
+        ("lora: {rank: 1.5}", "lora.rank: .*integer"),
+    ],
+)
+def test_a_mistake_names_the_file_and_the_key(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        load(SftConfig, path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict(SftConfig, {"sed": 1, "max_steps": "x"}, where="flags")
+    assert "'sed'" in str(caught.value)
+    assert "max_steps" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: no such config file"):
+        load(SftConfig, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("content", [b"a: [1, 2", b"\xff\xfe\x00", b"a: b: c", b"\tx: 1", b"x: \x01"])
+def test_what_is_no_yaml_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"sft\.yaml: not readable as YAML"):
+        load(SftConfig, path)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "gift", "3"])
+def test_yaml_that_is_no_mapping_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mapping"):
+        load(SftConfig, write(tmp_path, text))
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not readable"):
+        load(SftConfig, tmp_path)
