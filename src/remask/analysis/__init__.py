@@ -1,0 +1,1 @@
+"""Instruments: what a model and a method do, token by token."""

@@ -1,0 +1,58 @@
+"""Per-token entropy, β and masking rate of examples: what GIFT would look at most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from remask.data.canvas import Fill, Row
+from remask.data.collate import Collator, RowDataset, Visit, canvas_of, noise_of
+from remask.diffusion.corruption import importance_rate
+from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.objective import Objective, read_importance
+
+
+def predict_with(model: Any) -> Predict:
+    def predict(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
+
+    return predict
+
+
+@torch.no_grad()
+def entropy_map(
+    model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, *, mask_id: int, eos_id: int, time: float
+) -> list[dict[str, Any]]:
+    """For each row: its response tokens, their entropy (nats, whole response masked), β, and p at `time`.
+
+    Rows are read one by one, without fill.
+    """
+    collator = Collator(Fill("none"), eos_id, max(len(row) for row in rows), seed=0)
+    dataset = RowDataset(rows)
+    examples = []
+    for i, row in enumerate(rows):
+        batch = {name: value.to(model.device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
+        canvas = canvas_of(batch)
+        entropy = probe_signal(predict_with(model), canvas, mask_id, "entropy")
+        signal = (
+            entropy
+            if objective.signal in ("entropy", "permuted_entropy")
+            else probe_signal(predict_with(model), canvas, mask_id, objective.signal)
+        )
+        found = read_importance(objective, canvas, noise_of(batch), signal)
+        t = torch.full((1,), time, device=model.device)
+        rate = importance_rate(t, found.ratio, canvas.corruptible)
+        where = canvas.corruptible
+        examples.append(
+            {
+                "prompt": tokenizer.decode(row.prompt),
+                "tokens": [tokenizer.decode([token]) for token in row.response],
+                "entropy": [round(v, 5) for v in entropy[where].tolist()],
+                "beta": [round(v, 5) for v in found.beta[where].tolist()],
+                "rate": [round(v, 5) for v in rate[where].tolist()],
+                "time": time,
+            }
+        )
+    return examples

@@ -1,0 +1,71 @@
+"""The command line: one thin function per command. Help loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from remask import __version__
+from remask.errors import UserError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
+    "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
+    "eval": ("remask.commands.evaluate", "evaluate a model on tasks"),
+    "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
+    "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
+    "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
+    "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
+}
+
+EXAMPLES = """examples:
+  remask tour
+  remask sft --objective gift --data my.jsonl --output-dir runs/gift
+  remask sft --config recipes/tiny/gift.yaml --trainer.learning_rate 1e-4 --output-dir runs/x
+  remask sft --config runs/x/config.yaml --resume auto
+  remask eval --model runs/x --tasks sudoku,countdown --json x.json
+  remask compare sft.json x.json
+  remask generate --model runs/x "countdown 4 5 9 -> 9"
+  remask report runs/*"""
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return (
+        "usage: remask COMMAND [OPTIONS]\n\n"
+        "Post-training for diffusion language models.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n`remask COMMAND --help` lists a command's options.\n\n" + EXAMPLES
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0 on success, 2 on a user's mistake (one line on stderr), 128 + n when signal n stopped it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"remask {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"remask: unknown command {arguments[0]!r}. The commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        run: Callable[[list[str]], int] = importlib.import_module(COMMANDS[arguments[0]][0]).run
+        return run(arguments[1:])
+    except UserError as error:
+        print(f"remask {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"remask {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What each command does: parse its options, call the library, print."""

@@ -1,0 +1,112 @@
+"""`remask compare A B`: are two arms different, or is it noise?"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from remask.commands.options import console, parse, print_json, split_words
+from remask.errors import UserError
+from remask.evaluation.compare import ACCURACY, Arm, TaskComparison, compare_arms, load_evaluation, pool
+from remask.report.words import plural
+
+EXAMPLES = """Examples:
+  remask compare sft.json gift.json
+  remask compare "runs/sft-*/eval.json" "runs/gift-*/eval.json" --start start.json
+
+A side is one evaluation file, several joined by commas, or a pattern: the training seeds of one arm.
+The difference is B − A, paired by problem and seed."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare two evaluations, with a paired bootstrap over problems and seeds."""
+
+    start: str | None = None
+    """The starting model's evaluation, for the gain over the baseline's own gain."""
+    allow_different_decoding: bool = False
+    """Compare although the two sides were decoded differently."""
+    json: bool = False
+    """Print JSON on stdout."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    words, flags = split_words(CompareConfig, arguments)
+    config = parse(CompareConfig, flags, command="compare", examples=EXAMPLES)
+    if len(words) != 2:
+        raise UserError(f"{len(words)} sides given", mend="give two: remask compare A.json B.json")
+    baseline, candidate = (side(word) for word in words)
+    start = side(config.start) if config.start else None
+    found = compare_arms(baseline, candidate, start, allow_different_decoding=config.allow_different_decoding)
+    if config.json:
+        print_json(
+            {
+                "baseline": baseline.name,
+                "candidate": candidate.name,
+                "comparisons": [asdict(comparison) for comparison in found],
+            }
+        )
+    else:
+        show(found, baseline.name, candidate.name)
+    return 0
+
+
+def side(text: str) -> Arm:
+    """One arm from files joined by commas, or patterns."""
+    paths = [path for part in text.split(",") for path in (sorted(glob.glob(part)) or [part])]
+    arms = pool(load_evaluation(Path(path)) for path in paths)
+    if len(arms) != 1:
+        raise UserError(f"holds several arms: {', '.join(arms)}", where=text, mend="give the files of one arm a side")
+    return next(iter(arms.values()))
+
+
+def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None:
+    """A table of the two arms and their difference, then what may be said of each task."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{candidate} against {baseline}, % [95 % interval]",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("task", "metric", baseline, candidate, "difference", "p"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for c in found:
+        table.add_row(
+            c.task,
+            c.metric,
+            f"{100 * c.baseline.mean:.1f} [{100 * c.baseline.low:.1f}, {100 * c.baseline.high:.1f}]",
+            f"{100 * c.candidate.mean:.1f} [{100 * c.candidate.low:.1f}, {100 * c.candidate.high:.1f}]",
+            f"{100 * c.difference.mean:+.1f} [{100 * c.difference.low:+.1f}, {100 * c.difference.high:+.1f}]",
+            f"{c.difference.p_value:.3f}",
+        )
+    terminal = console()
+    terminal.print(table)
+    for c in found:
+        if c.metric == ACCURACY:
+            terminal.print(verdict(c, baseline, candidate), highlight=False)
+
+
+def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
+    """What may be said of one task's accuracy; a gain is given in both meanings, over the score and over the baseline's
+    own gain on the starting model.
+    """
+    size = f"n = {c.difference.n}, {plural(c.difference.seeds, 'seed')}"
+    if not c.difference.found:
+        said = f"{c.task}: no difference found ({size})"
+    else:
+        better, worse = (candidate, baseline) if c.difference.mean > 0 else (baseline, candidate)
+        said = f"{c.task}: {better} is better than {worse} by {100 * abs(c.difference.mean):.1f} points ({size})"
+    gains = [
+        f"{100 * value:+.1f} % of {what}"
+        for value, what in (
+            (c.gain.over_score, f"{baseline}'s score"),
+            (c.gain.over_delta, f"{baseline}'s gain over the start"),
+        )
+        if value is not None
+    ]
+    return f"{said}; measured {', '.join(gains)}." if gains else f"{said}."

@@ -1,0 +1,78 @@
+"""`remask generate`: answers, with the canvas unmasked before one's eyes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from remask.commands.options import parse, print_json, split_words
+from remask.config import GenerateConfig
+from remask.errors import UserError
+
+EXAMPLES = """Examples:
+  remask generate "sudoku 2031 0002 0013 3004"
+  remask generate --model runs/x --decoding.temperature 0.7 "countdown 4 5 9 -> 9"
+  echo "countdown 4 5 9 -> 9" | remask generate --json"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    prompts, flags = split_words(GenerateConfig, arguments)
+    config = parse(GenerateConfig, flags, command="generate", examples=EXAMPLES)
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("no prompt", mend='give one: remask generate "…", or a line each on standard input')
+    from remask.models.load import load
+    from remask.sampling.generate import generate
+
+    model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
+    stream = config.stream if config.stream is not None else sys.stdout.isatty() and not config.json
+    texts = []
+    records = []
+    for number, prompt in enumerate(prompts):
+        with _canvas(tokenizer, model.config.mask_token_id, prompt) if stream else nullcontext() as draw:
+            generated = generate(
+                model, tokenizer, [prompt], row_seeds=[number], on_step=draw, **config.decoding.given()
+            )
+        texts.append(generated.texts[0])
+        records.append(
+            {"prompt": prompt, "text": texts[-1], "token_ids": generated.token_ids[0], "stats": generated.stats}
+        )
+        if not config.json:
+            print(texts[-1])
+    if config.json:
+        print_json(records)
+    return 0
+
+
+class _canvas:  # noqa: N801
+    """Draws the canvas at every step: masks as dots, tokens as they appear."""
+
+    def __init__(self, tokenizer: Any, mask_id: int, prompt: str) -> None:
+        self.tokenizer, self.mask_id, self.prompt = tokenizer, mask_id, prompt
+
+    def __enter__(self) -> Callable[[Any], None]:
+        from rich.live import Live
+        from rich.text import Text
+
+        self.live = Live(Text(""), refresh_per_second=30, transient=True)
+        self.live.__enter__()
+
+        def draw(step: Any) -> None:
+            text = Text(f"{self.prompt}\n", style="dim")
+            for token, new in zip(step.canvas[0].tolist(), step.revealed[0].tolist(), strict=True):
+                if token == self.mask_id:
+                    text.append("·", style="dim")
+                elif token in self.tokenizer.all_special_ids:
+                    text.append("◦", style="green" if new else "dim")
+                else:
+                    text.append(self.tokenizer.decode([token]), style="bold green" if new else "")
+            text.append(f"\nstep {step.number + 1}", style="dim")
+            self.live.update(text, refresh=True)
+
+        return draw
+
+    def __exit__(self, *error: Any) -> None:
+        self.live.__exit__(*error)

@@ -1,0 +1,117 @@
+"""Options from a YAML file, dotted flags and positional words. Loads no torch."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from remask import config as configs
+from remask.errors import UserError
+
+C = TypeVar("C")
+
+
+def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: str) -> C:
+    """A config from `--config FILE` (optional) and dotted flags over it.
+
+    `--help` prints and leaves with 0. Raises UserError for a flag that is unknown or of the wrong type.
+    """
+    path, rest = _take(arguments, "--config")
+    base = configs.load(kind, path) if path is not None else kind()
+    description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
+    if issubclass(kind, configs.SftConfig):
+        description += "\n\n--config FILE reads a YAML file of these options; flags override it."
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=f"remask {command}",
+                description=description,
+                args=list(rest),
+                default=base,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as leave:
+        if leave.code in (0, None):
+            raise
+        raise UserError(_plain(said.getvalue()), mend=f"`remask {command} --help` lists the options") from None
+
+
+def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words, flags): what stands without a flag, and the flags with their values."""
+    words, flags, rest = [], [], list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            words += rest
+            break
+        if token != "-h" and not token.startswith("--"):
+            words.append(token)
+            continue
+        flags.append(token)
+        if "=" not in token and rest and not _is_switch(kind, token):
+            flags.append(rest.pop(0))
+    return words, flags
+
+
+def _is_switch(kind: Any, flag: str) -> bool:
+    """Whether a flag stands alone, without a value."""
+    if flag in ("--help", "-h"):
+        return True
+    for part in flag.removeprefix("--").removeprefix("no-").replace("-", "_").split("."):
+        if not is_dataclass(kind) or part not in {f.name for f in fields(kind)}:
+            return False
+        kind = get_type_hints(kind)[part]
+    return kind is bool
+
+
+def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of a flag and the arguments without it."""
+    rest, value = list(arguments), None
+    for i, token in enumerate(rest):
+        if token == flag:
+            if i + 1 == len(rest):
+                raise UserError(f"{flag} needs a file")
+            value = rest[i + 1]
+            del rest[i : i + 2]
+            break
+        if token.startswith(f"{flag}="):
+            value = token.partition("=")[2]
+            del rest[i]
+            break
+    return value, rest
+
+
+def _plain(message: str) -> str:
+    """tyro's boxed message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()]
+    kept = []
+    for line in lines:
+        if line.startswith(("For full helptext", "See --help")):
+            break
+        if line and line not in ("Parsing error", "Unrecognized options", "Invalid choice"):
+            kept.append(line)
+    return re.sub(r"\s+", " ", " ".join(kept)).rstrip(".") or "the options cannot be read"
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=1)
+    print()
+
+
+def console() -> Any:
+    """A terminal's own width; 100 columns where output goes to a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 100)

@@ -1,0 +1,151 @@
+"""`remask tour`: the whole main job on the embedded model, in minutes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from remask import config as configs
+from remask.commands.options import console, parse
+from remask.config import CanvasConfig, EvalConfig, InspectConfig, SftConfig, TourConfig, TrainerConfig
+from remask.errors import UserError
+from remask.progress import duration
+
+EXAMPLES = """Examples:
+  remask tour
+  remask tour --objectives sft gift gift-permuted --seeds 0 1 2 --output-dir tour-control"""
+
+TOUR_RUN = SftConfig(
+    model="tiny",
+    data="generated:sudoku+countdown:1000",
+    eval_data="generated:sudoku+countdown:64",
+    canvas=CanvasConfig(max_length=160),
+    trainer=TrainerConfig(
+        learning_rate=5e-4,
+        num_train_epochs=2,
+        per_device_train_batch_size=16,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        logging_steps=5,
+        eval_steps=63,
+        eval_draws=2,
+        report_to=("none",),
+    ),
+)
+"""What every run of the tour trains with; `recipes/tiny/` says the same in YAML."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    config = parse(TourConfig, arguments, command="tour", examples=EXAMPLES)
+    started = time.perf_counter()
+    folder = Path(config.output_dir)
+    base = configs.load(SftConfig, config.recipe) if config.recipe else TOUR_RUN
+    if not config.objectives or not config.seeds:
+        raise UserError("a tour needs an objective and a seed")
+    records = _run(config, base, folder)
+    from remask.report import write_report
+
+    runs = [_run_folder(folder, objective, seed) for seed in config.seeds for objective in config.objectives]
+    report = write_report(
+        runs, folder / "report.html", title="Remask tour", evaluations=[folder / "start" / "eval.json"]
+    )
+    show(records, config)
+    print(f"\n{report}  ({duration(time.perf_counter() - started)} in all)")
+    return 0
+
+
+def _run_folder(folder: Path, objective: str, seed: int) -> Path:
+    return folder / f"{objective}-{seed}"
+
+
+def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
+    """Evaluate the start, train and evaluate every arm; the evaluation files, the start's first."""
+    from remask.commands.evaluate import evaluate_model
+    from remask.commands.inspect import inspect_examples
+    from remask.sft.run import run_sft
+
+    jobs = [(seed, objective) for seed in config.seeds for objective in config.objectives]
+    total, done = 2 * len(jobs) + 1, 0
+
+    def announce(what: str) -> None:
+        nonlocal done
+        done += 1
+        print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
+
+    (folder / "start").mkdir(parents=True, exist_ok=True)
+    files = [folder / "start" / "eval.json"]
+    announce(f"evaluating {base.model} as it is")
+    evaluate_model(EvalConfig(model=base.model, n=config.n, json=str(files[0]), batch_size=50), label="start")
+    for seed, objective in jobs:
+        output = _run_folder(folder, objective, seed)
+        announce(f"fine-tuning with {objective}, seed {seed}")
+        run_sft(
+            replace(
+                base,
+                objective=objective,
+                seed=seed,
+                output_dir=str(output),
+                data=f"generated:sudoku+countdown:{config.rows}",
+                max_steps=config.max_steps,
+                overwrite=True,
+            ),
+            label=f"{objective}, seed {seed}",
+        )
+        announce(f"evaluating {objective}, seed {seed}")
+        files.append(output / "eval.json")
+        evaluate_model(
+            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50),
+            label=f"{objective}, seed {seed}",
+        )
+        if seed == config.seeds[0]:
+            inspect_examples(
+                InspectConfig(
+                    model=base.model,
+                    data="generated:sudoku+countdown:2",
+                    objective=objective,
+                    json=str(output / "inspect.json"),
+                )
+            )
+    return files
+
+
+def show(files: Sequence[Path], config: TourConfig) -> None:
+    """The table of all arms, then each against the first."""
+    from rich import box
+    from rich.table import Table
+
+    from remask.commands.compare import show as show_comparison
+    from remask.evaluation.compare import START, compare_arms, load_evaluation, pool
+    from remask.report.words import plural
+
+    arms = pool(load_evaluation(path) for path in files)
+    names = [START, *config.objectives]
+    tasks = arms[START].tasks
+    seeds = len(config.seeds)
+    table = Table(
+        title=f"Accuracy, % [95 % interval]; n = {config.n} test problems per task, {plural(seeds, 'training seed')}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("arm")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for name in names:
+        cells = []
+        for task in tasks:
+            interval = arms[name].interval(task, "accuracy")
+            cells.append(f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
+        table.add_row(name, *cells)
+    terminal = console()
+    terminal.print(table)
+    for objective in config.objectives[1:]:
+        found = compare_arms(arms[config.objectives[0]], arms[objective], arms[START])
+        show_comparison(found, config.objectives[0], objective)
+    first = json.loads(Path(files[0]).read_text())
+    settings = ", ".join(f"{key} {value}" for key, value in first["decoding"].items() if value is not None)
+    terminal.print(f"[dim]decoding: {settings}[/dim]", highlight=False)

@@ -1,0 +1,1 @@
+"""Evaluation: run a model on tasks, and tell a difference from noise."""

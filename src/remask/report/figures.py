@@ -1,0 +1,199 @@
+"""The report's curves: inline SVG that takes its colours and its font from the page it stands in.
+
+matplotlib draws with placeholder colours, each of which is then replaced by a CSS variable, so one figure serves the
+light and the dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
+
+from remask.report.runs import Run
+
+INK, MUTED, RULE = "#010201", "#010202", "#010203"
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+SERIES = 8
+"""Colours there are for methods; more methods start over."""
+
+WIDTH, HEIGHT = 5.0, 2.9
+"""Inches at 72 points: 360 points wide, so that a phone shows the text at about its own size."""
+
+LOG_RANGE = 15.0
+"""A quantity whose largest value is this many times its median is drawn on a logarithmic scale."""
+
+Draw = Callable[[Axes], None]
+
+
+def series_colour(index: int) -> str:
+    """The placeholder of the page's colour `--c<index>`."""
+    return f"#0103{index % SERIES:02x}"
+
+
+def panel(name: str, label: str, xlabel: str, draw: Draw) -> str:
+    """One axes as inline SVG. `name` prefixes its ids (they must be unique in a page); `label` is read out instead.
+
+    The page's heading over the figure names the quantity, so the y axis has no title of its own.
+    """
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 10.0,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": MUTED,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": RULE,
+        "grid.linewidth": 0.7,
+        "xtick.color": RULE,
+        "xtick.labelcolor": MUTED,
+        "ytick.color": RULE,
+        "ytick.labelcolor": MUTED,
+        "ytick.major.size": 0.0,
+        "ytick.minor.size": 0.0,
+        "text.color": INK,
+        "lines.solid_capstyle": "round",
+        "lines.solid_joinstyle": "round",
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_xlabel(xlabel)
+        text = io.StringIO()
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return themed(text.getvalue(), name, label)
+
+
+def themed(svg: str, name: str, label: str) -> str:
+    """A matplotlib SVG made fit for a page: no prolog, ids of its own, the page's font and colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"font-family: [^;\"]+;? ?", "", svg)
+    svg = re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', rf'<svg \1role="img" aria-label="{_attribute(label)}"', svg
+    )
+    colours = VARIABLES | {series_colour(i): f"--c{i}" for i in range(SERIES)}
+    for placeholder, variable in colours.items():
+        svg = svg.replace(placeholder, f"var({variable})")
+    return re.sub(r">\s+<", "><", svg).strip()
+
+
+def _attribute(text: str) -> str:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(character, entity)
+    # A group reference of re.sub must not be read out of a run's name.
+    return text.replace("\\", "\\\\")
+
+
+def smoothed(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving average over `window` points, the window cut short at both ends."""
+    series = np.asarray(values, dtype=float)
+    total = np.concatenate([[0.0], np.cumsum(series)])
+    index = np.arange(len(series))
+    low = np.maximum(index - window // 2, 0)
+    high = np.minimum(index + window // 2 + 1, len(series))
+    return np.asarray((total[high] - total[low]) / (high - low))
+
+
+def train_loss(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """Training loss: every logged value faint, its moving average over a tenth of the run drawn out."""
+
+    def draw(axes: Axes) -> None:
+        for run in runs:
+            steps, losses = run.series("loss")
+            if steps:
+                axes.plot(steps, losses, color=colours[run.method], linewidth=0.7, alpha=0.25)
+                average = smoothed(losses, max(3, len(losses) // 10))
+                axes.plot(steps, average, color=colours[run.method], linewidth=1.3)
+        _finish(axes, [value for run in runs for value in run.series("loss")[1]])
+
+    return panel("train-loss", _label("Training loss by optimiser step", runs), "optimiser step", draw)
+
+
+def eval_loss(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """Held-out loss at each evaluation during training."""
+
+    def draw(axes: Axes) -> None:
+        for run in runs:
+            steps, losses = run.series("eval_loss")
+            axes.plot(steps, losses, color=colours[run.method], linewidth=1.3, marker="o", markersize=3.0)
+        _finish(axes, [value for run in runs for value in run.series("eval_loss")[1]])
+
+    return panel("eval-loss", _label("Held-out loss by optimiser step", runs), "optimiser step", draw)
+
+
+def gradient_norm(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """Gradient norm: the mean of each logging window as a line, up to its maximum as a band."""
+
+    def draw(axes: Axes) -> None:
+        everything: list[float] = []
+        for run in runs:
+            steps, means = run.series("grad_norm_mean")
+            tops, maxima = run.series("grad_norm_max")
+            if steps == tops:
+                axes.fill_between(steps, means, maxima, color=colours[run.method], alpha=0.13, linewidth=0)
+                axes.plot(steps, maxima, color=colours[run.method], linewidth=0.6, alpha=0.55)
+            axes.plot(steps, means, color=colours[run.method], linewidth=1.2)
+            everything += means + maxima
+        _finish(axes, everything)
+
+    return panel("gradient-norm", _label("Gradient norm by optimiser step", runs), "optimiser step", draw)
+
+
+def masked_by_entropy(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """Share masked of each tenth of the tokens by entropy: thin per run, thick pooled over a method's runs."""
+
+    def draw(axes: Axes) -> None:
+        for method in dict.fromkeys(run.method for run in runs):
+            own = [run for run in runs if run.method == method]
+            tenths = min(len(run.deciles) for run in own)
+            x = np.arange(1, tenths + 1)
+            tokens = np.array([[decile.tokens for decile in run.deciles[:tenths]] for run in own], dtype=float)
+            masked = np.array([[decile.masked for decile in run.deciles[:tenths]] for run in own], dtype=float)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shares, pooled = masked / tokens, masked.sum(axis=0) / tokens.sum(axis=0)
+            if len(own) > 1:
+                for share in shares:
+                    axes.plot(x, share, color=colours[method], linewidth=0.8, alpha=0.5)
+            axes.plot(x, pooled, color=colours[method], linewidth=1.8, marker="o", markersize=4)
+        axes.set_ylim(0.0, 1.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+
+    label = _label("Share of tokens masked, by tenth of the tokens by entropy", runs)
+    return panel("masked", label, "tenth of tokens by entropy (1 most certain, 10 least)", draw)
+
+
+def _finish(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic scale where spikes would flatten everything else, few ticks, no scientific offsets."""
+    series = np.asarray(values, dtype=float)
+    if len(series) and series.min() > 0 and series.max() > LOG_RANGE * np.median(series):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.margins(x=0.02)
+
+
+def _label(what: str, runs: Sequence[Run]) -> str:
+    methods = dict.fromkeys(run.method for run in runs)
+    return f"{what}, {len(runs)} runs: {', '.join(methods)}"

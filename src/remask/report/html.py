@@ -1,0 +1,224 @@
+"""The report: one self-contained HTML page made from run folders and evaluation files. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from remask.errors import UserError
+from remask.evaluation.compare import START, Evaluation, load_evaluation
+from remask.report import figures
+from remask.report.results import LEVEL, benchmark, comparable_groups, completions, tally
+from remask.report.runs import Run, load_run, parse_examples
+from remask.report.tokens import heat_maps, strips
+from remask.report.words import duration, method_order, number, pairs, percent, plural
+
+CARDS = 6
+"""With more verdicts than this, only those that found something stand at the top, and a line counts the others."""
+
+SHOWN_OPEN = 3
+"""So many arms' texts are laid open; those of further arms unfold on a click."""
+
+
+def write_report(
+    run_dirs: Sequence[Path],
+    output: Path,
+    *,
+    title: str = "Remask report",
+    evaluations: Sequence[Path] = (),
+) -> Path:
+    """Write one HTML page of these runs and return its path.
+
+    Evaluations are those lying in the run folders and the files named in `evaluations` (such as the starting model's).
+    A section whose data are missing is left out, and the page says so. Raises UserError for a folder or file that
+    cannot be read, and where nothing was given. The file appears whole or not at all.
+    """
+    if not run_dirs and not evaluations:
+        raise UserError("nothing to report on", mend="give run folders, evaluation files, or both")
+    runs = [load_run(path) for path in run_dirs]
+    found = {e.path.resolve(): e for run in runs for e in run.evaluations}
+    for path in evaluations:
+        found.setdefault(Path(path).resolve(), load_evaluation(path))
+    page = render(runs, list(found.values()), title)
+    return _write(Path(output), page)
+
+
+def _write(output: Path, page: str) -> Path:
+    """The whole page or none."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot be written ({error.strerror})", where=str(output), mend="give another path") from error
+    return output
+
+
+def write_inspection(examples: Sequence[dict[str, Any]], output: Path, *, model: str, objective: str) -> Path:
+    """Write one HTML page of inspected examples (see `remask inspect`) and return its path."""
+    run = Run(Path(model), objective, None, "inspected", {"model": model}, "", [], [], parse_examples(examples), [])
+    page = render([run], [], f"{objective} on {model}")
+    return _write(output, page)
+
+
+def render(runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str) -> str:
+    """The page as text."""
+    methods = method_order(runs, evaluations)
+    runs = sorted(runs, key=lambda run: (methods.index(run.method), run.seed if isinstance(run.seed, int) else -1))
+    # The starting model is grey; every trained method has a colour of its own, the same all over the page.
+    trained = [method for method in methods if method != START]
+    variables = {method: f"--c{i % figures.SERIES}" for i, method in enumerate(trained)} | {START: "--muted"}
+    placeholders = {method: figures.series_colour(i) for i, method in enumerate(trained)} | {START: figures.MUTED}
+    groups = comparable_groups(evaluations)
+    benchmarks = [benchmark(group) for group in groups]
+    verdicts = [verdict for b in benchmarks for verdict in b["verdicts"]]
+    curves, missing = _curves(runs, placeholders)
+    heat = heat_maps(runs)
+    unmasking = strips(evaluations)
+    if not evaluations:
+        missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
+    elif not unmasking:
+        missing.append("Unmasking order: no evaluation holds a strip.")
+    if runs and not heat:
+        missing.append("Entropy over the text: no run holds an inspect.json.")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=_subtitle(runs, evaluations),
+        colour=variables,
+        verdicts=verdicts if len(verdicts) <= CARDS else [v for v in verdicts if v["found"]][:CARDS],
+        tally=tally(verdicts) if len(verdicts) > CARDS else None,
+        shown_open=SHOWN_OPEN,
+        benchmarks=benchmarks,
+        same_facts=len(benchmarks) > 1 and all(b["facts"] == benchmarks[0]["facts"] for b in benchmarks),
+        comparisons=sum(len(b["differences"]) for b in benchmarks),
+        methods=[method for method in trained if any(run.method == method for run in runs)],
+        curves=curves,
+        run_rows=[_run_row(run) for run in runs],
+        heat=heat,
+        strips=unmasking,
+        completions=[completions(group) for group in groups],
+        settings=[_settings(run) for run in runs],
+        missing=missing,
+        level=f"{100 * LEVEL:.0f}%",
+    )
+
+
+def _curves(runs: Sequence[Run], colours: dict[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The figures there are data for, with captions, and one line for each there are none for."""
+    wanted = [
+        (
+            "loss",
+            figures.train_loss,
+            "Training loss",
+            "Each run's logged loss (faint) and its moving average over a tenth of the run. Methods that mask or "
+            "normalise differently do not share a scale here; the held-out loss is the one to compare.",
+        ),
+        (
+            "eval_loss",
+            figures.eval_loss,
+            "Held-out loss",
+            "The same masked-diffusion loss for every run, on examples kept out of training.",
+        ),
+        (
+            "grad_norm_mean",
+            figures.gradient_norm,
+            "Gradient norm",
+            "Mean over each logging window (line), up to the window's maximum (band), before clipping.",
+        ),
+    ]
+    curves, missing = [], []
+    for key, draw, name, caption in wanted:
+        having = [run for run in runs if run.series(key)[0]]
+        if having:
+            curves.append({"name": name, "svg": draw(having, colours), "caption": f"{caption} {_counted(having)}"})
+        elif runs:
+            missing.append(f"{name}: no run logged {key}.")
+    masked = [run for run in runs if run.deciles and sum(d.tokens for d in run.deciles)]
+    if masked:
+        tokens = sum(d.tokens for run in masked for d in run.deciles)
+        caption = (
+            f"How often a response token was masked in training, by its entropy when the whole response is masked. "
+            f"Uniform masking is flat; rated masking visits uncertain tokens more often. Thick lines pool a method's "
+            f"runs. {tokens:,} tokens. {_counted(masked)}"
+        )
+        svg = figures.masked_by_entropy(masked, colours)
+        curves.append({"name": "Masked share by token entropy", "svg": svg, "caption": caption})
+    elif runs:
+        missing.append("Masked share by token entropy: no run holds a masking.json.")
+    return curves, missing
+
+
+def _counted(runs: Sequence[Run]) -> str:
+    """How many runs of each method a figure shows, as its caption's last sentence."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[run.method] = counts.get(run.method, 0) + 1
+    return f"Runs: {', '.join(f'{count} of {method}' for method, count in counts.items())}."
+
+
+def _run_row(run: Run) -> dict[str, str]:
+    def last(key: str) -> float | None:
+        values = run.series(key)[1]
+        return values[-1] if values else None
+
+    def mean(key: str) -> float | None:
+        values = run.series(key)[1]
+        return sum(values) / len(values) if values else None
+
+    steps = run.series("loss")[0] or run.series("eval_loss")[0]
+    maxima, masked, share = run.series("grad_norm_max")[1], mean("masked_fraction"), mean("probe_share")
+    speed = mean("tokens_per_second")
+    return {
+        "name": run.name,
+        "method": run.method,
+        "seed": "–" if run.seed is None else str(run.seed),
+        "status": run.status,
+        "steps": f"{steps[-1]:.0f}" if steps else "–",
+        "eval_loss": number(last("eval_loss"), 3),
+        "grad_max": number(max(maxima) if maxima else None, 1),
+        "masked": "–" if masked is None else f"{percent(masked)} %",
+        "speed": "–" if speed is None else f"{speed:,.0f}",
+        "probe": "–" if share is None else f"{percent(share)} %",
+        "time": duration(run.info.get("seconds")),
+    }
+
+
+def _subtitle(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:
+    parts = []
+    if runs:
+        models = dict.fromkeys(str(run.info["model"]) for run in runs if run.info.get("model"))
+        parts.append(plural(len(runs), "training run") + (f" of {', '.join(models)}" if models else ""))
+    if evaluations:
+        tasks = dict.fromkeys(task for e in evaluations for task in e.tasks)
+        parts.append(f"{plural(len(evaluations), 'evaluation')} on {', '.join(tasks)}")
+    return " · ".join(parts)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    command = run.info.get("command")
+    return {
+        "name": run.name,
+        "method": run.method,
+        "seed": run.seed,
+        "status": run.status,
+        "time": duration(run.info.get("seconds")),
+        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "hardware": pairs(run.info.get("hardware") or {}),
+        "versions": pairs(run.info.get("versions") or {}),
+        "config": run.config,
+    }

@@ -1,0 +1,158 @@
+"""What a run's folder holds, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+from remask.evaluation.compare import Evaluation, find_evaluations, read_json
+
+
+@dataclass(frozen=True)
+class Decile:
+    """A tenth of the response tokens by entropy: how many it holds, and how many of them were masked."""
+
+    tokens: int
+    masked: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One inspected response; `entropy` in nats, `beta` and `rate` (mask probability) per token where known."""
+
+    prompt: str
+    tokens: list[str]
+    entropy: list[float]
+    beta: list[float] | None
+    rate: list[float] | None
+    time: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run. `info` is run.json; what the folder lacks is empty."""
+
+    path: Path
+    method: str
+    seed: int | None
+    status: str
+    info: dict[str, Any]
+    config: str
+    metrics: list[dict[str, Any]]
+    deciles: list[Decile]
+    examples: list[Example]
+    evaluations: list[Evaluation]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of one logged quantity, in the order logged, without what is missing or not finite."""
+        rows = [(row["step"], row[key]) for row in self.metrics if key in row and "step" in row]
+        rows = [(step, value) for step, value in rows if isinstance(value, int | float) and abs(value) < float("inf")]
+        return [float(step) for step, _ in rows], [float(value) for _, value in rows]
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run's folder. Raises UserError naming the file that is not a run's or cannot be read."""
+    path = Path(path)
+    record = path / "run.json"
+    if not record.is_file():
+        raise UserError("not a run's folder (it has no run.json)", where=str(path), mend="give a folder made by a run")
+    info = read_json(record)
+    if not isinstance(info, dict) or info.get("kind") != "remask.run":
+        raise UserError("not the record of a run", where=str(record), mend="give a folder made by a run")
+    objective = info.get("objective")
+    method = objective.get("name") if isinstance(objective, dict) else objective
+    config = path / "config.yaml"
+    return Run(
+        path=path,
+        method=str(method or path.name),
+        seed=info.get("seed"),
+        status=str(info.get("status", "unknown")),
+        info=info,
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        metrics=_metrics(path / "metrics.jsonl"),
+        deciles=_deciles(path / "masking.json"),
+        examples=_examples(path / "inspect.json"),
+        evaluations=find_evaluations(path),
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            rows.append(row)
+        except ValueError as error:
+            # A run still going may be in the middle of its last line.
+            if number == len(lines) and not text.endswith("\n"):
+                break
+            raise UserError(f"is not JSON ({error})", where=f"{path}, line {number}", mend="remove the line") from error
+    return rows
+
+
+def _deciles(path: Path) -> list[Decile]:
+    if not path.is_file():
+        return []
+    data = read_json(path)
+    try:
+        return [Decile(int(d["tokens"]), int(d["masked"])) for d in data["deciles"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"is not a masking table ({error!r})", where=str(path), mend="remove it or run again"
+        ) from error
+
+
+def _examples(path: Path) -> list[Example]:
+    if not path.is_file():
+        return []
+    data = read_json(path)
+    try:
+        return parse_examples(data["examples"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"is not an inspection ({error!r})", where=str(path), mend="remove it or run again") from error
+
+
+def parse_examples(examples: Sequence[dict[str, Any]]) -> list[Example]:
+    """Raises KeyError, TypeError or ValueError for what is no inspected example."""
+    return [_example(example) for example in examples]
+
+
+def _example(data: dict[str, Any]) -> Example:
+    tokens = [str(token) for token in data["tokens"]]
+
+    def per_token(key: str) -> list[float] | None:
+        if data.get(key) is None:
+            return None
+        values = [float(value) for value in data[key]]
+        if len(values) != len(tokens):
+            raise ValueError(f"{len(values)} values of {key} for {len(tokens)} tokens")
+        return values
+
+    time = data.get("time")
+    entropy = per_token("entropy")
+    if entropy is None:
+        raise KeyError("entropy")
+    return Example(
+        prompt=str(data.get("prompt", "")),
+        tokens=tokens,
+        entropy=entropy,
+        beta=per_token("beta"),
+        rate=per_token("rate"),
+        time=None if time is None else float(time),
+    )

@@ -1,0 +1,135 @@
+"""Text shown token by token: entropy as colour, and the canvas as it is unmasked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from remask.errors import UserError
+from remask.evaluation.compare import Evaluation
+from remask.report.runs import Example, Run
+from remask.report.words import method_order
+
+EXAMPLES_PER_METHOD = 2
+TOKENS_PER_EXAMPLE = 600
+"""What keeps the page readable and small; what is cut off is said below the text."""
+
+STRIP_ROWS, STRIP_TOKENS = 16, 256
+CELL_CHARACTERS = 9
+"""Longest token a cell of the strip is widened for."""
+
+SPECIAL_TOKEN = re.compile(r"<\|.*\|>|</?s>|\[(EOS|PAD|MASK|UNK|SEP|CLS)\]|<(eos|pad|mask|unk|bos)>", re.IGNORECASE)
+
+
+def heat_maps(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The first inspected run of each method; one colour scale over all of them."""
+    chosen: dict[str, Run] = {}
+    for run in runs:
+        if run.examples:
+            chosen.setdefault(run.method, run)
+    shown = {method: run.examples[:EXAMPLES_PER_METHOD] for method, run in chosen.items()}
+    top = max((h for examples in shown.values() for e in examples for h in e.entropy[:TOKENS_PER_EXAMPLE]), default=0.0)
+    if not chosen:
+        return None
+    return {
+        "top": f"{top:.2f}",
+        "runs": [
+            {
+                "method": run.method,
+                "name": run.name,
+                "examples": [_heat_example(example, top) for example in shown[run.method]],
+            }
+            for run in chosen.values()
+        ],
+    }
+
+
+def _heat_example(example: Example, top: float) -> dict[str, Any]:
+    cells = []
+    for i, token in enumerate(example.tokens[:TOKENS_PER_EXAMPLE]):
+        hover = [f"entropy {example.entropy[i]:.2f} nats"]
+        if example.beta is not None:
+            hover.append(f"β {example.beta[i]:.2f}")
+        if example.rate is not None:
+            hover.append(f"t_i {example.rate[i]:.2f}")
+        cells.append(
+            glyph(token)
+            | {
+                "heat": f"{example.entropy[i] / top if top > 0 else 0.0:.2f}",
+                "hover": " · ".join(hover),
+                "breaks": "\n" in token,
+            }
+        )
+    return {
+        "prompt": example.prompt,
+        "cells": cells,
+        "cut": len(example.tokens) - len(cells),
+        "time": None if example.time is None else f"{example.time:.2f}",
+    }
+
+
+def glyph(token: str) -> dict[str, Any]:
+    """How a token is shown: line breaks and spaces made visible, fill and other special tokens as a small ring."""
+    if SPECIAL_TOKEN.fullmatch(token):
+        return {"text": "◦", "quiet": True, "name": token}
+    if token.strip() == "" and token:
+        shown = token.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+        return {"text": shown, "quiet": True, "name": None}
+    return {"text": token.replace("\n", "⏎").replace("\t", "⇥"), "quiet": False, "name": None}
+
+
+def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The first strip of each arm."""
+    by_arm: dict[str, dict[str, Any]] = {}
+    for evaluation in evaluations:
+        if evaluation.strip and evaluation.arm not in by_arm:
+            try:
+                by_arm[evaluation.arm] = strip_rows(evaluation.strip) | {
+                    "arm": evaluation.arm,
+                    "seed": evaluation.run_seed,
+                }
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"holds a strip that cannot be drawn ({error!r})", where=str(evaluation.path), mend="evaluate again"
+                ) from error
+    order = method_order([], evaluations)
+    return sorted(by_arm.values(), key=lambda strip: order.index(strip["arm"]))
+
+
+def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
+    """Rows of cells: at most STRIP_ROWS of the steps, each cell masked, open, or newly opened since the row above."""
+    tokens = [str(token) for token in data["tokens"]]
+    revealed = [None if step is None else int(step) for step in data["revealed_at"]]
+    confidence = [None if c is None else float(c) for c in data.get("confidence") or [None] * len(tokens)]
+    if not len(tokens) == len(revealed) == len(confidence):
+        raise ValueError(f"{len(tokens)} tokens, {len(revealed)} steps, {len(confidence)} confidences")
+    steps = sorted({step for step in revealed if step is not None})
+    if not steps:
+        raise ValueError("no token was revealed")
+    glyphs = [glyph(token) for token in tokens[:STRIP_TOKENS]]
+    count = min(STRIP_ROWS, len(steps))
+    picked = [steps[round((k + 1) * len(steps) / count) - 1] for k in range(count)]
+    rows, previous = [], steps[0] - 1
+    for step in picked:
+        cells = []
+        for i, shown in enumerate(glyphs):
+            at, sure = revealed[i], confidence[i]
+            width = min(CELL_CHARACTERS, max(1, len(shown["text"])))
+            if at is None or at > step:
+                cells.append({"state": "m", "width": width, "text": "", "alpha": None})
+            else:
+                new = at > previous
+                alpha = f"{max(0.0, min(1.0, 0.5 if sure is None else sure)):.2f}" if new else None
+                state = "n" if new else "q" if shown["quiet"] else "o"
+                cells.append({"state": state, "width": width, "text": shown["text"], "alpha": alpha})
+        rows.append({"step": step, "cells": cells})
+        previous = step
+    return {
+        "prompt": str(data.get("prompt", "")),
+        "rows": rows,
+        "steps": data.get("steps", steps[-1]),
+        "tokens": len(tokens),
+        "cut": len(tokens) - len(glyphs),
+        "every": len(steps) > count,
+    }

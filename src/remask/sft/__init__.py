@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: `presets` name the methods, `trainer` runs them."""

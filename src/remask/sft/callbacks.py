@@ -1,0 +1,148 @@
+"""What happens around the training loop, through transformers' public callbacks."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from remask.data.collate import VisitSampler
+from remask.errors import UserError
+from remask.progress import Tracker, progress
+from remask.sft.checkpoints import seal, write_atomically
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins, resumed or not."""
+
+    def __init__(self, sampler: VisitSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+
+
+class FiniteGradientCallback(TrainerCallback):
+    """Stops before a step that would write NaN into the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise UserError(
+                f"the gradient is not finite at step {state.global_step + 1}",
+                where=args.output_dir,
+                mend="the last checkpoint is whole; lower trainer.learning_rate, then --resume auto",
+            )
+
+
+class SealCallback(TrainerCallback):
+    """Writes each checkpoint's manifest, the last file of a whole checkpoint."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class StopCallback(TrainerCallback, AbstractContextManager):
+    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal."""
+
+    def __init__(self) -> None:
+        self.stopped: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopCallback:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            self._before[name] = signal.signal(name, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped is not None:  # asked twice: now
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.stopped = signal.Signals(number)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stopped is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class ProgressCallback(TrainerCallback):
+    """Steps done, time left and the last loss."""
+
+    def __init__(self, label: str, *, enabled: bool = True) -> None:
+        self.label, self.enabled, self.note = label, enabled, ""
+        self._context: AbstractContextManager[Tracker] | None = None
+        self._tick: Tracker | None = None
+        self._first = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._first = state.global_step
+        enabled = self.enabled and state.is_world_process_zero
+        self._context = progress(self.label, state.max_steps - self._first, enabled=enabled)
+        self._tick = self._context.__enter__()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert self._tick is not None
+        self._tick(state.global_step - self._first, self.note)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.note = f"loss {logs['loss']:.3f}"
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends every logged metric to `metrics.jsonl`; a resumed run first drops what it will do again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            import json
+
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if line.strip() and json.loads(line).get("step", 0) <= state.global_step]
+            write_atomically(self.path, "".join(f"{line}\n" for line in kept) if state.global_step else "")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            import json
+
+            with self.path.open("a") as handle:
+                handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")

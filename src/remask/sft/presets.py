@@ -1,0 +1,44 @@
+"""Every named SFT method as a choice of the four (methods §2–3). To add one: a function for a new choice where
+needed, one line here, and its test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from remask.diffusion.objective import Objective
+from remask.errors import UserError
+
+GIFT = Objective(rate="importance", signal="entropy", transform="sqrt", weight="inverse_rate", normaliser="masked")
+
+PRESETS: dict[str, Objective] = {
+    "sft": Objective(),  # LLaDA, 2502.09992
+    "gift": GIFT,  # GIFT = WeFT, 2509.20863
+    "gift-elbo": replace(GIFT, normaliser="response"),  # the unbiased form of its Theorem 1
+    "gift-raw": replace(GIFT, transform="identity"),
+    "gift-log": replace(GIFT, transform="log1p"),
+    "gift-cbrt": replace(GIFT, transform="cbrt"),
+    "gift-nll": replace(GIFT, signal="nll"),
+    "gift-permuted": replace(GIFT, signal="permuted_entropy"),  # control: same rates, wrong tokens
+    "gift-alpha": replace(GIFT, alpha=0.5),  # a true up-weighting, biased on purpose
+    "weft-sw": Objective(weight="importance", normaliser="masked"),
+    "cart": Objective(weight="cart"),  # Dream, 2508.15487
+    "dft": Objective(weight="dft"),  # 2508.05629
+    "rho1": Objective(weight="rho1"),  # 2404.07965
+    "lift2": Objective(rate="lift2"),  # 2605.22939
+    "lift3": Objective(rate="lift3"),
+}
+
+
+def resolve(name: str, **choices: Any) -> Objective:
+    """The preset of that name, with choices replaced. Raises UserError naming what is unknown."""
+    if name not in PRESETS:
+        raise UserError(f"unknown objective {name!r}", mend=f"the presets are {', '.join(PRESETS)}")
+    unknown = set(choices) - {field.name for field in fields(Objective)}
+    if unknown:
+        raise UserError(
+            f"{', '.join(sorted(unknown))}: not a choice of the objective",
+            mend=f"the choices are {', '.join(field.name for field in fields(Objective))}",
+        )
+    return replace(PRESETS[name], **choices)

@@ -1,0 +1,318 @@
+"""SFT on transformers' Trainer, through its public hooks only.
+
+The trainer's own part is small: `get_batch_samples` corrupts the micro-batches of one optimiser step and counts their
+denominator N over accumulation steps and ranks; `compute_loss` scores them; `evaluate` does the same on held-out rows
+with fixed noise. What a method is stands in `remask.diffusion.objective`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerControl, TrainingArguments
+
+from remask.data.canvas import Row
+from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
+from remask.diffusion.corruption import Canvas, Corrupted
+from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.noise import Noise
+from remask.diffusion.objective import (
+    Objective,
+    corrupt,
+    denominator,
+    read_importance,
+    row_losses,
+    scored_positions,
+)
+from remask.diffusion.token_loss import token_cross_entropy
+from remask.errors import UserError
+from remask.sft.probe import SignalCache
+
+EVALUATION_SEED = 1 << 20
+"""Added to the noise seed for held-out rows."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One micro-batch, corrupted, with the reference model's losses where the objective compares with them."""
+
+    canvas: Canvas
+    corrupted: Corrupted
+    index: Tensor
+    ce_reference: Tensor | None
+    statistics: dict[str, float]
+
+
+class SftTrainer(Trainer):
+    """Trains a diffusion language model with one `Objective`.
+
+    rows and eval_rows are tokenised; `collator` lays them on canvases and seeds their noise; `cache` holds the frozen
+    probe's signals (None: the probe reads the model in training, at every step); `reference` is the model that Rho-1
+    compares with.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        objective: Objective,
+        rows: Sequence[Row],
+        collator: Collator,
+        mask_id: int,
+        eval_rows: Sequence[Row] = (),
+        eval_draws: int = 4,
+        log_every: int = 10,
+        cache: SignalCache | None = None,
+        reference: torch.nn.Module | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
+        self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
+        self.log_every, self.cache, self.reference = log_every, cache, reference
+        self.sampler = VisitSampler(len(rows), seed=collator.seed)
+        self._window: list[dict[str, float]] = []
+        self._statistics: list[dict[str, float]] = []
+        self._window_started = time.perf_counter()
+        super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
+
+    # ---- batches ----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        return self.accelerator.prepare(
+            DataLoader(
+                RowDataset(self.rows),
+                batch_size=args.per_device_train_batch_size,
+                sampler=self.sampler,
+                collate_fn=self.collator,
+                num_workers=args.dataloader_num_workers,
+                pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+                drop_last=args.dataloader_drop_last,
+            )
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of one optimiser step, corrupted, and N counted over all of them and all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        prepared = [self.prepare(batch, device) for batch in batches]
+        count = sum(
+            (denominator(self.objective, p.canvas, p.corrupted) for p in prepared), torch.zeros((), device=device)
+        )
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count.reshape(1)).sum()
+        return [{"prepared": p, "input_ids": p.corrupted.ids} for p in prepared], count
+
+    def predict_logits(self, model: Any) -> Predict:
+        """(ids, attended, positions) → logits, under the run's mixed precision."""
+
+        def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+            with self.compute_loss_context_manager():
+                return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
+
+        return predict
+
+    def read_only(self, model: Any) -> Predict:
+        """As `predict_logits`, without gradient or dropout."""
+
+        def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+            was_training = model.training
+            model.eval()
+            try:
+                with torch.no_grad():
+                    return self.predict_logits(model)(ids, attended, positions)
+            finally:
+                model.train(was_training)
+
+        return predict
+
+    def prepare(self, batch: dict[str, Tensor], device: torch.device, *, use_cache: bool = True) -> Prepared:
+        """Corrupt one micro-batch: probe (or its cache), mask, and the reference model's losses."""
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        canvas, noise = canvas_of(batch), noise_of(batch)
+        started = time.perf_counter()
+        signal = None
+        if self.objective.uses_importance:
+            if self.cache is not None and use_cache:
+                signal = self.cache.lay(batch["index"], canvas.corruptible)
+            else:
+                signal = probe_signal(self.read_only(self.model_wrapped), canvas, self.mask_id, self.objective.signal)
+        corrupted = corrupt(
+            self.objective, canvas, noise, self.mask_id, signal=signal, predict=self.read_only(self.model_wrapped)
+        )
+        ce_reference = self._reference_losses(canvas, corrupted) if self.objective.uses_reference_model else None
+        probe_seconds = time.perf_counter() - started
+        return Prepared(
+            canvas,
+            corrupted,
+            batch["index"],
+            ce_reference,
+            self._describe(canvas, corrupted, noise, signal, probe_seconds),
+        )
+
+    def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
+        where = scored_positions(canvas, corrupted)
+        adapters_off = getattr(self.model, "disable_adapter", None)
+        if self.reference is None and adapters_off is None:
+            raise UserError("the objective compares with a reference model", mend="pass reference to SftTrainer")
+        with nullcontext() if self.reference is not None else adapters_off():  # type: ignore[misc]
+            model = self.reference if self.reference is not None else self.model
+            logits = self.read_only(model)(corrupted.ids, canvas.attended, where)
+        return token_cross_entropy(logits, canvas.ids[where])
+
+    def _describe(
+        self, canvas: Canvas, corrupted: Corrupted, noise: Noise, signal: Tensor | None, probe_seconds: float
+    ) -> dict[str, float]:
+        """What is logged of a corruption: masked fraction, mean rate, β, tokens."""
+        response = canvas.corruptible
+        size = response.sum().clamp(min=1)
+        described = {
+            "masked_fraction": (corrupted.mask.sum() / size).item(),
+            "rate_mean": (corrupted.rate.sum() / size).item(),
+            "tokens": float(canvas.attended.sum()),
+            "probe_seconds": probe_seconds,
+        }
+        if signal is not None:
+            beta = read_importance(self.objective, canvas, noise, signal).beta[response]
+            described |= {
+                "beta_mean": beta.mean().item(),
+                "beta_std": beta.std(unbiased=False).item(),
+                "beta_max": beta.max().item(),
+            }
+        return described
+
+    # ---- loss -------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """(1/N) Σ w·m·ce over this micro-batch; times the number of ranks, whose gradients are averaged afterwards."""
+        prepared: Prepared = inputs["prepared"]
+        rows = self.loss_rows(model, prepared)
+        self._refuse_nonfinite(rows, prepared)
+        self._statistics.append(prepared.statistics)
+        assert num_items_in_batch is not None
+        total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
+        return rows.sum() / total * self.args.world_size
+
+    def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
+        """Each row's part of the numerator [B]."""
+        canvas, corrupted = prepared.canvas, prepared.corrupted
+        where = scored_positions(canvas, corrupted)
+        logits = self.predict_logits(model)(corrupted.ids, canvas.attended, where)
+        ce = token_cross_entropy(logits, canvas.ids[where])
+        return row_losses(objective or self.objective, canvas, corrupted, ce, prepared.ce_reference)
+
+    def _refuse_nonfinite(self, rows: Tensor, prepared: Prepared) -> None:
+        bad = ~torch.isfinite(rows.detach())
+        if bad.any():
+            where = [self.rows[i].where for i in prepared.index[bad].tolist()]
+            raise UserError(
+                f"the loss is not finite at step {self.state.global_step + 1}, on {'; '.join(where[:4])}"
+                + (f" and {len(where) - 4} more rows" if len(where) > 4 else ""),
+                where=self.args.output_dir,
+                mend="the last checkpoint is whole; see those rows or lower trainer.learning_rate, then --resume auto",
+            )
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The held-out loss, on the same noise every time and over the same kind of N as in training.
+
+        `eval_loss` is the objective's own. `eval_nll` is −ELBO per response token under plain SFT's noise: an upper
+        bound of the negative log-likelihood, in nats, and comparable between methods.
+        """
+        metrics = {f"{metric_key_prefix}_loss": self._held_out_loss(self.objective)}
+        plain = Objective()
+        metrics[f"{metric_key_prefix}_nll"] = (
+            metrics[f"{metric_key_prefix}_loss"] if self.objective == plain else self._held_out_loss(plain)
+        )
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_loss(self, objective: Objective) -> float:
+        size, batch_size = len(self.eval_rows), self.args.per_device_eval_batch_size
+        collator = replace(self.collator, seed=self.collator.seed + EVALUATION_SEED)
+        dataset = RowDataset(self.eval_rows)
+        device = self.args.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        own, self.objective = self.objective, objective
+        batches = [range(s, min(s + batch_size, size)) for s in range(0, size, batch_size)]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                jobs = [(draw, members) for draw in range(self.eval_draws) for members in batches]
+                for draw, members in jobs[self.args.process_index :: self.args.world_size]:
+                    visits = [Visit(i, draw, draw * size + i) for i in members]
+                    prepared = self.prepare(collator([dataset[v] for v in visits]), device, use_cache=False)
+                    sums[0] += self.loss_rows(self.model, prepared).double().sum()
+                    sums[1] += denominator(objective, prepared.canvas, prepared.corrupted).double()
+        finally:
+            self.objective = own
+            self.model.train(was_training)
+        if self.args.world_size > 1:
+            sums = self.accelerator.gather(sums[None]).sum(0)
+        return (sums[0] / sums[1].clamp(min=1)).item()
+
+    # ---- logging ----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Average each step's metrics over `log_every` steps, then pass them on; other logs pass at once."""
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        step = {name: sum(s.get(name, 0.0) for s in self._statistics) for name in ("tokens", "probe_seconds")}
+        for name in ("masked_fraction", "rate_mean", "beta_mean", "beta_std", "beta_max"):
+            values = [s[name] for s in self._statistics if name in s]
+            if values:
+                step[name] = sum(values) / len(values)
+        self._statistics.clear()
+        self._window.append({**logs, **step})
+        if self.state.global_step % self.log_every == 0 or self.state.global_step >= self.state.max_steps:
+            super().log(self._averaged(), start_time)
+
+    def _averaged(self) -> dict[str, float]:
+        window, seconds = self._window, time.perf_counter() - self._window_started
+        mean = {
+            name: sum(entry[name] for entry in window) / len(window)
+            for name in window[-1]
+            if name not in ("tokens", "probe_seconds", "grad_norm", "learning_rate", "epoch")
+            and all(name in entry for entry in window)
+        }
+        norms = torch.tensor([float(entry["grad_norm"]) for entry in window if "grad_norm" in entry])
+        if len(norms):
+            mean |= {
+                "grad_norm_mean": norms.mean().item(),
+                "grad_norm_std": norms.std(unbiased=False).item(),
+                "grad_norm_max": norms.max().item(),
+            }
+        mean["learning_rate"] = window[-1]["learning_rate"]
+        mean["tokens_per_second"] = sum(entry["tokens"] for entry in window) / seconds
+        mean["probe_share"] = sum(entry["probe_seconds"] for entry in window) / seconds
+        self._window, self._window_started = [], time.perf_counter()
+        return mean
+
+
+def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that is never trained."""
+    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -1,0 +1,96 @@
+"""A checkpoint folder of random weights and a few rows of data: enough to run every command in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from remask.config import CanvasConfig, SftConfig, TrainerConfig
+from remask.models.llada import LLaDAConfig, LLaDAModelLM
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    import torch
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = LLaDAConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        n_layers=2,
+        n_heads=2,
+        mlp_hidden_size=64,
+        max_sequence_length=256,
+        init_std=0.1,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
+        fill="batch",
+        prompt_style="compact",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LLaDAModelLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 rows of unequal lengths."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [{"prompt": f"say {LETTERS[i]}", "completion": LETTERS[i] * (3 + i % 7)} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def make_config(checkpoint: Path, data: Path, tmp_path: Path) -> Callable[..., SftConfig]:
+    """A short run's config; `trainer` keywords are the engine's settings."""
+
+    def make(trainer: dict[str, Any] | None = None, **keywords: Any) -> SftConfig:
+        engine = {
+            "learning_rate": 1e-3,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "report_to": ("none",),
+        }
+        values: dict[str, Any] = {
+            "model": str(checkpoint),
+            "data": str(data),
+            "output_dir": str(tmp_path / "run"),
+            "canvas": CanvasConfig(max_length=64),
+            "trainer": TrainerConfig(**{**engine, **(trainer or {})}),
+        }
+        return SftConfig(**{**values, **keywords})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[Path], dict[str, Tensor]]:
+    """The weights a run ended with."""
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        name = "adapter_model.safetensors"
+        return load_file(folder / (name if (folder / name).exists() else "model.safetensors"))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    def read(folder: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return read

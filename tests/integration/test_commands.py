@@ -1,0 +1,209 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remask.cli import COMMANDS, main
+
+SMALL = ["--decoding.max-new-tokens", "24", "--decoding.steps", "6", "--n", "4"]
+
+
+@pytest.fixture(scope="module")
+def evaluations(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two evaluations of the same problems, and one of others."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    files = {}
+    for name, flags in {
+        "a": ["--arm", "a"],
+        "b": ["--arm", "b"],
+        "other": ["--problem-seed", "1", "--arm", "b"],
+        "steps": ["--decoding.steps", "12", "--arm", "b"],
+    }.items():
+        files[name] = folder / f"{name}.json"
+        arguments = ["eval", "--model", str(checkpoint), "--json", str(files[name]), *SMALL, *flags]
+        assert main(arguments) == 0
+    return files
+
+
+def test_help_lists_every_command_and_loads_no_torch() -> None:
+    code = (
+        "import sys; from remask.cli import main; main(['--help']); "
+        "print(sorted(m for m in sys.modules if m in ('torch', 'transformers', 'numpy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main([command, "--help"])
+    assert leave.value.code in (0, None)
+    assert f"remask {command}" in capsys.readouterr().out
+
+
+def test_an_evaluation_keeps_everything(evaluations: dict[str, Path]) -> None:
+    record = json.loads(evaluations["a"].read_text())
+    assert record["decoding"]["steps"] == 6
+    assert record["decoding"]["reveal"] == "confidence"
+    assert record["decoding"]["prompt_style"] == "compact"
+    assert {"torch", "transformers", "remask"} <= set(record["versions"])
+    assert record["hardware"]["device"] == "cpu"
+    for task in ("sudoku", "countdown"):
+        problems = record["tasks"][task]["problems"]
+        assert len(problems) == 4
+        assert all({"id", "prompt", "completion", "correct", "score", "metrics", "answer"} <= set(p) for p in problems)
+        accuracy = record["tasks"][task]["metrics"]["accuracy"]
+        assert accuracy["mean"] == sum(p["correct"] for p in problems) / 4
+        assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
+
+
+def test_a_published_file_can_be_evaluated(shared: Path, checkpoint: Path, tmp_path: Path) -> None:
+    source = shared / "data/sudoku_countdown/4x4_test_sudoku.csv"
+    target = tmp_path / "e.json"
+    arguments = ["eval", "--model", str(checkpoint), "--tasks", f"sudoku={source}", "--json", str(target), *SMALL]
+    assert main(arguments) == 0
+    task = json.loads(target.read_text())["tasks"]["sudoku"]
+    assert task["source"] == str(source)
+    assert task["problems"][0]["id"] == "sudoku:3102200002100320"
+
+
+def test_compare_says_what_may_be_said(evaluations: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(evaluations["a"]), str(evaluations["b"])]) == 0
+    assert "no difference found" in capsys.readouterr().out
+    assert main(["compare", str(evaluations["a"]), str(evaluations["b"]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {c["task"] for c in found["comparisons"]} == {"sudoku", "countdown"}
+    assert all(c["difference"]["mean"] == 0 for c in found["comparisons"])
+
+
+@pytest.mark.parametrize(("other", "said"), [("other", "problem"), ("steps", "steps"), ("missing", "missing.json")])
+def test_compare_refuses_what_cannot_be_compared(
+    other: str, said: str, evaluations: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = evaluations.get(other, Path("missing.json"))
+    assert main(["compare", str(evaluations["a"]), str(second)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_generate_prints_the_text_or_json(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", str(checkpoint), "--decoding.max-new-tokens", "8"]
+    assert main(["generate", "say a", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert main(["generate", *flags, "--json", "say a"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["prompt"] == "say a"
+    assert printed.rstrip("\n") == record["text"].rstrip("\n")
+    assert len(record["token_ids"]) == 8
+    assert main(["generate", *flags, "--stream", "True", "say a"]) == 0
+    assert record["text"].strip() in capsys.readouterr().out
+
+
+def test_inspect_colours_writes_json_and_html(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--json", str(tmp_path / "i.json"), "--html", str(tmp_path / "i.html"), "--rows", "2", "--time", "0.25"]
+    assert main(["inspect", "--model", str(checkpoint), "--data", str(data), *flags]) == 0
+    assert "least sure" in capsys.readouterr().out
+    example = json.loads((tmp_path / "i.json").read_text())["examples"][0]
+    assert "".join(example["tokens"]).startswith("aaa")
+    mean = sum(example["beta"]) / len(example["beta"])
+    for entropy, beta, rate in zip(example["entropy"], example["beta"], example["rate"], strict=True):
+        assert beta == pytest.approx(entropy**0.5, abs=1e-4)
+        assert rate == pytest.approx(1 - 0.75 ** (beta / mean), abs=1e-3)
+    page = (tmp_path / "i.html").read_text()
+    assert "entropy" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_sft_then_eval_then_report(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    recipe = Path(__file__).parents[2] / "recipes/tiny/gift.yaml"
+    flags = ["--config", str(recipe), "--model", str(checkpoint), "--data", str(data), "--output-dir", str(run)]
+    changes = ["--objective", "gift-raw", "--trainer.learning_rate", "1e-4", "--max-steps", "2"]
+    assert main(["sft", *flags, *changes]) == 0
+    assert "gift-raw finished" in capsys.readouterr().out
+    assert main(["eval", "--model", str(run), "--json", str(run / "eval.json"), *SMALL]) == 0
+    assert main(["report", str(run), "--output", str(tmp_path / "report.html")]) == 0
+    assert "gift-raw" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("objectiv: gift", "unknown key 'objectiv' (did you mean 'objective'?)"),
+        ("trainer: {learning_rate: fast}", "trainer.learning_rate"),
+        ("trainer: {lr: 1}", "unknown key 'trainer.lr'"),
+        ("- a", "a config is a mapping"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_a_bad_config_is_one_line_and_exit_code_2(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    assert main(["sft", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(path) in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("", "holds no usable rows"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "line 2: not JSON"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}', "line 2: the response is empty"),
+        ('{"prompt": "a", "completion": 3}', "line 1: completion is a int"),
+        ('{"input": "a", "output": "b"}', "line 1: no columns Remask knows"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 1: messages do not end with an assistant"),
+    ],
+)
+def test_bad_data_names_file_and_line(
+    rows: str, said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(rows)
+    run = tmp_path / "run"
+    assert main(["sft", "--model", str(checkpoint), "--data", str(path), "--output-dir", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "bad.jsonl" in error
+    assert not run.exists()
+
+
+def test_bad_rows_can_be_skipped_and_are_listed(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\nnot json\n{"prompt": "a"}\n')
+    run = tmp_path / "run"
+    flags = ["--model", str(checkpoint), "--data", str(path), "--output-dir", str(run), "--on-bad-row", "skip"]
+    assert main(["sft", *flags, "--max-steps", "1", "--trainer.report-to", "none"]) == 0
+    skipped: list[Any] = json.loads((run / "run.json").read_text())["data"]["skipped"]
+    assert len(skipped) == 2
+    assert "line 2" in skipped[0]
+    assert "line 3" in skipped[1]
+
+
+def test_unknown_flags_and_commands_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    assert main(["sft", "--learning-rate", "1"]) == 2
+    assert main(["sft", "--trainer.learning_rate", "fast"]) == 2
+    assert main(["eval", "--tasks", "chess"]) == 2
+    assert main(["eval", "--decoding.steps", "0"]) == 2
+    assert all(line.startswith("remask") for line in capsys.readouterr().err.strip().splitlines())

@@ -1,0 +1,57 @@
+"""Two processes over gloo train as one process does on the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remask import config as configs
+from remask.config import CanvasConfig, ProbeConfig, SftConfig
+from remask.sft.run import run_sft
+
+
+@pytest.mark.parametrize("policy", ["policy", "frozen"])
+def test_two_ranks_give_one_ranks_losses(
+    policy: Any,
+    make_config: Callable[..., SftConfig],
+    metrics: Callable[[Path], list[dict[str, Any]]],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    """The batches are split over ranks, N is counted over them, and noise does not know of ranks."""
+    one = make_config(
+        {"per_device_train_batch_size": 4, "eval_steps": 3},
+        objective="gift",
+        probe=ProbeConfig(policy=policy),
+        canvas=CanvasConfig(max_length=64, fill="multiple:16"),
+        eval_data=str(data),
+        output_dir=str(tmp_path / "one"),
+    )
+    two = replace(
+        one,
+        output_dir=str(tmp_path / "two"),
+        trainer=replace(one.trainer, per_device_train_batch_size=2),
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(configs.dump(two))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "remask.cli", "sft", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_sft(one, quiet=True)
+    for key in ("loss", "grad_norm_mean", "eval_loss", "eval_nll"):
+        alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
+        assert len(alone) == len(together) > 0
+        assert together == pytest.approx(alone, rel=1e-4)

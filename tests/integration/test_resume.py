@@ -1,0 +1,130 @@
+"""Stopped runs: killed, terminated, corrupted. A resumed run ends with the weights of one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remask import config as configs
+from remask.config import LoraConfig, ProbeConfig, SftConfig
+from remask.errors import UserError
+from remask.sft.checkpoints import MANIFEST, checkpoints, fault, step_of
+from remask.sft.run import run_sft
+
+MakeConfig = Callable[..., SftConfig]
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+Metrics = Callable[[Path], list[dict[str, Any]]]
+
+CASES: dict[str, dict[str, Any]] = {
+    "accumulation": {"objective": "gift", "trainer": {"gradient_accumulation_steps": 2, "num_train_epochs": 5}},
+    "frozen probe": {
+        "objective": "gift",
+        "probe": ProbeConfig(policy="frozen", every=1),
+        "trainer": {"num_train_epochs": 3},
+    },
+    "lora": {"lora": LoraConfig(rank=4, dropout=0.2), "trainer": {"num_train_epochs": 3}},
+}
+
+
+def command(config: SftConfig, folder: Path, *flags: str) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(configs.dump(config))
+    return [sys.executable, "-m", "remask.cli", "sft", "--config", str(path), *flags]
+
+
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Until the run has logged that step and sealed a checkpoint."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        log = folder / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if len(lines) >= step and any((path / MANIFEST).exists() for path in checkpoints(folder)):
+            return
+        assert process.poll() is None, f"the run ended by itself: {process.stderr.read() if process.stderr else ''}"
+        time.sleep(0.005)
+    raise AssertionError("the run did not get there in time")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_resumed_equals_never_stopped(
+    case: str, make_config: MakeConfig, tmp_path: Path, weights: Weights, metrics: Metrics
+) -> None:
+    settings = dict(CASES[case])
+    engine = {"save_steps": 2, "save_total_limit": None, "learning_rate": 3e-3, **settings.pop("trainer")}
+    config = make_config(engine, output_dir=str(tmp_path / "killed"), **settings)
+    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, tmp_path / "killed", 7)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+
+    resumed = run_sft(replace(config, resume="auto"), quiet=True)
+    whole = run_sft(replace(config, output_dir=str(tmp_path / "whole")), quiet=True)
+    a, b = weights(resumed.folder), weights(whole.folder)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    losses = [[(row["step"], row["loss"]) for row in metrics(run.folder) if "loss" in row] for run in (resumed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:
+    config = make_config({"num_train_epochs": 60, "save_steps": 2}, output_dir=str(tmp_path / "run"))
+    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume auto" in said
+    assert "Traceback" not in said
+    newest = checkpoints(tmp_path / "run")[-1]
+    assert fault(newest) is None
+    resumed = run_sft(replace(config, resume="auto"), quiet=True)
+    whole = run_sft(replace(config, output_dir=str(tmp_path / "whole")), quiet=True)
+    a, b = weights(resumed.folder), weights(whole.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def stopped(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
+    """A run of which only checkpoints are left."""
+    config = make_config({"save_steps": 3, "save_total_limit": None})
+    folder = run_sft(config, quiet=True).folder
+    (folder / "run.json").unlink()
+    return config
+
+
+@pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
+def test_a_corrupted_checkpoint_is_refused_and_the_one_before_offered(harm: str, stopped: SftConfig) -> None:
+    newest, before = checkpoints(Path(stopped.output_dir))[-1], checkpoints(Path(stopped.output_dir))[-2]
+    victim = newest / "optimizer.pt"
+    content = victim.read_bytes()
+    if harm == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[:-10] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"cannot resume: optimizer\.pt .*the newest good one is .*{before.name}"):
+        run_sft(replace(stopped, resume="auto"), quiet=True)
+    assert run_sft(replace(stopped, resume=str(before)), quiet=True).finished
+
+
+def test_a_checkpoint_that_was_never_finished_is_passed_over(
+    stopped: SftConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = checkpoints(Path(stopped.output_dir))[-1]
+    (newest / MANIFEST).unlink()
+    os.truncate(newest / "optimizer.pt", 10)
+    outcome = run_sft(replace(stopped, resume="auto"), quiet=True)
+    assert outcome.finished
+    assert "was never finished" in capsys.readouterr().err
+    assert step_of(newest) == 12

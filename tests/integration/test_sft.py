@@ -1,0 +1,228 @@
+"""Fine-tuning runs: every preset, the engine's settings, and what one run promises another."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from remask import load
+from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, SftConfig
+from remask.errors import UserError
+from remask.sft.presets import PRESETS
+from remask.sft.run import run_sft
+
+MakeConfig = Callable[..., SftConfig]
+Metrics = Callable[[Path], list[dict[str, Any]]]
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+@pytest.mark.parametrize("objective", PRESETS)
+def test_every_preset_trains_and_lowers_the_held_out_nll(
+    objective: str, make_config: MakeConfig, data: Path, metrics: Metrics
+) -> None:
+    config = make_config(
+        {"num_train_epochs": 6, "eval_steps": 6, "learning_rate": 3e-3}, objective=objective, eval_data=str(data)
+    )
+    outcome = run_sft(config, quiet=True)
+    assert outcome.finished
+    rows = metrics(outcome.folder)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    held_out = [row["eval_nll"] for row in rows if "eval_nll" in row]
+    assert len(losses) == 36
+    assert all(math.isfinite(loss) for loss in losses)
+    assert held_out[-1] < held_out[0]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    make_config: MakeConfig, tmp_path: Path, weights: Weights
+) -> None:
+    def train(name: str, seed: int) -> dict[str, torch.Tensor]:
+        return weights(run_sft(make_config(output_dir=str(tmp_path / name), seed=seed), quiet=True).folder)
+
+    first, again, other = train("a", 0), train("b", 0), train("c", 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("normaliser", ["response", "masked", "sequence"])
+def test_accumulated_micro_batches_give_the_loss_of_the_whole_batch(
+    normaliser: str, make_config: MakeConfig, tmp_path: Path, metrics: Metrics
+) -> None:
+    """N counts over accumulation steps: 2 × 2 rows give what 4 rows give (fill fixed, so the canvases are the same)."""
+
+    def train(name: str, size: int, steps: int) -> list[float]:
+        config = make_config(
+            {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps},
+            output_dir=str(tmp_path / name),
+            objective="gift",
+            choices=ChoicesConfig(normaliser=normaliser),  # type: ignore[arg-type]
+            canvas=CanvasConfig(max_length=64, fill="multiple:16"),
+        )
+        return [row["loss"] for row in metrics(run_sft(config, quiet=True).folder) if "loss" in row]
+
+    whole, parts = train("whole", 4, 1), train("parts", 2, 2)
+    assert len(whole) == len(parts) == 12
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_gift_with_constant_beta_is_sft_bit_for_bit(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:
+    plain = run_sft(make_config(output_dir=str(tmp_path / "sft")), quiet=True)
+    constant = run_sft(
+        make_config(
+            output_dir=str(tmp_path / "gift"),
+            objective="gift",
+            choices=ChoicesConfig(signal="constant", normaliser="response"),
+        ),
+        quiet=True,
+    )
+    a, b = weights(plain.folder), weights(constant.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_saved_run_loads_by_its_folder(make_config: MakeConfig, checkpoint: Path) -> None:
+    outcome = run_sft(make_config(), quiet=True)
+    model, tokenizer = load(outcome.folder)
+    before, _ = load(checkpoint)
+    ids = torch.tensor([tokenizer.encode("say a")])
+    assert not torch.equal(model(input_ids=ids).logits, before(input_ids=ids).logits)
+    stored, original = load_file(outcome.folder / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert set(stored) == set(original)
+    record = json.loads((outcome.folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["data"]["rows"] == 24
+    assert sum(d["tokens"] for d in json.loads((outcome.folder / "masking.json").read_text())["deciles"]) > 0
+
+
+def test_lora_trains_only_adapters_and_loads_by_the_runs_folder(
+    make_config: MakeConfig, checkpoint: Path, weights: Weights
+) -> None:
+    config = make_config(lora=LoraConfig(rank=4, targets=("q_proj", "up_proj"), dropout=0.1), objective="rho1")
+    outcome = run_sft(config, quiet=True)
+    assert all("lora_" in name for name in weights(outcome.folder))
+    model, tokenizer = load(outcome.folder)
+    base, _ = load(checkpoint)
+    ids = torch.tensor([tokenizer.encode("say a")])
+    assert not torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+def test_a_lora_target_that_matches_nothing_is_an_error(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match="wqkv match no layer"):
+        run_sft(make_config(lora=LoraConfig(rank=4, targets=("q_proj", "wqkv"))), quiet=True)
+
+
+def test_bf16_and_gradient_checkpointing_run(make_config: MakeConfig, metrics: Metrics, tmp_path: Path) -> None:
+    def losses(**trainer: Any) -> list[float]:
+        config = make_config(trainer, output_dir=str(tmp_path / "-".join(["run", *trainer])), objective="gift")
+        return [row["loss"] for row in metrics(run_sft(config, quiet=True).folder) if "loss" in row]
+
+    plain = losses()
+    assert losses(gradient_checkpointing=True) == pytest.approx(plain, rel=1e-5)
+    mixed = losses(bf16=True)
+    assert mixed != plain
+    assert mixed == pytest.approx(plain, rel=0.1)
+
+
+def test_a_tracker_gets_the_metrics(make_config: MakeConfig) -> None:
+    outcome = run_sft(make_config({"report_to": ("tensorboard",)}), quiet=True)
+    assert list(outcome.folder.rglob("events.out.tfevents*"))
+
+
+def test_frozen_probe_is_cached_and_a_stale_cache_is_refused(
+    make_config: MakeConfig, checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "beta.safetensors"
+    frozen = make_config(objective="gift", probe=ProbeConfig(policy="frozen", cache=str(cache)))
+    run_sft(frozen, quiet=True)
+    written = cache.read_bytes()
+    run_sft(replace(frozen, output_dir=str(tmp_path / "again"), objective="gift-raw"), quiet=True)
+    assert cache.read_bytes() == written  # the signal is the same for every transform
+
+    with pytest.raises(UserError, match="another data"):
+        run_sft(replace(frozen, output_dir=str(tmp_path / "c"), canvas=CanvasConfig(max_length=60)), quiet=True)
+    with pytest.raises(UserError, match="another signal"):
+        run_sft(replace(frozen, output_dir=str(tmp_path / "d"), objective="gift-nll"), quiet=True)
+    other = tmp_path / "other"
+    model, tokenizer = load(checkpoint)
+    with torch.no_grad():
+        model.lm_head.weight += 0.1
+    model.save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UserError, match="another model"):
+        run_sft(replace(frozen, output_dir=str(tmp_path / "e"), model=str(other)), quiet=True)
+    cache.write_bytes(written[:100])
+    with pytest.raises(UserError, match="not a probe cache"):
+        run_sft(replace(frozen, output_dir=str(tmp_path / "f")), quiet=True)
+
+
+def test_a_refreshed_probe_follows_the_model(make_config: MakeConfig) -> None:
+    config = make_config({"learning_rate": 1e-2}, objective="gift", probe=ProbeConfig(policy="frozen", every=1))
+    folder = run_sft(config, quiet=True).folder / "probe"
+    start, refreshed = load_file(folder / "start.safetensors"), load_file(folder / "epoch-0001.safetensors")
+    assert start["signal"].shape == refreshed["signal"].shape
+    assert not torch.equal(start["signal"], refreshed["signal"])
+
+
+def test_a_nan_loss_stops_names_the_rows_and_keeps_the_checkpoint(
+    make_config: MakeConfig, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The embedding of one letter is NaN: only the row that holds it is to blame."""
+    sick = tmp_path / "sick"
+    model, tokenizer = load(checkpoint)
+    model.save_pretrained(sick)
+    tokenizer.save_pretrained(sick)
+    tensors = load_file(sick / "model.safetensors")
+    (letter,) = tokenizer.encode("x")
+    tensors["model.transformer.wte.weight"][letter] = torch.nan
+    save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
+    config = make_config({"save_steps": 1, "save_total_limit": None}, model=str(sick))
+    with pytest.raises(UserError, match=r"not finite at step \d+, on .*rows\.jsonl, line 24") as error:
+        run_sft(config, quiet=True)
+    assert "line 1;" not in str(error.value)
+    assert json.loads((Path(config.output_dir) / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_diverging_run_stops_before_nan_reaches_the_weights(make_config: MakeConfig) -> None:
+    config = make_config({"learning_rate": 1e30, "max_grad_norm": 0.0, "save_steps": 1, "save_total_limit": None})
+    with pytest.raises(UserError, match="not finite"):
+        run_sft(config, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"objective": "gitf"}, "unknown objective 'gitf'"),
+        ({"model": "no/such/folder"}, "no such model folder"),
+        ({"data": "missing.jsonl"}, "missing.jsonl: no such file"),
+        ({"canvas": CanvasConfig(max_length=8)}, "line 1: the prompt takes"),
+        ({"canvas": CanvasConfig(max_length=24, fill="sometimes")}, "unknown fill"),
+        ({"choices": ChoicesConfig(alpha=2.0)}, "alpha = 2.0"),
+        ({"trainer": {"extra": {"learning_rat": 1}}}, "learning_rat: no such argument"),
+        ({"trainer": {"lr_scheduler_type": "wavy"}}, "wavy"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(
+    change: dict[str, Any], said: str, make_config: MakeConfig
+) -> None:
+    config = make_config(**change)
+    with pytest.raises(UserError, match=said):
+        run_sft(config, quiet=True)
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_finished_run_is_not_overwritten_unasked(make_config: MakeConfig) -> None:
+    config = make_config()
+    run_sft(config, quiet=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        run_sft(config, quiet=True)
+    assert run_sft(replace(config, resume="auto"), quiet=True).metrics == {}
+    assert run_sft(replace(config, overwrite=True), quiet=True).finished

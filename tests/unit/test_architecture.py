@@ -1,0 +1,168 @@
+"""Imports go one way: from the command line and the report down to the mathematics, never back up."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import remask
+
+SOURCE = Path(remask.__file__).parent
+BASE = {"errors", "config", "progress", "environment"}
+"""Modules that any package may import."""
+
+LOWER: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "environment": set(),
+    "config": {"errors"},
+    "diffusion": {"errors"},
+    "models": BASE | {"diffusion"},
+    "data": BASE | {"diffusion"},
+    "sampling": BASE | {"diffusion", "models", "data"},
+    "tasks": BASE | {"diffusion", "data"},
+    "sft": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
+    "evaluation": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
+    "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
+    "report": BASE | {"tasks", "evaluation", "analysis"},
+}
+"""What each package may import, besides itself."""
+
+TOP = {"cli", "commands"}
+"""What may import everything, and nothing imports."""
+
+
+def top_level() -> list[str]:
+    names = [path.stem for path in SOURCE.glob("*.py")] + [
+        path.name for path in SOURCE.iterdir() if path.is_dir() and any(path.glob("*.py"))
+    ]
+    return sorted(set(names) - {"__init__", "__main__"})
+
+
+def files(package: str) -> list[Path]:
+    folder = SOURCE / package
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import in a file, at the top or inside a function."""
+    here = ["remask", *path.relative_to(SOURCE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = ".".join([*here[: len(here) - node.level + 1], *([module] if module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def own_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, package of Remask) of every import of Remask in a file; its version is anyone's."""
+    for line, name in imported_names(path):
+        root, _, rest = name.partition(".")
+        if root == "remask" and rest != "__version__":
+            yield line, rest.partition(".")[0]
+
+
+def test_the_reading_of_imports_sees_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "rows.py"
+    path.write_text(
+        "import torch, remask.sft.run\nfrom remask import tasks\nfrom remask.models.load import load\n"
+        "from ..sampling import run\nfrom . import chat\ndef f():\n    from remask.report import html\n"
+    )
+    found = [package for _, package in own_imports(path)]
+    assert sorted(found) == ["data", "models", "report", "sampling", "sft", "tasks"]
+
+
+def test_every_package_has_its_place() -> None:
+    assert set(top_level()) <= set(LOWER) | TOP
+
+
+@pytest.mark.parametrize("package", [name for name in LOWER if name in top_level()])
+def test_no_arrow_runs_back_up(package: str) -> None:
+    allowed = LOWER[package] | {package}
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line} imports remask.{imported}"
+        for path in files(package)
+        for line, imported in own_imports(path)
+        if imported not in allowed
+    ]
+    assert not wrong
+
+
+def test_the_order_has_no_circle() -> None:
+    placed: set[str] = set()
+    while len(placed) < len(LOWER):
+        free = {name for name, lower in LOWER.items() if name not in placed and lower <= placed}
+        assert free, f"a circle among {set(LOWER) - placed}"
+        placed |= free
+
+
+def test_the_mathematics_knows_torch_and_shapes_only() -> None:
+    allowed = {"torch", "numpy", "jaxtyping", "remask", *sys.stdlib_module_names}
+    for path in files("diffusion"):
+        assert {name.partition(".")[0] for _, name in imported_names(path)} <= allowed, path
+
+
+def in_a_clean_process(code: str) -> object:
+    """What the last line printed, as JSON, in a new interpreter."""
+    path = [str(SOURCE.parent), *filter(None, sys.path)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_remask_and_its_config_loads_no_torch() -> None:
+    code = (
+        "import json, remask, remask.config, remask.errors, remask.progress, remask.environment\n"
+        "dir(remask); remask.UserError\n"
+        "remask.config.from_dict(remask.config.SftConfig, {}, where='here')\n"
+        "print(json.dumps(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules))))"
+    )
+    assert in_a_clean_process(code) == []
+
+
+def test_packages_import_from_the_bottom_up_without_what_is_above() -> None:
+    """Each package in turn, all its modules, in one interpreter: nothing that comes later is loaded yet."""
+    order = [package for package in LOWER if (SOURCE / package).is_dir()]
+    modules = {
+        package: [
+            ".".join(["remask", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+            for path in files(package)
+        ]
+        for package in order
+    }
+    code = (
+        f"import importlib, json\nmodules = {modules!r}\nloaded = {{}}\n"
+        "for package, names in modules.items():\n"
+        "    for name in names: importlib.import_module(name)\n"
+        "    loaded[package] = sorted({m.split('.')[1] for m in sys.modules if m.startswith('remask.')})\n"
+        "print(json.dumps(loaded))"
+    )
+    loaded = in_a_clean_process(code)
+    assert isinstance(loaded, dict)
+    for place, package in enumerate(order):
+        assert set(loaded[package]) <= BASE | set(order[: place + 1]), package
+
+
+def test_public_names_resolve() -> None:
+    assert callable(remask.load)
+    assert callable(remask.generate)
+    assert callable(remask.sampling.denoise)
+    assert remask.tasks.__name__ == "remask.tasks"
+    with pytest.raises(AttributeError, match="lod"):
+        _ = remask.lod

@@ -1,0 +1,328 @@
+"""The HTML report, from small run folders made here."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remask.errors import UserError
+from remask.report import write_report
+from remask.report.figures import smoothed
+from remask.report.runs import load_run
+from remask.report.tokens import glyph, strip_rows
+
+NASTY = "<script>alert('x')</script> & <b>"
+
+
+def evaluation(arm: str, seed: int | None, right: float, *, problems: int = 60, **change: Any) -> dict[str, Any]:
+    """An evaluation whose first share `right` of problems is answered correctly."""
+    answers = [
+        {
+            "id": f"sudoku:{i}",
+            "prompt": f"prompt {NASTY}",
+            "completion": f"completion of {arm} {NASTY}",
+            "reference": "1234",
+            "correct": i < right * problems,
+            "score": 1.0,
+            "metrics": {"cells": 1.0 if i < right * problems else 0.25 + 0.01 * (i % 7)},
+            "answer": "1234",
+            "tokens": 12,
+        }
+        for i in range(problems)
+    ]
+    return {
+        "kind": "remask.evaluation",
+        "format": 1,
+        "model": arm,
+        "arm": arm,
+        "run_seed": seed,
+        "decoding": {"steps": 40, "max_new_tokens": 80},
+        "versions": {"remask": "0.1.0", "torch": "2.13.0"},
+        "hardware": {"device": "cpu", "cores": 2},
+        "seconds": 3.0,
+        "tasks": {"sudoku": {"source": "generated test split, seed 0", "n": problems, "problems": answers}},
+        "strip": {
+            "prompt": "p",
+            "tokens": ["a", "\n", " ", "<|eos|>"],
+            "revealed_at": [1, 3, 2, None],
+            "confidence": [0.9, 0.4, None, None],
+            "steps": 3,
+        },
+    } | change
+
+
+def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
+    """A whole run's folder."""
+    folder = root / f"{method}-{seed}"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    record = {
+        "kind": "remask.run",
+        "status": "finished",
+        "objective": {"name": method},
+        "seed": seed,
+        "model": "tiny",
+        "versions": {"torch": "2.13.0"},
+        "hardware": {"device": "cpu"},
+        "command": ["remask", "sft", "--objective", method],
+        "seconds": 75.0,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.yaml").write_text(f"model: tiny\nobjective: {method}\nnote: '{NASTY}'\n")
+    rows: list[dict[str, Any]] = []
+    for step in range(10, 110, 10):
+        norm = float(rng.random()) + 0.5
+        rows.append({"step": step, "loss": 3 / step, "grad_norm_mean": norm, "grad_norm_max": 2 * norm})
+        rows.append({"step": step, "eval_loss": 2 / step})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    deciles = [{"low": i / 10, "high": (i + 1) / 10, "tokens": 100, "masked": 30 + 4 * i} for i in range(10)]
+    (folder / "masking.json").write_text(json.dumps({"kind": "remask.masking", "deciles": deciles}))
+    example = {
+        "prompt": f"question {NASTY}",
+        "tokens": ["b", "\n", "<b>"],
+        "entropy": [0.1, 1.25, 0.5],
+        "beta": [0.3, 1.1, 0.7],
+        "rate": [0.2, 0.8, 0.5],
+        "time": 0.5,
+    }
+    (folder / "inspect.json").write_text(json.dumps({"kind": "remask.inspect", "examples": [example]}))
+    (folder / "eval.json").write_text(json.dumps(evaluation(method, seed, right)))
+    return folder
+
+
+class Balance(HTMLParser):
+    """Checks that every element that must be closed is, in order, and collects ids."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for key, value in attrs if key == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("report")
+    runs = [run_dir(root, m, s, r) for m, r in (("sft", 0.4), ("gift", 0.7)) for s in (0, 1)]
+    start = root / "start.json"
+    start.write_text(json.dumps(evaluation("start", None, 0.2)))
+    output = write_report(runs, root / "deep" / "report.html", title=f"Title {NASTY}", evaluations=[start])
+    assert output == root / "deep" / "report.html"
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+    return output.read_text(encoding="utf-8")
+
+
+def test_the_page_asks_nothing_of_the_network(page: str) -> None:
+    assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+    assert not re.findall(r"<(script|link|iframe|img)\b|@import|\bsrc=|url\((?!#)", page)
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    for reference in re.findall(r'(?:url\(|href=")#([^")]+)', page):
+        assert reference in parser.ids
+
+
+def test_text_is_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "completion of gift &lt;script&gt;" in page
+    assert "question &lt;script&gt;" in page
+    assert "&lt;b&gt;</span>" in page  # a token of the heat map
+
+
+def test_every_arm_and_section_is_there(page: str) -> None:
+    for arm in ("start", "sft", "gift"):
+        assert f"</i>{arm}" in page
+    for section in ("results", "training", "entropy", "unmasking", "completions", "settings"):
+        assert f'<section id="{section}">' in page
+    assert '<section id="missing">' not in page
+    assert page.count("<svg ") == 4
+    assert page.count('role="img" aria-label') >= 4
+
+
+def test_colours_follow_the_page(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "#0102" not in page
+    assert "#0103" not in page
+    for svg in re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL):
+        assert "var(--c0)" in svg
+        assert "var(--c1)" in svg
+        assert "DejaVu" not in svg
+
+
+def test_the_headline_says_what_was_found(page: str) -> None:
+    assert "gift scores higher than sft" in page
+    assert "+30.0 <small>points" in page
+    assert "60 problems × 2 seeds" in page
+    assert "+75.0 %" in page  # 0.3 / 0.4
+    assert "+150 %" in page  # 0.5 / 0.2 − 1
+    assert "<b>steps</b>40" in page
+
+
+def test_tokens_carry_their_numbers(page: str) -> None:
+    assert 'title="entropy 1.25 nats · β 1.10 · t_i 0.80"' in page
+    assert "⏎" in page
+
+
+def test_no_difference_is_called_that(tmp_path: Path) -> None:
+    runs = [run_dir(tmp_path, "sft", 0, 0.4), run_dir(tmp_path, "gift", 0, 0.4)]
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No difference found between gift and sft" in page
+    assert "scores higher" not in page
+    assert "one training seed" in page  # what its interval cannot say
+
+
+def test_many_arms_are_counted_at_the_top_and_folded_below(tmp_path: Path) -> None:
+    arms = ["sft", "gift", "gift-raw", "gift-log", "dft", "rho1", "cart", "lift2"]
+    runs = [run_dir(tmp_path, arm, 0, 0.9 if arm == "dft" else 0.4) for arm in arms]
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "7 comparisons of accuracy with the baseline: 1 higher, 0 lower, 6 with no difference found." in page
+    assert page.count('class="verdict') - page.count('class="verdicts') == 1
+    assert page.count("<summary>5 more</summary>") == 3
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_missing_parts_are_left_out_and_named(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "dft", 0, 0.5)
+    for name in ("masking.json", "inspect.json", "eval.json", "config.yaml", "metrics.jsonl"):
+        (run / name).unlink()
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in ("no evaluation", "no run holds an inspect.json", "no run holds a masking.json", "no run logged loss"):
+        assert words in page
+    assert "<svg" not in page
+    assert '<section id="entropy">' not in page
+
+
+def test_evaluations_alone_make_a_report(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(evaluation("dft", 0, 0.5)))
+    page = write_report([], tmp_path / "report.html", evaluations=[path]).read_text(encoding="utf-8")
+    assert '<section id="results">' in page
+    assert '<section id="training">' not in page
+
+
+def test_what_cannot_be_compared_stands_in_tables_of_its_own(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    paths[0].write_text(json.dumps(evaluation("sft", 0, 0.4)))
+    paths[1].write_text(json.dumps(evaluation("gift", 0, 0.4, decoding={"steps": 80, "max_new_tokens": 80})))
+    page = write_report([], tmp_path / "report.html", evaluations=paths).read_text(encoding="utf-8")
+    assert page.count('aria-label="Scores on sudoku"') == 2
+    assert "minus sft" not in page
+
+
+def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    page = write_report([run], tmp_path / "r.html", evaluations=[run / "eval.json"]).read_text(encoding="utf-8")
+    assert "1 evaluation on sudoku" in page
+
+
+def test_nothing_given_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_a_folder_that_is_no_run_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run's folder") as caught:
+        write_report([tmp_path], tmp_path / "report.html")
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report([run], run / "config.yaml" / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"step": 1}\nnot json\n'),
+        ("metrics.jsonl", "[1]\n"),
+        ("masking.json", '{"deciles": [{}]}'),
+        ("inspect.json", '{"examples": [{"tokens": ["a"], "entropy": []}]}'),
+        ("inspect.json", '{"examples": [{"tokens": ["a"]}]}'),
+        ("eval.json", '{"kind": "remask.evaluation"}'),
+        ("run.json", "{}"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path: Path, name: str, text: str) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    (run / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_run(run)
+    assert name in str(caught.value)
+
+
+def test_a_strip_that_cannot_be_drawn_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(evaluation("sft", 0, 0.4, strip={"tokens": ["a"], "revealed_at": []})))
+    with pytest.raises(UserError, match="strip") as caught:
+        write_report([], tmp_path / "report.html", evaluations=[path])
+    assert str(path) in str(caught.value)
+
+
+def test_a_running_runs_last_line_may_be_cut(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert load_run(run).series("loss") == ([1.0], [2.0])
+
+
+def test_what_is_not_finite_is_not_drawn(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n{"step": 3, "loss": null}\n'
+    )
+    assert load_run(run).series("loss") == ([2.0], [1.0])
+
+
+def test_strip_cells_by_hand() -> None:
+    rows = strip_rows({"tokens": ["a", "b", "c"], "revealed_at": [2, 1, None], "confidence": [0.5, 1.0, None]})["rows"]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert [[cell["state"] for cell in row["cells"]] for row in rows] == [["m", "n", "m"], ["n", "o", "m"]]
+    assert rows[0]["cells"][1]["alpha"] == "1.00"
+
+
+def test_a_long_strip_shows_its_last_step() -> None:
+    strip = strip_rows({"tokens": ["x"] * 100, "revealed_at": list(range(1, 101)), "steps": 100})
+    assert len(strip["rows"]) == 16
+    assert strip["rows"][-1]["step"] == 100
+    assert all(cell["state"] != "m" for cell in strip["rows"][-1]["cells"])
+    newly = sum(cell["state"] == "n" for row in strip["rows"] for cell in row["cells"])
+    assert newly == 100  # each token is new exactly once
+
+
+@pytest.mark.parametrize(
+    ("token", "text", "quiet"),
+    [("\n", "⏎", True), ("  ", "··", True), ("<|endoftext|>", "◦", True), ("</answer>", "</answer>", False)],
+)
+def test_invisible_tokens_are_made_visible(token: str, text: str, quiet: bool) -> None:
+    shown = glyph(token)
+    assert (shown["text"], shown["quiet"]) == (text, quiet)
+
+
+def test_smoothing_by_hand() -> None:
+    np.testing.assert_allclose(smoothed([0.0, 3.0, 6.0, 0.0], 3), [1.5, 3.0, 3.0, 3.0])
