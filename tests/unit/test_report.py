@@ -79,7 +79,7 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
     for step in range(10, 110, 10):
         norm = float(rng.random()) + 0.5
         rows.append({"step": step, "loss": 3 / step, "grad_norm_mean": norm, "grad_norm_max": 2 * norm})
-        rows.append({"step": step, "eval_loss": 2 / step})
+        rows.append({"step": step, "eval_loss": 3 / step, "eval_nll": 2 / step})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     deciles = [{"low": i / 10, "high": (i + 1) / 10, "tokens": 100, "masked": 30 + 4 * i} for i in range(10)]
     (folder / "masking.json").write_text(json.dumps({"kind": "remask.masking", "deciles": deciles}))

@@ -127,16 +127,18 @@ def train_loss(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     return panel("train-loss", _label("Training loss by optimiser step", runs), "optimiser step", draw)
 
 
-def eval_loss(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
-    """Held-out loss at each evaluation during training."""
+def eval_nll(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """Held-out nll per response token (the same noise for every method) at each evaluation."""
 
     def draw(axes: Axes) -> None:
         for run in runs:
-            steps, losses = run.series("eval_loss")
+            steps, losses = run.series("eval_nll")
             axes.plot(steps, losses, color=colours[run.method], linewidth=1.3, marker="o", markersize=3.0)
-        _finish(axes, [value for run in runs for value in run.series("eval_loss")[1]])
+        _finish(axes, [value for run in runs for value in run.series("eval_nll")[1]])
 
-    return panel("eval-loss", _label("Held-out loss by optimiser step", runs), "optimiser step", draw)
+    return panel(
+        "eval-loss", _label("Held-out negative log-likelihood by optimiser step", runs), "optimiser step", draw
+    )
 
 
 def gradient_norm(runs: Sequence[Run], colours: Mapping[str, str]) -> str:

@@ -126,13 +126,14 @@ def _curves(runs: Sequence[Run], colours: dict[str, str]) -> tuple[list[dict[str
             figures.train_loss,
             "Training loss",
             "Each run's logged loss (faint) and its moving average over a tenth of the run. Methods that mask or "
-            "normalise differently do not share a scale here; the held-out loss is the one to compare.",
+            "normalise differently do not share a scale here; the held-out nll does.",
         ),
         (
-            "eval_loss",
-            figures.eval_loss,
-            "Held-out loss",
-            "The same masked-diffusion loss for every run, on examples kept out of training.",
+            "eval_nll",
+            figures.eval_nll,
+            "Held-out nll, nats per token",
+            "An upper bound of the negative log-likelihood of a response token, on examples kept out of training and "
+            "on the same noise for every run and method: the one to compare.",
         ),
         (
             "grad_norm_mean",
@@ -180,7 +181,7 @@ def _run_row(run: Run) -> dict[str, str]:
         values = run.series(key)[1]
         return sum(values) / len(values) if values else None
 
-    steps = run.series("loss")[0] or run.series("eval_loss")[0]
+    steps = run.series("loss")[0] or run.series("eval_nll")[0]
     maxima, masked, share = run.series("grad_norm_max")[1], mean("masked_fraction"), mean("probe_share")
     speed = mean("tokens_per_second")
     return {
@@ -189,7 +190,7 @@ def _run_row(run: Run) -> dict[str, str]:
         "seed": "–" if run.seed is None else str(run.seed),
         "status": run.status,
         "steps": f"{steps[-1]:.0f}" if steps else "–",
-        "eval_loss": number(last("eval_loss"), 3),
+        "eval_nll": number(last("eval_nll"), 3),
         "grad_max": number(max(maxima) if maxima else None, 1),
         "masked": "–" if masked is None else f"{percent(masked)} %",
         "speed": "–" if speed is None else f"{speed:,.0f}",

@@ -1,0 +1,64 @@
+"""On a CUDA device: a run, its resume, the sampler, and mixed precision. Skipped where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from remask import generate, load
+from remask.config import CanvasConfig, LoraConfig, SftConfig, TrainerConfig
+from remask.sft.run import run_sft
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SftConfig:
+    return SftConfig(
+        data="generated:sudoku+countdown:64",
+        eval_data="generated:sudoku+countdown:16",
+        objective="gift",
+        output_dir=str(tmp_path / "run"),
+        device="cuda",
+        canvas=CanvasConfig(max_length=160),
+        trainer=TrainerConfig(learning_rate=5e-4, num_train_epochs=2, save_steps=3, report_to=("none",)),
+    )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_on_cuda_finishes_and_loads(config: SftConfig, bf16: bool) -> None:
+    outcome = run_sft(replace(config, trainer=replace(config.trainer, bf16=bf16)), quiet=True)
+    assert outcome.finished
+    model, _ = load(outcome.folder, device="cuda")
+    assert next(model.parameters()).is_cuda
+
+
+def test_lora_and_gradient_checkpointing_on_cuda(config: SftConfig) -> None:
+    changed = replace(
+        config, lora=LoraConfig(rank=8), trainer=replace(config.trainer, bf16=True, gradient_checkpointing=True)
+    )
+    assert run_sft(changed, quiet=True).finished
+
+
+def test_logits_on_cuda_are_those_of_the_cpu() -> None:
+    on_cpu, tokenizer = load("tiny", device="cpu")
+    on_cuda, _ = load("tiny", device="cuda")
+    ids = torch.tensor([tokenizer.encode("countdown 4 5 9 -> 9")])
+    with torch.no_grad():
+        difference = on_cpu(input_ids=ids).logits - on_cuda(input_ids=ids.cuda()).logits.cpu()
+    assert difference.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_alone_is_the_row_in_a_batch_on_cuda(temperature: float) -> None:
+    model, tokenizer = load("tiny", device="cuda")
+    prompts = ["sudoku 2031 0002 0013 3004", "countdown 4 5 9 -> 9", "countdown 1 2 3 -> 6"]
+    together = generate(model, tokenizer, prompts, temperature=temperature)
+    alone = [generate(model, tokenizer, [p], temperature=temperature, row_seeds=[i]) for i, p in enumerate(prompts)]
+    assert together.texts == [one.texts[0] for one in alone]
