@@ -15,8 +15,8 @@ from remask.data.chat import decode_text, encode_prompt
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
 from remask.sampling import Decoding, Denoised, Step, denoise, generate, run, selection
-from remask.sampling.denoise import RowNoise
 from remask.sampling.generate import decoding_for
+from remask.sampling.row_noise import RowNoise
 from remask.sampling.selection import propose, restrict
 
 RULES = ("confidence", "margin", "entropy", "random", "left_to_right")

@@ -18,8 +18,8 @@ from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.statistics import mean_interval, wilson
 from remask.models.facts import facts
 from remask.progress import progress
-from remask.sampling.denoise import Decoding
 from remask.sampling.generate import Generated, Row, generate
+from remask.sampling.schedule import Decoding
 from remask.tasks import Problem, Split, Task, get
 from remask.tasks.base import PromptStyle
 

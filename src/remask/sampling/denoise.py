@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,74 +17,9 @@ from torch import Tensor, nn
 from remask.diffusion.corruption import lowest
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
-from remask.sampling.selection import RevealRule, propose
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How an answer is written. Every score is reported with these beside it.
-
-    max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
-    blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
-    kept first. threshold: reveal every proposal whose score reaches it (at least one) instead of a fixed number.
-    temperature 0 takes the likeliest token; top_k and top_p restrict sampling. stop_early: a row whose text can no
-    longer change stops (the rest is EOS).
-    """
-
-    max_new_tokens: int = 128
-    steps: int | None = None
-    block_length: int | None = None
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    reveal: RevealRule = "confidence"
-    threshold: float | None = None
-    stop_early: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "steps", "block_length", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value}", mend="it is 1 or more")
-        if self.seed < 0:
-            raise UserError(f"seed = {self.seed}", mend="it is 0 or more")
-        if self.reveal not in get_args(RevealRule):
-            raise UserError(f"unknown reveal {self.reveal!r}", mend=f"the rules are {', '.join(get_args(RevealRule))}")
-        if not np.isfinite(self.temperature) or self.temperature < 0:
-            raise UserError(f"temperature = {self.temperature}", mend="it is 0 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p}", mend="it lies in (0, 1]")
-        if self.block_length is not None and self.block_length > self.max_new_tokens:
-            raise UserError(
-                f"block_length = {self.block_length} is longer than the canvas of {self.max_new_tokens}",
-                mend="lower block_length or raise max_new_tokens",
-            )
-        if self.threshold is None and self.steps is not None and self.steps < len(self.blocks):
-            raise UserError(
-                f"{self.steps} steps cannot finish {len(self.blocks)} blocks", mend="raise steps or block_length"
-            )
-        if self.threshold is not None and self.reveal in ("random", "left_to_right"):
-            raise UserError(f"a threshold has no meaning for reveal = {self.reveal!r}", mend="use a model's score")
-
-    @property
-    def blocks(self) -> list[range]:
-        """The canvas places of each block; the last one may be shorter."""
-        length = self.block_length or self.max_new_tokens
-        return [range(s, min(s + length, self.max_new_tokens)) for s in range(0, self.max_new_tokens, length)]
-
-    @property
-    def steps_per_block(self) -> list[int]:
-        """Steps shared out by the blocks' lengths, what is left over going to the first blocks."""
-        steps = self.steps or self.max_new_tokens
-        shares = [max(1, steps * len(block) // self.max_new_tokens) for block in self.blocks]
-        extra = steps - sum(shares)
-        return [share + (i < extra) for i, share in enumerate(shares)]
-
-    def described(self) -> dict[str, Any]:
-        """Every setting with its defaults filled in, as reported beside a score."""
-        steps = None if self.threshold is not None else self.steps or self.max_new_tokens
-        return asdict(replace(self, block_length=self.block_length or self.max_new_tokens)) | {"steps": steps}
+from remask.sampling.row_noise import RowNoise
+from remask.sampling.schedule import Decoding
+from remask.sampling.selection import Proposal, propose
 
 
 @dataclass(frozen=True)
@@ -112,32 +46,6 @@ class Denoised:
     seconds: float
 
 
-class RowNoise:
-    """Random numbers for a row from its own generator: the same alone and in any batch."""
-
-    def __init__(self, seed: int, row_seeds: Sequence[int], device: torch.device) -> None:
-        self.device = device
-        self.generators = []
-        for row_seed in row_seeds:
-            state = int(np.random.SeedSequence([seed, row_seed]).generate_state(1, np.uint64)[0] >> 1)
-            self.generators.append(torch.Generator(device).manual_seed(state))
-
-    def gumbel(self, rows: Sequence[int], vocabulary: int) -> Float[Tensor, "n V"]:
-        """One row of Gumbel noise per position; `rows` names the row each position belongs to, in order."""
-        parts, start = [], 0
-        while start < len(rows):
-            stop = start
-            while stop < len(rows) and rows[stop] == rows[start]:
-                stop += 1
-            shape = (stop - start, vocabulary)
-            parts.append(torch.empty(shape, device=self.device).exponential_(generator=self.generators[rows[start]]))
-            start = stop
-        return -torch.cat(parts).clamp(min=1e-30).log()
-
-    def uniform(self, rows: Sequence[int], length: int) -> Float[Tensor, "b C"]:
-        return torch.stack([torch.rand(length, device=self.device, generator=self.generators[row]) for row in rows])
-
-
 @torch.no_grad()
 def run(
     model: nn.Module,
@@ -153,62 +61,85 @@ def run(
     The model is called in evaluation mode and left as it was found. `row_seeds` ties a row's random numbers to the
     problem instead of its place in the batch.
     """
+    started = time.perf_counter()
+    writing = _Writing(model, prompt_ids, attention_mask, decoding, row_seeds)
     was_training = model.training
     model.eval()
     try:
-        return _run(
-            model,
-            prompt_ids,
-            attention_mask,
-            decoding,
-            range(len(prompt_ids)) if row_seeds is None else row_seeds,
-            on_step,
-        )
+        while len(writing.active):
+            step = writing.step()
+            if on_step is not None:
+                on_step(step)
+            writing.retire()
     finally:
         model.train(was_training)
+    return writing.result(time.perf_counter() - started)
 
 
-def _run(
-    model: nn.Module,
-    prompt_ids: Tensor,
-    attention_mask: Tensor | None,
-    decoding: Decoding,
-    row_seeds: Sequence[int],
-    on_step: Callable[[Step], None] | None,
-) -> Denoised:
-    started = time.perf_counter()
-    config: Any = model.config
-    device = prompt_ids.device
-    batch, prompt_length = prompt_ids.shape
-    canvas_length = decoding.max_new_tokens
-    blocks, quotas = decoding.blocks, decoding.steps_per_block
-    stop_ids = torch.tensor(stop_token_ids(config), device=device)
-    fill_id = first_eos(config)
-    noise = RowNoise(decoding.seed, row_seeds, device)
+class _Writing:
+    """A batch of canvases being written. Rows stand in `active` until their text is done.
 
-    prompt_mask = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask
-    attended = torch.cat([prompt_mask, prompt_mask.new_ones(batch, canvas_length)], dim=1)
-    ids = torch.cat([prompt_ids, prompt_ids.new_full((batch, canvas_length), config.mask_token_id)], dim=1)
-    masked = torch.ones(batch, canvas_length, dtype=torch.bool, device=device)
-    revealed_at = torch.full((batch, canvas_length), -1, device=device)
-    confidence = torch.full((batch, canvas_length), torch.nan, dtype=torch.float64, device=device)
-    block_of = torch.zeros(canvas_length, dtype=torch.long, device=device)
-    for number, block in enumerate(blocks):
-        block_of[block.start : block.stop] = number
-    quota = torch.tensor(quotas, device=device)
-    steps_in_block = torch.zeros(batch, dtype=torch.long, device=device)
-    current = torch.zeros(batch, dtype=torch.long, device=device)
-    active = torch.arange(batch, device=device)
-    forwards = row_forwards = 0
+    ids, attended [B, P + C]; masked, revealed_at, confidence [B, C]; block and steps_in_block [B].
+    """
 
-    while len(active):
-        here = masked[active] & (block_of == current[active, None])
-        positions = torch.cat([here.new_zeros(len(active), prompt_length), here], dim=1)
-        logits = model(input_ids=ids[active], attention_mask=attended[active], positions=positions).logits
-        logits[:, config.mask_token_id] = -torch.inf  # a mask is never an answer
-        forwards, row_forwards = forwards + 1, row_forwards + len(active)
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt_ids: Tensor,
+        attention_mask: Tensor | None,
+        decoding: Decoding,
+        row_seeds: Sequence[int] | None,
+    ) -> None:
+        config: Any = model.config
+        device = prompt_ids.device
+        B, self.prompt_length = prompt_ids.shape
+        C = decoding.max_new_tokens
+        self.model, self.decoding = model, decoding
+        self.mask_id, self.fill_id = config.mask_token_id, first_eos(config)
+        self.stop_ids = torch.tensor(stop_token_ids(config), device=device)
+        self.noise = RowNoise(decoding.seed, range(B) if row_seeds is None else row_seeds, device)
+        prompt_mask = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask
+        self.attended = torch.cat([prompt_mask, prompt_mask.new_ones(B, C)], dim=1)
+        self.ids = torch.cat([prompt_ids, prompt_ids.new_full((B, C), self.mask_id)], dim=1)
+        self.masked = torch.ones(B, C, dtype=torch.bool, device=device)
+        self.revealed_at = torch.full((B, C), -1, device=device)
+        self.confidence = torch.full((B, C), torch.nan, dtype=torch.float64, device=device)
+        blocks = decoding.blocks
+        self.block_of = torch.tensor([n for n, block in enumerate(blocks) for _ in block], device=device)
+        self.quota = torch.tensor(decoding.steps_per_block, device=device)
+        self.block = torch.zeros(B, dtype=torch.long, device=device)
+        self.steps_in_block = torch.zeros(B, dtype=torch.long, device=device)
+        self.active = torch.arange(B, device=device)
+        self.forwards = self.row_forwards = 0
 
-        owners = active[here.nonzero()[:, 0]].tolist()
+    def here(self) -> Bool[Tensor, "b C"]:
+        """The masked places of each active row's current block."""
+        return self.masked[self.active] & (self.block_of == self.block[self.active, None])
+
+    def step(self) -> Step:
+        """One forward; the best proposals are written."""
+        rows, here = self.active, self.here()
+        positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
+        logits = self.model(input_ids=self.ids[rows], attention_mask=self.attended[rows], positions=positions).logits
+        logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
+        number = self.forwards
+        self.forwards, self.row_forwards = self.forwards + 1, self.row_forwards + len(rows)
+
+        proposal = self._propose(logits, here)
+        chosen = self._choose(here, self._scores(proposal, here))
+        canvas = self.ids[rows, self.prompt_length :]
+        canvas = torch.where(chosen, canvas.masked_scatter(here, proposal.token), canvas)
+        sure = torch.zeros_like(self.confidence[rows]).masked_scatter(here, proposal.confidence)
+        self.ids[rows, self.prompt_length :] = canvas
+        self.masked[rows] &= ~chosen
+        self.revealed_at[rows] = torch.where(chosen, number, self.revealed_at[rows])
+        self.confidence[rows] = torch.where(chosen, sure, self.confidence[rows])
+        return Step(number, rows, canvas, chosen)
+
+    def _propose(self, logits: Tensor, here: Tensor) -> Proposal:
+        owners = self.active[here.nonzero()[:, 0]].tolist()
+        vocabulary = logits.shape[-1]
+        decoding = self.decoding
         proposal = propose(
             logits,
             decoding.reveal,
@@ -216,46 +147,43 @@ def _run(
             top_k=decoding.top_k,
             top_p=decoding.top_p,
             counts=here.sum(-1).tolist(),
-            gumbel=lambda start, stop, owners=owners, size=logits.shape[-1]: noise.gumbel(owners[start:stop], size),  # type: ignore[misc]
+            gumbel=lambda start, stop: self.noise.gumbel(owners[start:stop], vocabulary),
         )
         if proposal.confidence.isnan().any():
             raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
-        score = torch.full(here.shape, -torch.inf, dtype=torch.float64, device=device)
-        score[here] = proposal.score
-        if decoding.reveal == "random":
-            score = noise.uniform(active.tolist(), canvas_length).double()
-        elif decoding.reveal == "left_to_right":
-            score = -torch.arange(canvas_length, dtype=torch.float64, device=device).expand(here.shape)
+        return proposal
 
-        if decoding.threshold is not None:
-            chosen = (here & (score >= decoding.threshold)) | lowest(-score, here.any(-1).long(), here)
-        else:
-            left = (quota[current[active]] - steps_in_block[active]).clamp(min=1)
-            chosen = lowest(-score, -(-here.sum(-1) // left), here)
+    def _scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
+        C = here.shape[1]
+        if self.decoding.reveal == "random":
+            return self.noise.uniform(self.active.tolist(), C).double()
+        if self.decoding.reveal == "left_to_right":
+            return -torch.arange(C, dtype=torch.float64, device=here.device).expand(here.shape)
+        return torch.full(here.shape, -torch.inf, dtype=torch.float64, device=here.device).masked_scatter(
+            here, proposal.score
+        )
 
-        token = torch.zeros(here.shape, dtype=ids.dtype, device=device)
-        token[here] = proposal.token
-        sure = torch.zeros(here.shape, dtype=torch.float64, device=device)
-        sure[here] = proposal.confidence
-        canvas = ids[active, prompt_length:]
-        ids[active, prompt_length:] = torch.where(chosen, token, canvas)
-        masked[active] &= ~chosen
-        revealed_at[active] = torch.where(chosen, forwards - 1, revealed_at[active])
-        confidence[active] = torch.where(chosen, sure, confidence[active])
-        if on_step is not None:
-            on_step(Step(forwards - 1, active, ids[active, prompt_length:], chosen))
+    def _choose(self, here: Tensor, score: Tensor) -> Bool[Tensor, "b C"]:
+        """The best of each row: all above the threshold, or the block's masks shared out over its steps left."""
+        if self.decoding.threshold is not None:
+            return (here & (score >= self.decoding.threshold)) | lowest(-score, here.any(-1).long(), here)
+        left = (self.quota[self.block[self.active]] - self.steps_in_block[self.active]).clamp(min=1)
+        return lowest(-score, -(-here.sum(-1) // left), here)
 
-        steps_in_block[active] += 1
-        block_done = ~(masked[active] & (block_of == current[active, None])).any(-1)
-        steps_in_block[active] = torch.where(block_done, 0, steps_in_block[active])
-        current[active] += block_done.long()
-        finished = current[active] >= len(blocks)
-        if decoding.stop_early:
-            finished = finished | text_is_final(ids[active, prompt_length:], masked[active], stop_ids)
-        active = active[~finished]
+    def retire(self) -> None:
+        """Move rows to their next block, and let go of those that are done."""
+        rows = self.active
+        block_done = ~self.here().any(-1)
+        self.steps_in_block[rows] = torch.where(block_done, 0, self.steps_in_block[rows] + 1)
+        self.block[rows] += block_done.long()
+        done = self.block[rows] >= len(self.quota)
+        if self.decoding.stop_early:
+            done = done | text_is_final(self.ids[rows, self.prompt_length :], self.masked[rows], self.stop_ids)
+        self.active = rows[~done]
 
-    canvas = torch.where(masked, fill_id, ids[:, prompt_length:])
-    return Denoised(canvas, revealed_at, confidence.float(), forwards, row_forwards, time.perf_counter() - started)
+    def result(self, seconds: float) -> Denoised:
+        ids = torch.where(self.masked, self.fill_id, self.ids[:, self.prompt_length :])
+        return Denoised(ids, self.revealed_at, self.confidence.float(), self.forwards, self.row_forwards, seconds)
 
 
 def text_is_final(

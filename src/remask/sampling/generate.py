@@ -13,7 +13,8 @@ from remask.data.chat import decode_text, encode_prompt
 from remask.data.sources import Message
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
-from remask.sampling.denoise import Decoding, Denoised, Step, run
+from remask.sampling.denoise import Denoised, Step, run
+from remask.sampling.schedule import Decoding
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""How an answer is written: canvas, blocks, steps, and the rule that reveals (methods §6)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+
+from remask.errors import UserError
+from remask.sampling.selection import RevealRule
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is written. Every score is reported with these beside it.
+
+    max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
+    blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
+    kept first. threshold: reveal every proposal whose score reaches it (at least one) instead of a fixed number.
+    temperature 0 takes the likeliest token; top_k and top_p restrict sampling. stop_early: a row whose text can no
+    longer change stops (the rest is EOS).
+    """
+
+    max_new_tokens: int = 128
+    steps: int | None = None
+    block_length: int | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    reveal: RevealRule = "confidence"
+    threshold: float | None = None
+    stop_early: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "steps", "block_length", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} = {value}", mend="it is 1 or more")
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed}", mend="it is 0 or more")
+        if self.reveal not in get_args(RevealRule):
+            raise UserError(f"unknown reveal {self.reveal!r}", mend=f"the rules are {', '.join(get_args(RevealRule))}")
+        if not np.isfinite(self.temperature) or self.temperature < 0:
+            raise UserError(f"temperature = {self.temperature}", mend="it is 0 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}", mend="it lies in (0, 1]")
+        if self.block_length is not None and self.block_length > self.max_new_tokens:
+            raise UserError(
+                f"block_length = {self.block_length} is longer than the canvas of {self.max_new_tokens}",
+                mend="lower block_length or raise max_new_tokens",
+            )
+        if self.threshold is None and self.steps is not None and self.steps < len(self.blocks):
+            raise UserError(
+                f"{self.steps} steps cannot finish {len(self.blocks)} blocks", mend="raise steps or block_length"
+            )
+        if self.threshold is not None and self.reveal in ("random", "left_to_right"):
+            raise UserError(f"a threshold has no meaning for reveal = {self.reveal!r}", mend="use a model's score")
+
+    @property
+    def blocks(self) -> list[range]:
+        """The canvas places of each block; the last one may be shorter."""
+        length = self.block_length or self.max_new_tokens
+        return [range(s, min(s + length, self.max_new_tokens)) for s in range(0, self.max_new_tokens, length)]
+
+    @property
+    def steps_per_block(self) -> list[int]:
+        """Steps shared out by the blocks' lengths, what is left over going to the first blocks."""
+        steps = self.steps or self.max_new_tokens
+        shares = [max(1, steps * len(block) // self.max_new_tokens) for block in self.blocks]
+        extra = steps - sum(shares)
+        return [share + (i < extra) for i, share in enumerate(shares)]
+
+    def described(self) -> dict[str, Any]:
+        """Every setting with its defaults filled in, as reported beside a score."""
+        steps = None if self.threshold is not None else self.steps or self.max_new_tokens
+        return asdict(replace(self, block_length=self.block_length or self.max_new_tokens)) | {"steps": steps}
