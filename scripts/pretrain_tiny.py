@@ -77,7 +77,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
         stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
         fill="batch",
         prompt_style="compact",
-        default_decoding={"max_new_tokens": CANVAS, "steps": CANVAS // 2, "block_length": CANVAS},
+        default_decoding={"max_new_tokens": CANVAS, "steps": CANVAS // 4, "block_length": CANVAS},
     )
 
 

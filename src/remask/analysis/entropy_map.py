@@ -9,7 +9,7 @@ import torch
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of, noise_of
-from remask.diffusion.corruption import importance_rate
+from remask.diffusion.corruption import importance_rate, uniform_rate
 from remask.diffusion.importance import Predict, probe_signal
 from remask.diffusion.objective import Objective, read_importance
 
@@ -25,7 +25,8 @@ def predict_with(model: Any) -> Predict:
 def entropy_map(
     model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, *, mask_id: int, eos_id: int, time: float
 ) -> list[dict[str, Any]]:
-    """For each row: its response tokens, their entropy (nats, whole response masked), β, and p at `time`.
+    """For each row: its response tokens, their entropy (nats, whole response masked), β (None where the objective reads
+    none), and p at `time`.
 
     Rows are read one by one, without fill.
     """
@@ -43,14 +44,15 @@ def entropy_map(
         )
         found = read_importance(objective, canvas, noise_of(batch), signal)
         t = torch.full((1,), time, device=model.device)
-        rate = importance_rate(t, found.ratio, canvas.corruptible)
+        rated = objective.rate == "importance"  # LIFT's masks have the rate t too
+        rate = importance_rate(t, found.ratio, canvas.corruptible) if rated else uniform_rate(t, canvas.corruptible)
         where = canvas.corruptible
         examples.append(
             {
                 "prompt": tokenizer.decode(row.prompt),
                 "tokens": [tokenizer.decode([token]) for token in row.response],
                 "entropy": [round(v, 5) for v in entropy[where].tolist()],
-                "beta": [round(v, 5) for v in found.beta[where].tolist()],
+                "beta": [round(v, 5) for v in found.beta[where].tolist()] if objective.uses_importance else None,
                 "rate": [round(v, 5) for v in rate[where].tolist()],
                 "time": time,
             }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse
+from remask.commands.options import console, parse, refuse_unwritable
 from remask.config import EvalConfig
 from remask.errors import UserError
 from remask.progress import duration
@@ -36,12 +36,18 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
 
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
-    if config.json and not Path(config.json).resolve().parent.is_dir():
-        raise UserError("its folder does not exist", where=config.json, mend="create it first")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
+    refuse_unwritable(config.json)
     benchmarks = [
         Benchmark.parse(text.strip(), count=config.n, split=config.split, seed=config.problem_seed)
         for text in config.tasks.split(",")
     ]
+    names = [benchmark.task.name for benchmark in benchmarks]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
+        )
     arm, run_seed = identity(config.adapter or config.model)
     model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
     record = evaluate(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse
+from remask.commands.options import console, parse, refuse_unwritable
 from remask.config import InspectConfig
 from remask.errors import UserError
 
@@ -42,6 +42,9 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
 
     if not 0 < config.time <= 1:
         raise UserError(f"time = {config.time}", mend="it lies in (0, 1]")
+    if config.rows < 1:
+        raise UserError(f"rows = {config.rows}", mend="it is 1 or more")
+    refuse_unwritable(config.json)
     objective = resolve(config.objective)
     model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
     known = facts(model, tokenizer)
@@ -76,9 +79,12 @@ def show(examples: Sequence[dict[str, Any]]) -> None:
         ranked = sorted(range(len(example["tokens"])), key=lambda i: -example["entropy"][i])
         for title, places in (("least sure", ranked[:5]), ("surest", ranked[-3:])):
             shown = "  ".join(
-                f"{token!r} H {entropy:.2f} β {beta:.2f} p {rate:.2f}"
-                for token, entropy, beta, rate in (
-                    [example[key][i] for key in ("tokens", "entropy", "beta", "rate")] for i in places
+                f"{example['tokens'][i]!r} "
+                + " ".join(
+                    f"{sign} {example[key][i]:.2f}"
+                    for sign, key in (("H", "entropy"), ("β", "beta"), ("p", "rate"))
+                    if example[key] is not None
                 )
+                for i in places
             )
             terminal.print(f"  {title}: {shown}", style="dim", highlight=False, markup=False)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -93,7 +94,7 @@ def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def _plain(message: str) -> str:
     """tyro's boxed message as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()]
+    lines = [re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", line).strip() for line in text.splitlines()]
     kept = []
     for line in lines:
         if line.startswith(("For full helptext", "See --help")):
@@ -101,6 +102,14 @@ def _plain(message: str) -> str:
         if line and line not in ("Parsing error", "Unrecognized options", "Invalid choice"):
             kept.append(line)
     return re.sub(r"\s+", " ", " ".join(kept)).rstrip(".") or "the options cannot be read"
+
+
+def refuse_unwritable(path: str | None) -> None:
+    """Raises UserError where a file could not be written, before the work that would fill it."""
+    if path is not None and Path(path).is_dir():
+        raise UserError("is a folder, not a file", where=path, mend="give a file's name")
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UserError("its folder does not exist", where=path, mend="create it first")
 
 
 def print_json(value: Any) -> None:

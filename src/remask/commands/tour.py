@@ -46,6 +46,15 @@ def run(arguments: Sequence[str]) -> int:
     base = configs.load(SftConfig, config.recipe) if config.recipe else TOUR_RUN
     if not config.objectives or not config.seeds:
         raise UserError("a tour needs an objective and a seed")
+    for name, values in (("objectives", config.objectives), ("seeds", config.seeds)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{name} {' '.join(map(str, values))}: one is given twice")
+    if min(config.n, config.rows, *(seed + 1 for seed in config.seeds)) < 1:
+        raise UserError("n and rows are 1 or more, seeds 0 or more")
+    from remask.sft.presets import resolve
+
+    for objective in config.objectives:
+        resolve(objective)
     records = _run(config, base, folder)
     from remask.report import write_report
 
@@ -83,7 +92,7 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
     for seed, objective in jobs:
         output = _run_folder(folder, objective, seed)
         announce(f"fine-tuning with {objective}, seed {seed}")
-        run_sft(
+        outcome = run_sft(
             replace(
                 base,
                 objective=objective,
@@ -95,6 +104,8 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
             ),
             label=f"{objective}, seed {seed}",
         )
+        if not outcome.finished:  # Ctrl-C: the run noted it, the tour ends
+            raise KeyboardInterrupt
         announce(f"evaluating {objective}, seed {seed}")
         files.append(output / "eval.json")
         evaluate_model(

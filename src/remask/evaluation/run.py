@@ -149,7 +149,10 @@ def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[
 
 def identity(model_path: str) -> tuple[str, int | None]:
     """(arm, training seed) of a model: those of its run where it is one, else the starting model."""
-    record = Path(model_path) / "run.json"
+    folder = Path(model_path)
+    record = folder / "run.json"
+    if folder.name.startswith("checkpoint-") and not record.is_file():
+        record = folder.parent / "run.json"  # a checkpoint belongs to its run
     if not record.is_file():
         return START, None
     try:

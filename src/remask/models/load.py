@@ -43,8 +43,13 @@ def load(
     if adapter is None and (Path(folder) / "adapter_config.json").exists():
         adapter, path = folder, _base_of(Path(folder))
         folder = resolve(path)
-    model = load_model(folder, dtype=dtype)
-    tokenizer = load_tokenizer(folder)
+        if Path(folder).resolve() == Path(adapter).resolve():
+            raise UserError("the adapter names itself as its base", where=str(adapter))
+    if (Path(folder) / "adapter_config.json").exists():  # an adapter trained on an adapter: the lower one is merged
+        lower, tokenizer = load(folder, dtype=dtype, device="cpu")
+        model = lower.merge_and_unload()
+    else:
+        model, tokenizer = load_model(folder, dtype=dtype), load_tokenizer(folder)
     facts(model, tokenizer, where=str(path))
     if adapter is not None:
         from peft import PeftModel
@@ -69,7 +74,7 @@ def load_model(folder: str, *, dtype: str = "float32") -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a model Remask can load ({_first_line(error)})", where=folder) from error
     if type(config) not in AutoModelForMaskedLM._model_mapping:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remask.data.collate import VisitSampler
@@ -48,6 +50,7 @@ class SealCallback(TrainerCallback):
     """Writes each checkpoint's manifest, the last file of a whole checkpoint."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # every rank writes its own generator's state
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -119,6 +122,14 @@ class ProgressCallback(TrainerCallback):
             self._context = None
 
 
+def _step_of_line(line: str) -> float:
+    """The step of a line of metrics; infinite for one that was torn when the process died."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class MetricsCallback(TrainerCallback):
     """Appends every logged metric to `metrics.jsonl`; a resumed run first drops what it will do again."""
 
@@ -127,10 +138,8 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            import json
-
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if line.strip() and json.loads(line).get("step", 0) <= state.global_step]
+            kept = [line for line in lines if _step_of_line(line) <= state.global_step]
             write_atomically(self.path, "".join(f"{line}\n" for line in kept) if state.global_step else "")
 
     def on_log(
@@ -142,7 +151,5 @@ class MetricsCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            import json
-
             with self.path.open("a") as handle:
                 handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -41,10 +41,10 @@ def write_atomically(path: Path, text: str) -> None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a sealed checkpoint, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = dict(json.loads((folder / MANIFEST).read_text())["files"])
     except FileNotFoundError:
         return "it was never finished"
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         return f"its manifest cannot be read ({error})"
     for name, entry in files.items():
         path = folder / name

@@ -25,8 +25,9 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) 
     predict = trainer.read_only(trainer.model)
     count = min(rows, len(trainer.rows))
     with torch.no_grad():
-        for start in range(0, count, 32):
-            members = range(start, min(start + 32, count))
+        size = trainer.args.per_device_train_batch_size  # what is known to fit
+        for start in range(0, count, size):
+            members = range(start, min(start + size, count))
             for draw in range(draws):
                 batch = trainer.collator([dataset[Visit(i, draw, draw * count + i)] for i in members])
                 prepared = trainer.prepare(batch, device)

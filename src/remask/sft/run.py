@@ -6,11 +6,12 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -56,15 +57,18 @@ class Outcome:
 def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False) -> Outcome:
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
-    if config.seed < 0:
-        raise UserError(f"seed = {config.seed}", mend="it is 0 or more")
+    _check_numbers(config)
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
     checkpoint = _starting_point(config, folder)
+    if checkpoint is not None:
+        _refuse_another_config(config, folder)
     if checkpoint is None and config.resume and (folder / "run.json").exists() and _status(folder) == "finished":
         return Outcome(folder, True, None, {}, 0.0)
     args = _training_arguments(config, folder)
     model, tokenizer = load(config.model, dtype=config.dtype, device="cpu")
+    if hasattr(model, "merge_and_unload"):  # a LoRA run goes on from its merged weights
+        model = model.merge_and_unload()
     known = facts(model, tokenizer, where=config.model)
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _rows(config, tokenizer, known)
@@ -73,64 +77,166 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     if config.lora.rank:
         with torch.random.fork_rng():
             torch.random.default_generator.manual_seed(config.seed)
-            model = add_adapter(model, config.lora, base_name=config.model)
+            model = add_adapter(model, config.lora, base_name=_base_name(config.model))
     else:
         model.requires_grad_(True)
     collator = Collator(fill, known.eos_ids[0], config.canvas.max_length, config.seed)
-    _prepare_folder(config, folder, fresh=checkpoint is None)
-    record = _Record(folder, config, objective, train)
     progress_callback = ProgressCallback(label or config.objective, enabled=not quiet)
     stop = StopCallback()
-    trainer = SftTrainer(
-        model,
-        args,
-        objective=objective,
-        rows=train.rows,
-        collator=collator,
-        mask_id=known.mask_id,
-        eval_rows=held_out.rows if held_out else (),
-        eval_draws=config.trainer.eval_draws,
-        log_every=config.trainer.logging_steps,
-        reference=reference,
-        eval_dataset=held_out.rows if held_out else None,
-        processing_class=tokenizer,
-    )
-    trainer.remove_callback(PrinterCallback)
-    refresh = _frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
-    for callback in (
-        EpochCallback(trainer.sampler),
-        *refresh,
-        FiniteGradientCallback(),
-        MetricsCallback(folder / "metrics.jsonl"),
-        progress_callback,
-        stop,
-        SealCallback(),
-    ):
-        trainer.add_callback(callback)
-
-    main = trainer.is_world_process_zero()
-    if main and checkpoint is None:
-        write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
     try:
+        trainer = SftTrainer(
+            model,
+            args,
+            objective=objective,
+            rows=train.rows,
+            collator=collator,
+            mask_id=known.mask_id,
+            eval_rows=held_out.rows if held_out else (),
+            eval_draws=config.trainer.eval_draws,
+            log_every=config.trainer.logging_steps,
+            reference=reference,
+            eval_dataset=held_out.rows if held_out else None,
+            processing_class=tokenizer,
+        )
+    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask sft --help`") from error
+    trainer.remove_callback(PrinterCallback)
+    main = trainer.is_world_process_zero()
+    PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
+    if main:
+        _prepare_folder(config, folder, fresh=checkpoint is None)
+    PartialState().wait_for_everyone()
+    record = _Record(folder, config, objective, train, enabled=main)
+    try:
+        refresh = _frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
+        for callback in (
+            EpochCallback(trainer.sampler),
+            *refresh,
+            FiniteGradientCallback(),
+            MetricsCallback(folder / "metrics.jsonl"),
+            progress_callback,
+            stop,
+            SealCallback(),
+        ):
+            trainer.add_callback(callback)
+        if main and checkpoint is None:
+            write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
         with stop:
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+            if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
+                seconds = time.perf_counter() - started
+                record.write("stopped", seconds)
+                return Outcome(folder, False, int(stop.stopped), metrics, seconds)
+            # Every step is done: save first, so that nothing that happens in the evaluation can lose the model.
+            trainer.save_model(str(folder))
+            if main:
+                tokenizer.save_pretrained(str(folder))
+            if held_out:
+                metrics |= _last_evaluation(trainer) or trainer.evaluate()
     except BaseException:
         record.write("failed", time.perf_counter() - started)
         raise
     finally:
         progress_callback.close()
-    seconds = time.perf_counter() - started
-    if stop.stopped is not None:
-        record.write("stopped", seconds)
-        return Outcome(folder, False, int(stop.stopped), dict(result.metrics), seconds)
-    metrics = dict(result.metrics)
-    if held_out:
-        metrics |= trainer.evaluate()
-    trainer.save_model(str(folder))
-    if main:
-        tokenizer.save_pretrained(str(folder))
-        record.write("finished", time.perf_counter() - started, metrics)
+    record.write("finished", time.perf_counter() - started, metrics)
     return Outcome(folder, True, None, metrics, time.perf_counter() - started)
+
+
+def _last_evaluation(trainer: SftTrainer) -> dict[str, float] | None:
+    """The held-out losses, where the last step was evaluated already."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return {key: entry[key] for key in ("eval_loss", "eval_nll")}
+    return None
+
+
+def _base_name(model: str) -> str:
+    """What an adapter names as its base: a local folder by its whole path, so that it is found from anywhere."""
+    return str(Path(model).resolve()) if model != "tiny" and Path(model).exists() else model
+
+
+def _check_numbers(config: SftConfig) -> None:
+    """Raises UserError for a number out of its range, before anything is read or written."""
+    t = config.trainer
+    least = {
+        "seed": (config.seed, 0),
+        "max_steps": (config.max_steps, 1),
+        "canvas.max_length": (config.canvas.max_length, 2),
+        "lora.rank": (config.lora.rank, 0),
+        "lora.dropout": (config.lora.dropout, 0),
+        "probe.every": (config.probe.every, 0),
+        "trainer.learning_rate": (t.learning_rate, 0),
+        "trainer.weight_decay": (t.weight_decay, 0),
+        "trainer.max_grad_norm": (t.max_grad_norm, 0),
+        "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, 1),
+        "trainer.per_device_eval_batch_size": (t.per_device_eval_batch_size, 1),
+        "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, 1),
+        "trainer.logging_steps": (t.logging_steps, 1),
+        "trainer.eval_steps": (t.eval_steps, 0),
+        "trainer.eval_draws": (t.eval_draws, 1),
+        "trainer.save_steps": (t.save_steps, 0),
+        "trainer.save_total_limit": (t.save_total_limit, 1),
+        "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
+    }
+    for name, (value, low) in least.items():
+        if value is not None and not value >= low:  # NaN is refused too
+            raise UserError(f"{name} = {value}", mend=f"it is {low} or more")
+    if not t.num_train_epochs > 0 and config.max_steps is None:
+        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
+    if config.lora.rank and (not config.lora.dropout < 1 or not config.lora.targets):
+        raise UserError("lora.dropout is not below 1, or lora.targets is empty", mend="see `remask sft --help`")
+    if config.resume and config.overwrite:
+        raise UserError("both resume and overwrite are set", mend="give one of them")
+    if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():
+        raise UserError("is a file, not a folder", where=config.output_dir, mend="give another output_dir")
+
+
+FREE_ON_RESUME = {
+    "resume",
+    "overwrite",
+    "output_dir",
+    "device",
+    "eval_data",
+    "max_steps",
+    "trainer.num_train_epochs",
+    "trainer.per_device_eval_batch_size",
+    "trainer.logging_steps",
+    "trainer.eval_steps",
+    "trainer.eval_draws",
+    "trainer.save_steps",
+    "trainer.save_total_limit",
+    "trainer.report_to",
+    "trainer.dataloader_num_workers",
+}
+"""What a resumed run may set anew: where it stops and what it writes, never what it computes."""
+
+
+def _refuse_another_config(config: SftConfig, folder: Path) -> None:
+    """Raises UserError where the run to go on with was started with other settings, naming them."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    before, now = _flat(asdict(configs.load(SftConfig, path))), _flat(asdict(config))
+    differing = [
+        f"{key} was {before[key]!r}, is {now[key]!r}"
+        for key in now
+        if key not in FREE_ON_RESUME and before[key] != now[key]
+    ]
+    if differing:
+        raise UserError(
+            f"cannot resume with other settings: {'; '.join(differing)}",
+            where=str(folder),
+            mend=f"use --config {path}, or another output_dir",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"trainer": {"bf16": …}} → {"trainer.bf16": …}; `trainer.extra` stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key != "extra"
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def _starting_point(config: SftConfig, folder: Path) -> Path | None:
@@ -187,6 +293,8 @@ def _training_arguments(config: SftConfig, folder: Path) -> TrainingArguments:
             f"trainer.extra: {', '.join(unknown)}: no such argument", mend="see transformers.TrainingArguments"
         )
     held_out = bool(config.eval_data)
+    if t.eval_steps and not held_out:
+        print("trainer.eval_steps has no effect without eval_data", file=sys.stderr)
     values: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": t.learning_rate,
@@ -219,6 +327,11 @@ def _training_arguments(config: SftConfig, folder: Path) -> TrainingArguments:
         "label_names": [],
         "log_level": "error",
     }
+    taken = sorted(set(t.extra) & set(values))
+    if taken:
+        raise UserError(
+            f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
+        )
     try:
         return TrainingArguments(**{**values, **t.extra})
     except (ValueError, ImportError, TypeError) as error:
@@ -231,16 +344,34 @@ def _prepare_folder(config: SftConfig, folder: Path, *, fresh: bool) -> None:
         for old in checkpoints(folder):
             shutil.rmtree(old)
         shutil.rmtree(folder / "probe", ignore_errors=True)
-        for name in ("metrics.jsonl", "run.json", "masking.json", "inspect.json", "eval.json"):
-            (folder / name).unlink(missing_ok=True)
-    write_atomically(folder / "config.yaml", configs.dump(config))
+        for name in WRITTEN:
+            for old in folder.glob(name):
+                old.unlink()
+    write_atomically(folder / "config.yaml", configs.dump(replace(config, resume=None, overwrite=False)))
+
+
+WRITTEN = (
+    "metrics.jsonl",
+    "run.json",
+    "masking.json",
+    "inspect.json",
+    "eval.json",
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+"""What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
+instead of the new weights."""
 
 
 class _Record:
     """`run.json`: what was run, on what, and how it ended."""
 
-    def __init__(self, folder: Path, config: SftConfig, objective: Objective, rows: Rows) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: SftConfig, objective: Objective, rows: Rows, *, enabled: bool) -> None:
+        self.folder, self.enabled = folder, enabled
         self.values: dict[str, Any] = {
             "kind": "remask.run",
             "objective": {"name": config.objective, **asdict(objective)},
@@ -261,6 +392,8 @@ class _Record:
         self.write("running", 0.0)
 
     def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
+        if not self.enabled:
+            return
         values = self.values | {"status": status, "seconds": round(seconds, 2), "metrics": metrics or {}}
         write_atomically(self.folder / "run.json", json.dumps(values, indent=1))
 

@@ -83,7 +83,7 @@ class SftTrainer(Trainer):
         self.sampler = VisitSampler(len(rows), seed=collator.seed)
         self._window: list[dict[str, float]] = []
         self._statistics: list[dict[str, float]] = []
-        self._window_started = time.perf_counter()
+        self._step_started = time.perf_counter()
         super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
 
     # ---- batches ----------------------------------------------------------------------------------------------
@@ -106,6 +106,7 @@ class SftTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of one optimiser step, corrupted, and N counted over all of them and all ranks."""
+        self._step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         prepared = [self.prepare(batch, device) for batch in batches]
         count = sum(
@@ -287,16 +288,19 @@ class SftTrainer(Trainer):
             if values:
                 step[name] = sum(values) / len(values)
         self._statistics.clear()
-        self._window.append({**logs, **step})
+        # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
+        step["tokens"] *= self.args.world_size
+        self._window.append({**logs, **step, "seconds": time.perf_counter() - self._step_started})
         if self.state.global_step % self.log_every == 0 or self.state.global_step >= self.state.max_steps:
             super().log(self._averaged(), start_time)
 
     def _averaged(self) -> dict[str, float]:
-        window, seconds = self._window, time.perf_counter() - self._window_started
+        window = self._window
+        seconds = sum(entry["seconds"] for entry in window)
         mean = {
             name: sum(entry[name] for entry in window) / len(window)
             for name in window[-1]
-            if name not in ("tokens", "probe_seconds", "grad_norm", "learning_rate", "epoch")
+            if name not in ("tokens", "seconds", "probe_seconds", "grad_norm", "learning_rate", "epoch")
             and all(name in entry for entry in window)
         }
         norms = torch.tensor([float(entry["grad_norm"]) for entry in window if "grad_norm" in entry])
@@ -309,7 +313,7 @@ class SftTrainer(Trainer):
         mean["learning_rate"] = window[-1]["learning_rate"]
         mean["tokens_per_second"] = sum(entry["tokens"] for entry in window) / seconds
         mean["probe_share"] = sum(entry["probe_seconds"] for entry in window) / seconds
-        self._window, self._window_started = [], time.perf_counter()
+        self._window = []
         return mean
 
 
