@@ -25,9 +25,16 @@ def test_two_ranks_give_one_ranks_losses(
     data: Path,
     tmp_path: Path,
 ) -> None:
-    """The batches are split over ranks, N is counted over them, and noise does not know of ranks."""
+    """The batches are split over ranks, N is counted over them, and noise does not know of ranks.
+
+    26 rows do not divide by 4: the last step of an epoch has rows for one rank only.
+    """
+    rows = data.read_text().splitlines()
+    uneven = tmp_path / "uneven.jsonl"
+    uneven.write_text("\n".join([*rows, *rows[:2]]))
     one = make_config(
         {"per_device_train_batch_size": 4, "eval_steps": 3},
+        data=str(uneven),
         objective="gift",
         probe=ProbeConfig(policy=policy),
         canvas=CanvasConfig(max_length=64, fill="multiple:16"),

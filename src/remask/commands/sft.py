@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         return 128 + outcome.signal
     if not outcome.metrics:
         print(f"{outcome.folder} is already finished", file=sys.stderr)
+        return 0
+    if os.environ.get("RANK", "0") != "0":
         return 0
     shown = {key: outcome.metrics[key] for key in ("train_loss", "eval_loss", "eval_nll") if key in outcome.metrics}
     numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())

@@ -19,13 +19,16 @@ EXAMPLES = """Examples:
   remask tour
   remask tour --objectives sft gift gift-permuted --seeds 0 1 2 --output-dir tour-control"""
 
+MARK = ".remask-tour"
+"""A folder with this file is a tour's: a new tour may write over it."""
+
 TOUR_RUN = SftConfig(
     model="tiny",
     data="generated:sudoku+countdown:1000",
     eval_data="generated:sudoku+countdown:64",
     canvas=CanvasConfig(max_length=160),
     trainer=TrainerConfig(
-        learning_rate=5e-4,
+        learning_rate=1e-4,
         num_train_epochs=2,
         per_device_train_batch_size=16,
         lr_scheduler_type="cosine",
@@ -55,6 +58,10 @@ def run(arguments: Sequence[str]) -> int:
 
     for objective in config.objectives:
         resolve(objective)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise UserError("holds something other than a tour", where=str(folder), mend="give another --output-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     records = _run(config, base, folder)
     from remask.report import write_report
 

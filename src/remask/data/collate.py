@@ -17,24 +17,32 @@ from remask.diffusion.noise import Noise, collate_noise, row_noise
 
 @dataclass(frozen=True)
 class Visit:
-    """One look at one row: which row, in which epoch, as which sample since the start of training."""
+    """One look at one row: which row, in which epoch, as which sample since the start of training.
+
+    A visit that is not `counted` only evens out the ranks' batches: nothing of it is masked or carries loss.
+    """
 
     index: int
     epoch: int
     visit: int
+    counted: bool = True
 
 
 class VisitSampler(Sampler[Visit]):
-    """The rows of an epoch in an order drawn from (seed, epoch), or as they stand."""
+    """The rows of an epoch in an order drawn from (seed, epoch), or as they stand.
 
-    def __init__(self, size: int, *, seed: int, shuffle: bool = True) -> None:
-        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+    The epoch is filled up to a `multiple` of visits (rows of a step over all ranks) with visits that do not count, so
+    that no rank has to take a row twice.
+    """
+
+    def __init__(self, size: int, *, seed: int, shuffle: bool = True, multiple: int = 1) -> None:
+        self.size, self.seed, self.shuffle, self.multiple, self.epoch = size, seed, shuffle, multiple, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[Visit]:
         epoch = self.epoch
@@ -43,6 +51,8 @@ class VisitSampler(Sampler[Visit]):
             order = np.random.default_rng([self.seed, epoch, 0x0D]).permutation(self.size)
         for place, index in enumerate(order.tolist()):
             yield Visit(index, epoch, epoch * self.size + place)
+        for place in range(len(self) - self.size):
+            yield Visit(int(order[place % self.size]), epoch, epoch * self.size + place, counted=False)
 
 
 class RowDataset(Dataset):
@@ -85,7 +95,7 @@ class Collator:
             start = len(row.prompt)
             ids[b, : len(row)] = torch.tensor(row.prompt + row.response)
             attended[b, : start + canvas] = True
-            response[b, start : start + canvas] = True
+            response[b, start : start + canvas] = visit.counted
             noises.append(row_noise(self.seed, visit.epoch, visit.index, visit.visit, canvas))
             starts.append(start)
         noise = collate_noise(noises, starts, width)

@@ -36,7 +36,10 @@ class Loaded:
 
 
 def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded:
-    """Read a `.jsonl`/`.json`/`.parquet` file or a hub id. Raises UserError naming the file and line at fault."""
+    """Read a `.jsonl`/`.json`/`.parquet` file, or a hub id with an optional `@split` (else `split`).
+
+    Raises UserError naming the file and line at fault.
+    """
     path = Path(source)
     if path.suffix in (".jsonl", ".json"):
         rows = _json_lines(path)
@@ -45,7 +48,8 @@ def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "
     elif path.is_file():
         raise UserError(f"unknown kind of file {path.suffix!r}", where=source, mend="give .jsonl, .json or .parquet")
     else:
-        rows = _hub(source, split)
+        name, _, named_split = source.partition("@")
+        rows = _hub(name, named_split or split)
     loaded = Loaded([])
     for where, row in rows:
         try:
@@ -110,9 +114,10 @@ def _hub(source: str, split: str) -> Iterable[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(source, split=split)
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"neither a file nor a data set that can be loaded ({str(error).splitlines()[0]})",
-            where=source,
+            f"neither a file nor a data set that can be loaded ({reason})",
+            where=f"{source}@{split}",
             mend="give a .jsonl or .parquet file, a folder in the hub's layout, or a hub id (owner/name)",
         ) from error
     yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))

@@ -83,7 +83,7 @@ def load_model(folder: str, *, dtype: str = "float32") -> PreTrainedModel:
             mend="LLaDA checkpoints (model_type llada) load today",
         )
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = AutoModelForMaskedLM.from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
             )
@@ -94,8 +94,8 @@ def load_model(folder: str, *, dtype: str = "float32") -> PreTrainedModel:
     return model
 
 
-class _quiet_transformers:  # noqa: N801
-    """No progress bar for reading a few tensors."""
+class quiet_transformers:  # noqa: N801
+    """No progress bars of transformers' own."""
 
     def __enter__(self) -> None:
         self.was = transformers_logging.is_progress_bar_enabled()

@@ -13,18 +13,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
 
+from remask.config import SftConfig
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
 from remask.diffusion.importance import Predict, SignalName, probe_signal
 from remask.errors import UserError
 from remask.progress import progress
+from remask.sft.checkpoints import write_atomically
+
+if TYPE_CHECKING:
+    from remask.sft.trainer import SftTrainer
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,14 @@ def _hash(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def hash_model(model: torch.nn.Module) -> str:
-    """Of every parameter and buffer, by name, whatever device they are on."""
+def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
+    """Of every parameter and buffer, by name, whatever device they are on; fresh adapters change nothing and may be
+    left out.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
+        if not adapters and "lora_" in name:
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -145,3 +155,94 @@ def build_cache(
                 signals[i] = laid[b][canvas.corruptible[b]].cpu()
             tick(start + len(members))
     return SignalCache(signals, key)
+
+
+def frozen_probe(
+    config: SftConfig, trainer: SftTrainer, tokenizer: Any, folder: Path, checkpoint: Path | None, quiet: bool
+) -> list[TrainerCallback]:
+    """Give the trainer its cache where the probe is frozen; the callback refreshes it."""
+    if config.probe.policy != "frozen" or not trainer.objective.uses_probe:
+        return []
+    refresh = ProbeRefresh(
+        trainer,
+        folder / "probe",
+        every=config.probe.every,
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        quiet=quiet,
+    )
+    start = Path(config.probe.cache) if config.probe.cache else folder / "probe" / "start.safetensors"
+    if not refresh.restore(checkpoint):
+        refresh.read_start(start)
+    return [refresh]
+
+
+class ProbeRefresh(TrainerCallback):
+    """Keeps the frozen probe's cache: from the starting model, then anew every `every` epochs from the current one.
+
+    Which cache a checkpoint was trained with is written into the checkpoint, so that a resumed run uses the same.
+    """
+
+    STATE = "probe.json"
+
+    def __init__(self, trainer: SftTrainer, folder: Path, *, every: int, tokenizer_hash: str, quiet: bool) -> None:
+        self.trainer, self.folder, self.every, self.quiet = trainer, folder, every, quiet
+        self.tokenizer_hash, self.epoch = tokenizer_hash, 0
+
+    def _key(self, model_hash: str) -> CacheKey:
+        collator, signal = self.trainer.collator, self.trainer.objective.signal
+        signal = "entropy" if signal == "permuted_entropy" else signal
+        data = hash_rows(self.trainer.rows, collator.fill, collator.max_length)
+        return CacheKey(model_hash, self.tokenizer_hash, data, signal)
+
+    def read_start(self, path: Path) -> None:
+        """The starting model's signals: from the file where there is one (it must match), else read and written."""
+        key = self._key(hash_model(self.trainer.model, adapters=False))
+        if path.exists():
+            self.trainer.cache = SignalCache.load(path, key)
+        else:
+            self.trainer.cache = self._read(key)
+            if self.trainer.is_world_process_zero():
+                self.trainer.cache.save(path)
+
+    def restore(self, checkpoint: Path | None) -> bool:
+        """The cache a checkpoint was trained with, where that was a refreshed one."""
+        if checkpoint is None or not (checkpoint / self.STATE).exists():
+            return False
+        state = json.loads((checkpoint / self.STATE).read_text())
+        if state["epoch"] == 0:
+            return False
+        self.epoch = state["epoch"]
+        self.trainer.cache = SignalCache.load(self._path(self.epoch), self._key(state["model"]))
+        return True
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+    def _read(self, key: CacheKey) -> SignalCache:
+        trainer = self.trainer
+        return build_cache(
+            trainer.read_only(trainer.model),
+            trainer.rows,
+            trainer.collator,
+            trainer.mask_id,
+            trainer.objective.signal,
+            key,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            device=trainer.args.device,
+            show_progress=not self.quiet and trainer.is_world_process_zero(),
+        )
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        epoch = int((state.epoch or 0.0) + 1e-6)
+        if self.every and epoch and epoch % self.every == 0 and epoch != self.epoch:
+            self.trainer.cache = self._read(self._key(hash_model(self.trainer.model)))
+            self.epoch = epoch
+            if self.trainer.is_world_process_zero():
+                self.trainer.cache.save(self._path(epoch))
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            assert self.trainer.cache is not None
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            values = {"epoch": self.epoch, "model": self.trainer.cache.key.model}
+            write_atomically(folder / self.STATE, json.dumps(values))

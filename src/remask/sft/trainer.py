@@ -80,7 +80,9 @@ class SftTrainer(Trainer):
         self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
         self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
         self.log_every, self.cache, self.reference = log_every, cache, reference
-        self.sampler = VisitSampler(len(rows), seed=collator.seed)
+        ranks = args.world_size
+        multiple = args.per_device_train_batch_size * ranks if ranks > 1 else 1
+        self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=multiple)
         self._window: list[dict[str, float]] = []
         self._statistics: list[dict[str, float]] = []
         self._step_started = time.perf_counter()
@@ -185,7 +187,7 @@ class SftTrainer(Trainer):
             "tokens": float(canvas.attended.sum()),
             "probe_seconds": probe_seconds,
         }
-        if signal is not None:
+        if signal is not None and response.any():
             beta = read_importance(self.objective, canvas, noise, signal).beta[response]
             described |= {
                 "beta_mean": beta.mean().item(),
