@@ -75,7 +75,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
-        fill="batch",
+        fill=f"multiple:{CANVAS}",
         prompt_style="compact",
         default_decoding={"max_new_tokens": CANVAS, "steps": CANVAS // 4, "block_length": CANVAS},
     )

@@ -92,15 +92,14 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
 
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
-    """What may be said of one task's accuracy; a gain is given in both meanings, over the score and over the baseline's
-    own gain on the starting model.
+    """What may be said of one task's accuracy. A gain is given in both meanings, over the baseline's score and over its
+    own gain on the starting model, and only where there is one.
     """
     size = f"n = {c.difference.n}, {plural(c.difference.seeds, 'seed')}"
     if not c.difference.found:
-        said = f"{c.task}: no difference found ({size})"
-    else:
-        better, worse = (candidate, baseline) if c.difference.mean > 0 else (baseline, candidate)
-        said = f"{c.task}: {better} is better than {worse} by {100 * abs(c.difference.mean):.1f} points ({size})"
+        return f"{c.task}: no difference found ({size})."
+    better, worse = (candidate, baseline) if c.difference.mean > 0 else (baseline, candidate)
+    said = f"{c.task}: {better} is better than {worse} by {100 * abs(c.difference.mean):.1f} points ({size})"
     gains = [
         f"{100 * value:+.1f} % of {what}"
         for value, what in (
@@ -109,4 +108,4 @@ def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
         )
         if value is not None
     ]
-    return f"{said}; measured {', '.join(gains)}." if gains else f"{said}."
+    return f"{said}: {', '.join(gains)}." if gains else f"{said}."
