@@ -59,27 +59,38 @@ def tokenizer(pretrain_tiny: Any) -> PreTrainedTokenizerFast:
     return pretrain_tiny.build_tokenizer()
 
 
-@pytest.fixture
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
-    """A config whose random weights are wide enough (`init_std`) for predictions to differ clearly."""
+@pytest.fixture(scope="session")
+def small_config(tokenizer: PreTrainedTokenizerFast) -> Callable[..., LLaDAConfig]:
+    """The config of a model of a few thousand weights; keywords change it."""
     from remask.models.llada import LLaDAConfig
 
-    return LLaDAConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        n_layers=2,
-        n_heads=2,
-        mlp_hidden_size=64,
-        max_sequence_length=256,
-        rope_theta=10000.0,
-        init_std=0.3,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
-        fill="batch",
-        prompt_style="compact",
-    )
+    def make(**changes: Any) -> LLaDAConfig:
+        return LLaDAConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "d_model": 32,
+                "n_layers": 2,
+                "n_heads": 2,
+                "mlp_hidden_size": 64,
+                "max_sequence_length": 256,
+                "rope_theta": 10000.0,
+                "mask_token_id": tokenizer.mask_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+                "stop_token_ids": [tokenizer.convert_tokens_to_ids("<|end|>")],
+                "fill": "batch",
+                "prompt_style": "compact",
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(small_config: Callable[..., LLaDAConfig]) -> LLaDAConfig:
+    """A config whose random weights are wide enough (`init_std`) for predictions to differ clearly."""
+    return small_config(init_std=0.3)
 
 
 @pytest.fixture

@@ -18,25 +18,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, small_config: Callable[..., LLaDAConfig]
+) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("checkpoint")
-    config = LLaDAConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        n_layers=2,
-        n_heads=2,
-        mlp_hidden_size=64,
-        max_sequence_length=256,
-        init_std=0.1,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
-        fill="batch",
-        prompt_style="compact",
-    )
+    config = small_config(init_std=0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LLaDAModelLM(config).save_pretrained(folder)

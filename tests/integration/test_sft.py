@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from remask import load
 from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, SftConfig
 from remask.errors import UserError
+from remask.sft.checkpoints import find, step_of
 from remask.sft.presets import PRESETS
 from remask.sft.run import run_sft
 
@@ -188,6 +189,11 @@ def test_a_nan_loss_stops_names_the_rows_and_keeps_the_checkpoint(
     with pytest.raises(UserError, match=r"not finite at step \d+, on .*rows\.jsonl, line 24") as error:
         run_sft(config, quiet=True)
     assert "line 1;" not in str(error.value)
+    step = int(str(error.value).partition("at step ")[2].partition(",")[0])
+    assert step > 1
+    good = find(Path(config.output_dir), "auto")
+    assert good is not None
+    assert step_of(good) == step - 1
     assert json.loads((Path(config.output_dir) / "run.json").read_text())["status"] == "failed"
 
 
