@@ -6,12 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remask import generate
+from remask import load as load_model
 from remask.cli import COMMANDS, main
+from remask.commands.tour import TOUR_RUN
+from remask.config import SftConfig, load
+from remask.tasks import get
 
 SMALL = ["--decoding.max-new-tokens", "24", "--decoding.steps", "6", "--n", "4"]
 
@@ -126,6 +132,19 @@ def test_inspect_colours_writes_json_and_html(
     page = (tmp_path / "i.html").read_text()
     assert "entropy" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("objective", ["sft", "gift"])
+def test_the_tiny_recipes_say_what_the_tour_does(objective: str) -> None:
+    recipe = load(SftConfig, Path(__file__).parents[2] / f"recipes/tiny/{objective}.yaml")
+    assert recipe == replace(TOUR_RUN, objective=objective, output_dir=f"runs/tiny-{objective}")
+
+
+def test_the_embedded_model_answers_in_its_format() -> None:
+    model, tokenizer = load_model("tiny")
+    problem = get("sudoku").generate(1, split="test", seed=0)[0]
+    (text,) = generate(model, tokenizer, [get("sudoku").prompt(problem, "compact")]).texts
+    assert get("sudoku").grade(problem, text).answer is not None
 
 
 def test_sft_then_eval_then_report(
