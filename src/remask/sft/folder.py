@@ -74,7 +74,7 @@ FREE_ON_RESUME = {
     "trainer.report_to",
     "trainer.dataloader_num_workers",
 }
-"""What a resumed run may set anew: where it stops and what it writes, never what it computes."""
+"""What a resumed run may set anew: where it stops (and with that the learning rate's schedule) and what it writes."""
 
 
 def refuse_another_config(config: SftConfig, folder: Path) -> None:

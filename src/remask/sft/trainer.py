@@ -141,28 +141,36 @@ class SftTrainer(Trainer):
 
         return predict
 
-    def prepare(self, batch: dict[str, Tensor], device: torch.device, *, use_cache: bool = True) -> Prepared:
+    def prepare(
+        self,
+        batch: dict[str, Tensor],
+        device: torch.device,
+        *,
+        objective: Objective | None = None,
+        use_cache: bool = True,
+    ) -> Prepared:
         """Corrupt one micro-batch: probe (or its cache), mask, and the reference model's losses."""
+        objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         canvas, noise = canvas_of(batch), noise_of(batch)
         started = time.perf_counter()
         signal = None
-        if self.objective.uses_importance:
+        if objective.uses_importance:
             if self.cache is not None and use_cache:
                 signal = self.cache.lay(batch["index"], canvas.corruptible)
             else:
-                signal = probe_signal(self.read_only(self.model_wrapped), canvas, self.mask_id, self.objective.signal)
+                signal = probe_signal(self.read_only(self.model_wrapped), canvas, self.mask_id, objective.signal)
         corrupted = corrupt(
-            self.objective, canvas, noise, self.mask_id, signal=signal, predict=self.read_only(self.model_wrapped)
+            objective, canvas, noise, self.mask_id, signal=signal, predict=self.read_only(self.model_wrapped)
         )
-        ce_reference = self._reference_losses(canvas, corrupted) if self.objective.uses_reference_model else None
+        ce_reference = self._reference_losses(canvas, corrupted) if objective.uses_reference_model else None
         probe_seconds = time.perf_counter() - started
         return Prepared(
             canvas,
             corrupted,
             batch["index"],
             ce_reference,
-            self._describe(canvas, corrupted, noise, signal, probe_seconds),
+            self._describe(objective, canvas, corrupted, noise, signal, probe_seconds),
         )
 
     def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
@@ -176,7 +184,13 @@ class SftTrainer(Trainer):
         return token_cross_entropy(logits, canvas.ids[where])
 
     def _describe(
-        self, canvas: Canvas, corrupted: Corrupted, noise: Noise, signal: Tensor | None, probe_seconds: float
+        self,
+        objective: Objective,
+        canvas: Canvas,
+        corrupted: Corrupted,
+        noise: Noise,
+        signal: Tensor | None,
+        probe_seconds: float,
     ) -> dict[str, float]:
         """What is logged of a corruption: masked fraction, mean rate, β, tokens."""
         response = canvas.corruptible
@@ -188,7 +202,7 @@ class SftTrainer(Trainer):
             "probe_seconds": probe_seconds,
         }
         if signal is not None and response.any():
-            beta = read_importance(self.objective, canvas, noise, signal).beta[response]
+            beta = read_importance(objective, canvas, noise, signal).beta[response]
             described |= {
                 "beta_mean": beta.mean().item(),
                 "beta_std": beta.std(unbiased=False).item(),
@@ -258,7 +272,6 @@ class SftTrainer(Trainer):
         dataset = RowDataset(self.eval_rows)
         device = self.args.device
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        own, self.objective = self.objective, objective
         batches = [range(s, min(s + batch_size, size)) for s in range(0, size, batch_size)]
         was_training = self.model.training
         self.model.eval()
@@ -267,11 +280,11 @@ class SftTrainer(Trainer):
                 jobs = [(draw, members) for draw in range(self.eval_draws) for members in batches]
                 for draw, members in jobs[self.args.process_index :: self.args.world_size]:
                     visits = [Visit(i, draw, draw * size + i) for i in members]
-                    prepared = self.prepare(collator([dataset[v] for v in visits]), device, use_cache=False)
-                    sums[0] += self.loss_rows(self.model, prepared).double().sum()
+                    batch = collator([dataset[v] for v in visits])
+                    prepared = self.prepare(batch, device, objective=objective, use_cache=False)
+                    sums[0] += self.loss_rows(self.model, prepared, objective).double().sum()
                     sums[1] += denominator(objective, prepared.canvas, prepared.corrupted).double()
         finally:
-            self.objective = own
             self.model.train(was_training)
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums[None]).sum(0)
