@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from remask.tasks import Countdown, Sudoku
-from remask.tasks.base import digest
+from remask.tasks.generator import digest
 
 
 def main(folder: Path) -> None:

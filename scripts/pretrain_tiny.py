@@ -8,7 +8,7 @@ task's own.)
 
 A byte-level masked diffusion model in LLaDA's layout learns generated Sudoku and Countdown, half of whose worked
 answers are wrong: as real base models, it then can do right but often samples wrong, which leaves room for SFT and RL.
-Problems are of the training split only (tasks/base.py), so validation, test and published problems stay unseen.
+Problems are of the training split only (tasks/generator.py), so validation, test and published problems stay unseen.
 Takes about an hour on one CPU core; the same arguments give the same data in the same order.
 """
 
@@ -31,7 +31,7 @@ from remask.diffusion.noise import collate_noise, row_noise
 from remask.diffusion.objective import Objective, corrupt, denominator, row_losses, scored_positions
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
-from remask.tasks import Countdown, Sudoku, Task
+from remask.tasks import Countdown, GeneratedTask, Sudoku
 
 SPECIAL = ["<|endoftext|>", "<|mask|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
@@ -88,7 +88,7 @@ def rows(
     rng = random.Random(f"pretraining/{seed}")
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     largest, largest_target, distinct = countdown
-    tasks: list[tuple[Task, int]] = [(Sudoku(), 5_000), (Countdown(3, largest, largest_target), distinct)]
+    tasks: list[tuple[GeneratedTask, int]] = [(Sudoku(), 5_000), (Countdown(3, largest, largest_target), distinct)]
     pools = [(task, task.generate(count, split="train", seed=1_000_000 + seed)) for task, count in tasks]
     while True:
         for task, problems in pools:

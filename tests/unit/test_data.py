@@ -140,7 +140,8 @@ def test_a_json_list_is_counted_in_rows(tmp_path: Path) -> None:
         ("rows.json", b"{}", "is a list"),
         ("rows.json", b"[1", "not JSON"),
         ("rows.parquet", b"not parquet", "Parquet"),
-        ("rows.csv", b"a,b", "unknown kind of file"),
+        ("rows.txt", b"a,b", "unknown kind of file"),
+        ("rows.jsonl.gz", b"not gzip", "not readable"),
     ],
 )
 def test_an_unusable_file_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_folder_in_the_hubs_layout(kind: str, tmp_path: Path, monkeypatch: pyt
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD]), folder / "data" / "train-00000.parquet")
     else:
         write_lines(folder, GOOD, name="train.jsonl")
-    assert load_examples(str(folder)).examples == [Example(USER, "2", f"{folder}, row 1")]
+    assert load_examples(str(folder)).examples == [Example(USER, "2", f"{folder}@train, row 1")]
 
 
 def test_what_is_neither_file_nor_data_set_is_named(tmp_path: Path) -> None:

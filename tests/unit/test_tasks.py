@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from remask.errors import UserError
 from remask.tasks import TASKS, Countdown, Problem, Sudoku, get
-from remask.tasks.base import SPLITS, answer_text, digest, published_digests, split_of
+from remask.tasks.base import answer_text
 from remask.tasks.countdown import evaluate, read_expression
+from remask.tasks.generator import SPLITS, digest, published_digests, split_of
 from remask.tasks.sudoku import candidates, deductions, is_valid, read_grid, solutions
 
 SOLUTION = "1234341221434321"
@@ -405,7 +406,7 @@ def test_an_unknown_task_names_those_there_are() -> None:
 )
 def test_a_bad_row_is_named_with_its_file(task: Sudoku | Countdown, file: str, text: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(text)
-    with pytest.raises(UserError, match=rf"{re.escape(file)}, row 2"):
+    with pytest.raises(UserError, match=rf"{re.escape(file)}, (row|line) 2"):
         task.load(tmp_path / file)
 
 
@@ -480,5 +481,5 @@ def test_a_bad_row_in_a_published_file_is_named(shared: Path, tmp_path: Path) ->
     shutil.copy(shared / "data" / "sudoku_countdown" / "dream_eval" / "cd3_test.jsonl", copy)
     with copy.open("a") as handle:
         handle.write('{"input": "", "output": ""}\n')
-    with pytest.raises(UserError, match=r"cd3_test\.jsonl, row 1001"):
+    with pytest.raises(UserError, match=r"cd3_test\.jsonl, line 1001"):
         Countdown().load(copy)

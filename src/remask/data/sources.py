@@ -6,13 +6,12 @@ cannot be used is an error naming file and line, or is counted and listed under 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from remask.config import OnBadRow
+from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
 
 Message = dict[str, str]
@@ -36,24 +35,14 @@ class Loaded:
 
 
 def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded:
-    """Read a `.jsonl`/`.json`/`.parquet` file, or a hub id with an optional `@split` (else `split`).
+    """Read a file, a folder in the hub's layout or a hub id (`read_rows` says in which forms).
 
     Raises UserError naming the file and line at fault.
     """
-    path = Path(source)
-    if path.suffix in (".jsonl", ".json"):
-        rows = _json_lines(path)
-    elif path.suffix == ".parquet":
-        rows = _parquet(path)
-    elif path.is_file():
-        raise UserError(f"unknown kind of file {path.suffix!r}", where=source, mend="give .jsonl, .json or .parquet")
-    else:
-        name, _, named_split = source.partition("@")
-        rows = _hub(name, named_split or split)
     loaded = Loaded([])
-    for where, row in rows:
+    for where, row in read_rows(source, split=split):
         try:
-            if isinstance(row, _Unreadable):
+            if isinstance(row, Unreadable):
                 raise UserError(row.reason, where=where)
             loaded.examples.append(example(row, where))
         except UserError as error:
@@ -63,64 +52,6 @@ def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "
     if not loaded.examples:
         raise UserError("holds no usable rows", where=source, mend="see the columns `remask sft --help` lists")
     return loaded
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    reason: str
-
-
-def _json_lines(path: Path) -> Iterable[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as UTF-8 text ({error})", where=str(path)) from None
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"not JSON ({error})", where=str(path)) from None
-        if not isinstance(rows, list):
-            raise UserError("a .json file of rows is a list", where=str(path), mend="or use .jsonl, one row a line")
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                row = _Unreadable(f"not JSON ({error})")
-            yield f"{path}, line {number}", row
-
-
-def _parquet(path: Path) -> Iterable[tuple[str, Any]]:
-    import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
-
-    try:
-        table = parquet.read_table(path)
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (OSError, ArrowException) as error:
-        raise UserError(f"not readable as Parquet ({error})", where=str(path)) from None
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
-
-
-def _hub(source: str, split: str) -> Iterable[tuple[str, Any]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source, split=split)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"neither a file nor a data set that can be loaded ({reason})",
-            where=f"{source}@{split}",
-            mend="give a .jsonl or .parquet file, a folder in the hub's layout, or a hub id (owner/name)",
-        ) from error
-    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def example(row: Any, where: str) -> Example:

@@ -20,7 +20,7 @@ from remask.models.facts import facts
 from remask.progress import progress
 from remask.sampling.generate import Generated, Row, generate
 from remask.sampling.schedule import Decoding
-from remask.tasks import Problem, Split, Task, get
+from remask.tasks import GeneratedTask, Problem, Split, Task, get
 from remask.tasks.base import PromptStyle
 
 
@@ -34,16 +34,18 @@ class Benchmark:
 
     @classmethod
     def parse(cls, text: str, *, count: int | None, split: Split, seed: int) -> Benchmark:
-        """`sudoku` (generated problems of a split) or `sudoku=FILE` (a published file; the first `count` of it)."""
-        name, given, path = text.partition("=")
+        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set), or `name=SOURCE`: a published file or
+        a folder in the hub's layout. Of published problems the first `count` are taken.
+        """
+        name, given, source = text.partition("=")
         task = get(name)
-        if not given:
+        if not given and isinstance(task, GeneratedTask):
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
-        if not Path(path).is_file():
-            raise UserError("no such file", where=path, mend=f"give {name}=FILE with a file that is there")
-        problems = task.load(Path(path))
-        return cls(task, problems[:count] if count else problems, path)
+        if given and not Path(source).exists():
+            raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
+        problems = task.load(source or None)
+        return cls(task, problems[:count] if count else problems, source or str(task.hub))
 
 
 def problem_seed(problem: Problem) -> int:

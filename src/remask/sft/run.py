@@ -37,8 +37,8 @@ from remask.sft.folder import Record, check_numbers, prepare_folder, refuse_anot
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer, frozen_copy
-from remask.tasks.base import Split
 from remask.tasks.generated import generated_examples, is_generated
+from remask.tasks.generator import Split
 
 
 @dataclass(frozen=True)

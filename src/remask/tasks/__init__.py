@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from remask.errors import UserError
-from remask.tasks.base import Grade, Problem, Split, Task
+from remask.tasks.base import Grade, Problem, Task
 from remask.tasks.countdown import Countdown
+from remask.tasks.generator import GeneratedTask, Split
 from remask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, Callable[[], Task]] = {"sudoku": Sudoku, "countdown": Countdown}
@@ -19,4 +20,4 @@ def get(name: str) -> Task:
     return TASKS[name]()
 
 
-__all__ = ["TASKS", "Countdown", "Grade", "Problem", "Split", "Sudoku", "Task", "get"]
+__all__ = ["TASKS", "Countdown", "GeneratedTask", "Grade", "Problem", "Split", "Sudoku", "Task", "get"]

@@ -1,28 +1,20 @@
-"""What a task is: one object that generates, loads, prompts, solves and grades. The grade is also the reward.
+"""What a task is: one object that reads, prompts and grades the problems of a benchmark. The grade is also the reward.
 
-A problem belongs to exactly one split by a hash of its `key`, whatever seed made it: training problems can never meet
-validation or test problems. Problems of the published test files are recognised by a digest list shipped with the
-package and are never generated.
+The published protocol is the default grader. A task that can make problems of its own is a `GeneratedTask`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 PromptStyle = Literal["compact", "instruct"]
 
 
@@ -37,7 +29,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """`correct` is the published yes or no; `score` in [0, 1] is the dense reward; `metrics` are further shares."""
+    """`correct` is the yes or no; `score` in [0, 1] is the dense reward; `metrics` are further shares in [0, 1]."""
 
     correct: bool
     score: float
@@ -45,78 +37,85 @@ class Grade:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def split_of(key: str) -> Split:
-    """The split a problem belongs to: 1/16 test, 1/16 validation, the rest training."""
-    bucket = hashlib.blake2b(key.encode(), digest_size=1).digest()[0]
-    return "test" if bucket < 16 else "validation" if bucket < 32 else "train"
+@dataclass(frozen=True)
+class Hub:
+    """Where a benchmark is published: data set id, configuration and split."""
 
+    id: str
+    config: str | None = None
+    split: str = "test"
 
-DIGEST_BYTES = 6
-
-
-def digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-@cache
-def published_digests() -> frozenset[bytes]:
-    """Digests of the problems in the published test files (made by `scripts/digest_published.py`)."""
-    data = resources.files("remask.tasks").joinpath("published.bin").read_bytes()
-    return frozenset(data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES))
+    def __str__(self) -> str:
+        return f"{self.id}{f':{self.config}' if self.config else ''}@{self.split}"
 
 
 class Task(ABC):
-    """A benchmark: everything that training, reinforcement learning and evaluation need to know of it."""
+    """A benchmark: everything that training, reinforcement learning and evaluation need to know of it.
+
+    `metrics` are the keys of every `Grade.metrics`. `published` is the one that published figures report ("accuracy"
+    where it is the share of correct answers). `hub` is where the problems are found by default. `runs_code` says that
+    grading executes what the model wrote.
+    """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[str] = "accuracy"
+    hub: ClassVar[Hub | None] = None
+    runs_code: ClassVar[bool] = False
 
     @abstractmethod
-    def propose(self, rng: random.Random) -> Problem:
-        """One random problem of this task's generated distribution, of any split."""
-
-    @abstractmethod
-    def load(self, path: Path) -> list[Problem]:
-        """The problems of a published file. Raises UserError naming the file and row that cannot be read."""
+    def read(self, row: dict[str, Any]) -> Problem:
+        """The problem in one row of a published file. Raises KeyError, ValueError or TypeError where it is none."""
 
     @abstractmethod
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
-        """The user's turn."""
-
-    @abstractmethod
-    def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
-        """A worked answer: reasoning, then `<answer>…</answer>`. `wrong` makes a plausible answer that is not right."""
+        """The user's turn, in this task's own wording."""
 
     @abstractmethod
     def grade(self, problem: Problem, completion: str) -> Grade:
         """Grade a completion. Never raises on any text."""
 
-    def generate(self, count: int, *, split: Split, seed: int) -> list[Problem]:
-        """`count` distinct problems of a split, the same for the same (task, split, seed), none of them published."""
-        return list(islice(self.stream(split=split, seed=seed), count))
-
-    def stream(self, *, split: Split, seed: int) -> Iterator[Problem]:
-        """Distinct problems of a split without end (until the task runs out of them: UserError)."""
-        rng = random.Random(f"{self.name}/{split}/{seed}")
-        seen: set[str] = set()
-        misses = 0
-        while True:
-            problem = self.propose(rng)
-            if split_of(problem.key) != split or problem.key in seen or digest(problem.key) in published_digests():
-                misses += 1
-                if misses > 20_000:
-                    raise UserError(
-                        f"{self.name} has no more distinct {split} problems after {len(seen)}",
-                        mend="ask for fewer problems",
-                    )
-                continue
-            misses = 0
-            seen.add(problem.key)
-            yield problem
+    def grade_all(
+        self, problems: Sequence[Problem], completions: Sequence[str], *, on_done: Callable[[int], None] | None = None
+    ) -> list[Grade]:
+        """Grade many; `on_done(n)` is told how many are done in all."""
+        grades = []
+        for problem, completion in zip(problems, completions, strict=True):
+            grades.append(self.grade(problem, completion))
+            if on_done is not None:
+                on_done(len(grades))
+        return grades
 
     def reward(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
         """The dense score of each completion."""
-        return [self.grade(p, c).score for p, c in zip(problems, completions, strict=True)]
+        return [grade.score for grade in self.grade_all(problems, completions)]
+
+    def load(self, source: str | Path | None = None) -> list[Problem]:
+        """The problems of a file, a folder in the hub's layout, or (without `source`) of the hub's data set.
+
+        Raises UserError naming the file and row that cannot be read.
+        """
+        if source is None:
+            if self.hub is None:
+                raise UserError(f"{self.name} has no data set on the hub", mend=f"give {self.name}=FILE")
+            source = str(self.hub)
+        return read_problems(source, self.read, split=self.hub.split if self.hub else "test")
+
+
+def fill_template(template: str, problem: Problem) -> str:
+    """A user's own wording of the prompt: `{question}`, `{numbers}`, … stand for the problem's fields.
+
+    Other braces are left alone, as LaTeX and code need them. Raises UserError where no field is named.
+    """
+    names = sorted(problem.fields)
+    pattern = re.compile("{(" + "|".join(map(re.escape, names)) + ")}")
+    if not pattern.search(template):
+        raise UserError(
+            "the prompt template names none of the problem's fields",
+            where=problem.task,
+            mend=f"write one of {', '.join('{' + name + '}' for name in names)} in it",
+        )
+    return pattern.sub(lambda match: str(problem.fields[match[1]]), template)
 
 
 def answer_text(completion: str) -> str | None:
@@ -127,33 +126,21 @@ def answer_text(completion: str) -> str | None:
     return rest.partition("</answer>")[0].strip()
 
 
-def read_text(path: Path) -> str:
-    """A published file's text. Raises UserError where it is not there or not text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as UTF-8 text ({error})", where=str(path)) from None
-
-
-def read_json_lines(path: Path, parse: Callable[[Any], Problem]) -> list[Problem]:
-    """The problems of a JSONL file; an error names the line, blank ones counted."""
-    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    return read_rows(path, lambda line: parse(json.loads(line)), lines)
-
-
-def read_rows(path: Path, parse: Callable[[Any], Problem], rows: Sequence[tuple[int, Any]]) -> list[Problem]:
-    """Parse numbered rows, turning any failure into an error that names file and row."""
+def read_problems(source: str | Path, read: Callable[[Any], Problem], *, split: str = "test") -> list[Problem]:
+    """Every row as a problem; whatever goes wrong is an error that names file and row."""
     problems = []
-    for number, row in rows:
+    for where, row in read_rows(source, split=split):
         try:
-            problems.append(parse(row))
+            if isinstance(row, Unreadable):
+                raise ValueError(row.reason)
+            if not isinstance(row, dict):
+                raise TypeError(f"a row is a mapping of columns, this is a {type(row).__name__}")
+            problems.append(read(row))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"not a problem of this task ({what})", where=f"{path}, row {number}", mend="check the file's format"
+                f"not a problem of this task ({what})", where=where, mend="check the file's format"
             ) from error
     if not problems:
-        raise UserError("holds no problems", where=str(path))
+        raise UserError("holds no problems", where=str(source))
     return problems

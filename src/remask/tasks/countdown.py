@@ -9,11 +9,11 @@ import ast
 import random
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
-from remask.tasks.base import Grade, Problem, PromptStyle, Task, answer_text, read_json_lines
+from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.generator import GeneratedTask
 
 VALID_EXPRESSION_SCORE = 0.1
 """Dense reward of an expression that uses the right numbers but misses the target (as in d1's reward)."""
@@ -57,7 +57,7 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
             raise ValueError(f"{type(node).__name__} is not arithmetic")
 
 
-class Countdown(Task):
+class Countdown(GeneratedTask):
     """Three numbers of 1–9 and a target of 1–99, where generated."""
 
     name = "countdown"
@@ -73,9 +73,12 @@ class Countdown(Task):
             if path is not None and 1 <= path[1] <= self.largest_target:
                 return _problem(numbers, path[1])
 
-    def load(self, path: Path) -> list[Problem]:
-        """d1's JSONL (input: numbers; output: target) or Dream's (input: numbers, target last; output: steps)."""
-        return read_json_lines(path, _from_row)
+    def read(self, row: dict[str, Any]) -> Problem:
+        """d1's columns (input: numbers; output: target) or Dream's (input: numbers, target last; output: steps)."""
+        numbers = [int(number) for number in str(row["input"]).split(",")]
+        if "=" in str(row["output"]):
+            return _problem(numbers[:-1], numbers[-1])
+        return _problem(numbers, int(row["output"]))
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         numbers, target = problem.fields["numbers"], problem.fields["target"]
@@ -140,13 +143,6 @@ def _problem(numbers: list[int], target: int) -> Problem:
         raise UserError(f"{numbers} is not a list of two or more whole numbers")
     key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
     return Problem("countdown", key, {"numbers": numbers, "target": target})
-
-
-def _from_row(row: dict[str, Any]) -> Problem:
-    numbers = [int(number) for number in str(row["input"]).split(",")]
-    if "=" in str(row["output"]):
-        return _problem(numbers[:-1], numbers[-1])
-    return _problem(numbers, int(row["output"]))
 
 
 Path3 = tuple[list[str], int, str]

@@ -9,7 +9,8 @@ from typing import cast
 from remask.data.sources import Example
 from remask.errors import UserError
 from remask.tasks import get
-from remask.tasks.base import PromptStyle, Split
+from remask.tasks.base import PromptStyle
+from remask.tasks.generator import GeneratedTask, Split
 
 PREFIX = "generated:"
 
@@ -31,6 +32,8 @@ def generated_examples(source: str, *, split: Split, prompt_style: str) -> list[
 
 def _worked(name: str, count: int, split: Split, seed: int, prompt_style: str) -> list[Example]:
     task = get(name)
+    if not isinstance(task, GeneratedTask):
+        raise UserError(f"{name} makes no problems of its own", mend="give a file of rows to train on")
     rng = random.Random(f"worked/{name}/{split}/{seed}")
     return [
         Example(

@@ -6,14 +6,13 @@ share of empty cells filled as in the stored solution, is the metric `cells`.
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import re
-from pathlib import Path
+from typing import Any
 
 from remask.errors import UserError
-from remask.tasks.base import Grade, Problem, PromptStyle, Task, answer_text, read_json_lines, read_rows, read_text
+from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.generator import GeneratedTask
 
 DIGITS = "1234"
 ROWS = "abcd"
@@ -80,11 +79,12 @@ def _only_place(grid: str, cell: int, digit: str) -> bool:
     )
 
 
-class Sudoku(Task):
+class Sudoku(GeneratedTask):
     """4×4 Sudoku with 8 empty cells, as all the published ones have, and one solution, where generated."""
 
     name = "sudoku"
     metrics = ("cells",)
+    published = "cells"
 
     def __init__(self, empty: tuple[int, int] = (8, 8)) -> None:
         self.empty = empty
@@ -97,12 +97,11 @@ class Sudoku(Task):
             if len(solutions(puzzle)) == 1:
                 return _problem(puzzle, solution)
 
-    def load(self, path: Path) -> list[Problem]:
-        """d1's CSV (Puzzle, Solution) or Dream's JSONL (input, output: rows on lines of their own)."""
-        if path.suffix != ".csv":
-            return read_json_lines(path, lambda row: _problem(row["input"], row["output"]))
-        rows = csv.DictReader(io.StringIO(read_text(path)))
-        return read_rows(path, lambda row: _problem(row["Puzzle"], row["Solution"]), list(enumerate(rows, 1)))
+    def read(self, row: dict[str, Any]) -> Problem:
+        """d1's columns (Puzzle, Solution) or Dream's (input, output: rows on lines of their own)."""
+        if "Puzzle" in row:
+            return _problem(row["Puzzle"], row["Solution"])
+        return _problem(row["input"], row["output"])
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         puzzle = problem.fields["puzzle"]
