@@ -184,6 +184,16 @@ class DecodingConfig:
     """Which proposals are kept first."""
     threshold: float | None = None
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
+    schedule: Literal["even", "t"] | None = None
+    """How many tokens a step reveals: an even share, or Dream's share of t."""
+    eps: float | None = None
+    """Where t ends under schedule t."""
+    guidance: float | None = None
+    """Classifier-free guidance (0: none; above 0 each step takes two forwards)."""
+    suppress_eos: bool | None = None
+    """Never write the EOS that fills a canvas."""
+    stop_last: bool | None = None
+    """Write tokens that end a text after all others."""
     stop_early: bool | None = None
     """Stop a row when its text can no longer change."""
     seed: int | None = None

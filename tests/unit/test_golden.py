@@ -37,24 +37,41 @@ def model(checkpoint: Path) -> Any:
 # ---- the model ------------------------------------------------------------------------------------------------
 
 
-def test_logits(model: Any, checkpoint: Path) -> None:
-    expected = load_file(checkpoint / "expected_logits.safetensors")
+def family(shared: Path, name: str) -> tuple[Any, Path, dict[str, torch.Tensor]]:
+    """A model, its folder and its expected logits, aligned: `logits[:, i]` predicts token i."""
+    folder = shared / "golden" / name
+    expected = load_file(folder / "expected_logits.safetensors")
+    if "raw_logits_unshifted" in expected:
+        raw = expected["raw_logits_unshifted"]
+        expected["logits"] = torch.cat([raw[:, :1], raw[:, :-1]], dim=1)
+    model: Any = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, folder, expected
+
+
+FAMILIES = pytest.mark.parametrize("name", ["llada_tiny", "dream_tiny"])
+
+
+@FAMILIES
+def test_logits(name: str, shared: Path) -> None:
+    model, _, expected = family(shared, name)
     with torch.no_grad():
         logits = model(input_ids=expected["input_ids"]).logits
     assert logits.shape == (3, 24, 160)
     assert (logits - expected["logits"]).abs().max() <= 1e-5
 
 
-def test_logits_at_chosen_positions_alone(model: Any, checkpoint: Path) -> None:
-    expected = load_file(checkpoint / "expected_logits.safetensors")
+@FAMILIES
+def test_logits_at_chosen_positions_alone(name: str, shared: Path) -> None:
+    model, _, expected = family(shared, name)
     positions = torch.rand(3, 24, generator=torch.Generator().manual_seed(0)) < 0.3
     with torch.no_grad():
         logits = model(input_ids=expected["input_ids"], positions=positions).logits
     assert (logits - expected["logits"][positions]).abs().max() <= 1e-5
 
 
-def test_left_padding_does_not_move_a_row(model: Any, checkpoint: Path) -> None:
-    expected = load_file(checkpoint / "expected_logits.safetensors")
+@FAMILIES
+def test_left_padding_does_not_move_a_row(name: str, shared: Path) -> None:
+    model, _, expected = family(shared, name)
     padded = torch.nn.functional.pad(expected["input_ids"], (5, 0), value=7)
     attended = torch.nn.functional.pad(torch.ones_like(expected["input_ids"]), (5, 0))
     with torch.no_grad():
@@ -62,18 +79,23 @@ def test_left_padding_does_not_move_a_row(model: Any, checkpoint: Path) -> None:
     assert (logits[:, 5:] - expected["logits"]).abs().max() <= 1e-4
 
 
-def test_saving_gives_back_the_official_layout(model: Any, checkpoint: Path, tmp_path: Path) -> None:
+@FAMILIES
+def test_saving_gives_back_the_official_layout(name: str, shared: Path, tmp_path: Path) -> None:
+    model, checkpoint, expected = family(shared, name)
     model.save_pretrained(tmp_path)
     before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert set(before) == set(after)
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]), key
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert (file.metadata() or {}).get("format") == "pt"
     old = json.loads((checkpoint / "config.json").read_text())
     new = json.loads((tmp_path / "config.json").read_text())
-    changed = {key for key in old if key not in new or new[key] != old[key]}
-    assert changed <= {"auto_map", "transformers_version"}
+    changed = {key for key in old if new.get(key) != old[key]}
+    assert changed <= {"transformers_version", "torch_dtype"}  # rope_theta above all: the official code reads it
+    again: Any = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(again(expected["input_ids"]).logits, model(expected["input_ids"]).logits)
 
 
 # ---- the objectives -------------------------------------------------------------------------------------------
@@ -143,17 +165,47 @@ def test_the_embedding_of_eos_is_learned(golden: dict[str, Any], model: Any, pre
 # ---- the sampler ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "block_length"), [(16, 16), (16, 4), (8, 8)])
-def test_generations(steps: int, block_length: int, model: Any, checkpoint: Path) -> None:
-    wanted = {"steps": steps, "gen_length": 16, "block_length": block_length}
-    cases = json.loads((checkpoint / "expected_generate.json").read_text())
-    (case,) = [case for case in cases if case["kwargs"] == wanted]
+def generations(shared: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((shared / "golden" / name / "expected_generate.json").read_text())
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_lladas_generations(number: int, model: Any, shared: Path) -> None:
+    """Low-confidence remasking with several blocks and steps; the last one with guidance 1.5."""
+    cases = generations(shared, "llada_tiny")
+    assert len(cases) == 4
+    case, settings = cases[number], cases[number]["kwargs"]
+    assert (settings.get("cfg_scale", 0.0) > 0) == (number == 3)
     ids = denoise(
         model,
         torch.tensor(case["prompt"]),
-        max_new_tokens=16,
-        steps=steps,
-        block_length=block_length,
+        max_new_tokens=settings["gen_length"],
+        steps=settings["steps"],
+        block_length=settings["block_length"],
+        guidance=settings.get("cfg_scale", 0.0),
+        stop_early=False,
+    )
+    assert ids.tolist() == case["output"]
+
+
+REVEAL = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy"}
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_dreams_generations(number: int, shared: Path) -> None:
+    """Three reveal rules on the t-schedule, more steps than reveal something and fewer steps than tokens."""
+    cases = generations(shared, "dream_tiny")
+    assert {(case["alg"], case["steps"]) for case in cases} == {(alg, steps) for alg in REVEAL for steps in (16, 6)}
+    case = cases[number]
+    dream, _, _ = family(shared, "dream_tiny")
+    ids = denoise(
+        dream,
+        torch.tensor(case["prompt"]),
+        max_new_tokens=len(case["output"][0]),
+        steps=case["steps"],
+        schedule="t",
+        eps=case["eps"],
+        reveal=REVEAL[case["alg"]],
         stop_early=False,
     )
     assert ids.tolist() == case["output"]

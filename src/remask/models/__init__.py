@@ -1,5 +1,5 @@
 """Diffusion language models on transformers' own classes. Importing this package registers their layouts."""
 
-from remask.models.llada import register
+from remask.models.registry import register
 
 register()

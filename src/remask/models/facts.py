@@ -12,51 +12,98 @@ from remask.errors import UserError
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says of itself. Nothing in Remask guesses these from a model's name.
+    """What a checkpoint says of itself.
 
     mask_id: the token that masks. eos_ids: what ends and fills a canvas, the first one filling. stop_ids: all that ends
-    a text. fill: how far answers are extended with EOS in training (`batch` where the config is silent: LLaDA's way).
-    prompt_style: which wording of a task's prompt the model knows. decoding: settings it was made for.
+    a text: the EOS ids, and the token with which the chat template closes a turn. fill: how far answers are extended
+    with EOS in training (`batch` where the config is silent: LLaDA's way). shift: the network's output at i−1 predicts
+    token i. prompt_style: which wording of a task's prompt the model knows. decoding: settings it was made for.
     """
 
     mask_id: int
     eos_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     fill: str
+    shift: bool
     prompt_style: str
     decoding: dict[str, Any]
 
 
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
-    """Read the facts. Raises UserError naming the one that is missing or contradicted by the tokenizer."""
+    """Read the facts, and write into the config those that only the tokenizer knew.
+
+    Raises UserError naming the one that is missing or contradicted by the tokenizer.
+    """
     config = model.config
-    mask_id = getattr(config, "mask_token_id", None)
-    token_mask = None if tokenizer is None else tokenizer.mask_token_id
-    if mask_id is None and token_mask is None:
-        raise UserError("no mask token", where=where, mend="set mask_token_id in its config.json")
-    if mask_id is not None and token_mask is not None and mask_id != token_mask:
-        raise UserError(
-            f"the config's mask_token_id is {mask_id}, the tokenizer's mask token is {token_mask}",
-            where=where,
-            mend="make them agree",
-        )
-    config.mask_token_id = mask_id if mask_id is not None else token_mask
-    if not eos_token_ids(config) and tokenizer is not None and tokenizer.eos_token_id is not None:
-        config.eos_token_id = tokenizer.eos_token_id
+    config.mask_token_id = _mask_id(config, tokenizer, where)
+    if not eos_token_ids(config) and tokenizer is not None:
+        # An encoder's tokenizer has no EOS: its separator ends a text.
+        config.eos_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if not eos_token_ids(config):
         raise UserError("no EOS token", where=where, mend="set eos_token_id in its config.json")
+    if tokenizer is not None and getattr(config, "stop_token_ids", None) is None:
+        closing = turn_end(tokenizer)
+        config.stop_token_ids = [closing] if closing is not None and closing not in eos_token_ids(config) else []
     size = config.vocab_size
-    for name, value in (("mask_token_id", config.mask_token_id), *(("eos_token_id", e) for e in eos_token_ids(config))):
+    named = [("mask_token_id", config.mask_token_id)]
+    named += [("eos_token_id", token) for token in eos_token_ids(config)]
+    named += [("stop_token_ids", token) for token in getattr(config, "stop_token_ids", None) or []]
+    for name, value in named:
         if not 0 <= value < size:
             raise UserError(f"{name} {value} is outside its vocabulary of {size}", where=where)
+    if config.mask_token_id in stop_token_ids(config):
+        raise UserError(
+            f"the mask token {config.mask_token_id} is also what ends a text",
+            where=where,
+            mend="set mask_token_id and eos_token_id in its config.json to different tokens",
+        )
     return Facts(
         config.mask_token_id,
         tuple(eos_token_ids(config)),
         tuple(stop_token_ids(config)),
         str(getattr(config, "fill", None) or "batch"),
+        bool(getattr(config, "shift", False)),
         getattr(config, "prompt_style", None) or "instruct",
         dict(getattr(config, "default_decoding", None) or {}),
     )
+
+
+def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str) -> int:
+    in_config = getattr(config, "mask_token_id", None)
+    in_tokenizer = None if tokenizer is None else tokenizer.mask_token_id
+    if in_config is None and in_tokenizer is None:
+        raise UserError(
+            "no mask token",
+            where=where,
+            mend="set mask_token_id in its config.json, or add one with `remask convert --to-diffusion`",
+        )
+    if in_config is not None and in_tokenizer is not None and in_config != in_tokenizer:
+        raise UserError(
+            f"the config's mask_token_id is {in_config}, the tokenizer's mask token is {in_tokenizer}",
+            where=where,
+            mend="make them agree",
+        )
+    return in_config if in_config is not None else in_tokenizer  # type: ignore[return-value]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token with which the chat template closes an assistant's turn; None where there is none."""
+    if tokenizer.chat_template is None:
+        return None
+    text = "x"
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    try:
+        head = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may refuse for reasons of its own; encoding real rows will say so
+        return None
+    if not whole.startswith(head + text):
+        return None
+    rest = tokenizer.encode(whole[len(head + text) :], add_special_tokens=False)
+    special = set(tokenizer.all_special_ids) | {
+        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    return rest[0] if rest and rest[0] in special else None
 
 
 def eos_token_ids(config: Any) -> list[int]:

@@ -3,8 +3,6 @@
 A LLaDA block (arXiv 2502.09992) is a Llama block without the causal mask. Renaming its weights into transformers' class
 gives equal logits (tests/unit/test_golden.py), so attention kernels, FSDP plans, gradient checkpointing, quantisation
 and LoRA names all come from transformers. Saving renames back: the official code still reads what is saved here.
-
-Shapes: B batch, L length, N chosen positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +12,10 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, LlamaForCausalLM, PreTrainedConfig
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from remask.errors import UserError
+from remask.models.bidirectional import Bidirectional, OfficialKeys
 
 # What of the official config changes the computation, and the only value this class computes.
 FIXED_SETTINGS: dict[str, Any] = {
@@ -37,7 +33,7 @@ FIXED_SETTINGS: dict[str, Any] = {
 
 
 @strict
-class LLaDAConfig(PreTrainedConfig):
+class LLaDAConfig(OfficialKeys, PreTrainedConfig):
     """LLaDA's config under its own key names; transformers reads them through `attribute_map`.
 
     `fill` and `stop_token_ids` are Remask's additions: how far an answer is extended with EOS (methods: the canvas) and
@@ -102,7 +98,7 @@ class LLaDAConfig(PreTrainedConfig):
                 )
         self.embedding_size = self.embedding_size or self.vocab_size
         self.vocab_size = self.embedding_size
-        self.n_kv_heads = self.n_kv_heads or self.n_heads
+        self.n_kv_heads = self.n_kv_heads or (1 if kwargs.get("multi_query_attention") else self.n_heads)
         self.mlp_hidden_size = self.mlp_hidden_size or self.mlp_ratio * self.d_model
         self.head_dim = self.head_dim or self.d_model // self.n_heads
         super().__post_init__(**kwargs)
@@ -124,6 +120,13 @@ RENAMINGS = [
 ]
 
 
+def native_name(official: str) -> str:
+    """A weight's name in this class, from its name in LLaDA's own files."""
+    for pattern, native in RENAMINGS:
+        official = re.sub(f"^{pattern}", native, official)
+    return official
+
+
 def _rename_official(module: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let `load_state_dict` read the official names too.
 
@@ -131,62 +134,18 @@ def _rename_official(module: Any, state_dict: dict[str, Tensor], prefix: str, *_
     where unknown names would be passed over in silence.
     """
     for name in [name for name in state_dict if name.startswith(f"{prefix}model.transformer.")]:
-        new = name.removeprefix(prefix)
-        for official, native in RENAMINGS:
-            new = re.sub(f"^{official}", native, new)
-        state_dict[prefix + new] = state_dict.pop(name)
+        state_dict[prefix + native_name(name.removeprefix(prefix))] = state_dict.pop(name)
 
 
-class LLaDAModelLM(LlamaForCausalLM):
+class LLaDAModelLM(Bidirectional, LlamaForCausalLM):
     """A bidirectional Llama that predicts the token standing at each position.
 
     The class carries the official name, so a saved `config.json` names an architecture that other tools know.
     """
 
     config_class = LLaDAConfig
-    config: LLaDAConfig
+    config: Any
 
     def __init__(self, config: LLaDAConfig) -> None:
-        # Llama gives the embedding of `pad_token_id` no gradient. LLaDA's pad is its EOS, which fills the canvas and is
-        # attended to and learned: freezing it would change training and understate every gradient norm.
-        pad_token_id, config.pad_token_id = config.pad_token_id, None
         super().__init__(config)
-        config.pad_token_id = pad_token_id
         self.register_load_state_dict_pre_hook(_rename_official)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        positions: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
-
-        `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
-        attended token, so left padding does not move a row.
-        """
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        hidden = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **kwargs,
-        ).last_hidden_state
-        if positions is not None:
-            hidden = hidden[positions]
-        return MaskedLMOutput(logits=self.lm_head(hidden))
-
-
-def register() -> None:
-    """Make `AutoConfig` and `AutoModelForMaskedLM` know the layout. Called once, when `remask.models` is imported."""
-    AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
-    AutoModelForMaskedLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
-    register_checkpoint_conversion_mapping(
-        "llada", [WeightRenaming(source_patterns=s, target_patterns=t) for s, t in RENAMINGS], overwrite=True
-    )

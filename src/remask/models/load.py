@@ -1,19 +1,29 @@
-"""Loading and saving: hub ids, local folders, Remask's own runs, LoRA adapters, and the embedded tiny model."""
+"""Loading: hub ids, local folders in the hub's layout, Remask's own runs, LoRA adapters, and the embedded tiny model.
+
+No remote code is ever run: a checkpoint's own Python files are not looked at.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import logging as transformers_logging
 
 from remask.errors import UserError
+from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
+from remask.models.lora import base_of, is_adapter, load_adapter
+from remask.models.registry import is_convertible, known_types, model_class
 
 TINY = Path(__file__).parent / "tiny"
+Quantization = Literal["4bit", "8bit"]
+NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
+"""Model types whose tokenizer files name a class of their own, and the class of transformers that reads them."""
 
 
 def resolve(path: str | Path) -> str:
@@ -33,65 +43,100 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     adapter: str | Path | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model, in evaluation mode, and its tokenizer.
 
     `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or `tiny`. `adapter`: a
-    folder with a LoRA adapter to put on it. Raises UserError naming what is missing.
+    folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8 bits (bitsandbytes).
+    Raises UserError naming what is missing.
     """
     folder = resolve(path)
-    if adapter is None and (Path(folder) / "adapter_config.json").exists():
-        adapter, path = folder, _base_of(Path(folder))
+    if adapter is None and is_adapter(folder):
+        adapter, path = folder, base_of(folder)
         folder = resolve(path)
         if Path(folder).resolve() == Path(adapter).resolve():
             raise UserError("the adapter names itself as its base", where=str(adapter))
-    if (Path(folder) / "adapter_config.json").exists():  # an adapter trained on an adapter: the lower one is merged
+    device = pick_device(device)
+    if is_adapter(folder):  # an adapter trained on an adapter: the lower one is merged
+        if quantization is not None:
+            raise UserError(
+                "an adapter on an adapter cannot be loaded quantised",
+                where=folder,
+                mend="merge the lower one first: remask convert --merge",
+            )
         lower, tokenizer = load(folder, dtype=dtype, device="cpu")
         model = lower.merge_and_unload()
     else:
-        model, tokenizer = load_model(folder, dtype=dtype), load_tokenizer(folder)
+        model = load_model(folder, dtype=dtype, device=device, quantization=quantization)
+        tokenizer = load_tokenizer(folder)
     facts(model, tokenizer, where=str(path))
     if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, str(adapter))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"not a LoRA adapter for {path} ({_first_line(error)})", where=str(adapter)) from error
-    return model.to(pick_device(device)).eval(), tokenizer
+        model = load_adapter(model, str(adapter))
+    return (model if quantization else model.to(device)).eval(), tokenizer
 
 
-def _base_of(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
-    except (KeyError, ValueError) as error:
-        raise UserError("adapter_config.json names no base model", where=str(folder)) from error
-
-
-def load_model(folder: str, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(
+    folder: str, *, dtype: str = "float32", device: str = "cpu", quantization: Quantization | None = None
+) -> PreTrainedModel:
     """The bare model. Raises UserError where the folder is not a checkpoint that Remask knows."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"not a model Remask can load ({_first_line(error)})", where=folder) from error
-    if type(config) not in AutoModelForMaskedLM._model_mapping:
+    config = load_config(folder)
+    kind: Any = model_class(config)
+    if kind is None and is_convertible(config):
+        raise UserError(
+            f"a causal model (model type {config.model_type}), not a diffusion language model",
+            where=folder,
+            mend=f"make it one: remask convert --to-diffusion {folder} --output FOLDER",
+        )
+    if kind is None:
         raise UserError(
             f"model type {config.model_type!r} is not a diffusion language model Remask knows",
             where=folder,
-            mend="LLaDA checkpoints (model_type llada) load today",
+            mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
         )
+    keywords: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if quantization is not None:
+        keywords |= {"quantization_config": _quantized(quantization, dtype), "device_map": {"": device}}
     try:
         with quiet_transformers():
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+            model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, **keywords)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"its weights cannot be read ({_first_line(error)})", where=folder) from error
-    if info["missing_keys"]:
-        raise UserError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:5])}", where=folder)
+    for what, keys in (("missing", info["missing_keys"]), ("of another shape", info.get("mismatched_keys") or ())):
+        if keys:
+            raise UserError(f"weights are {what}: {', '.join(sorted(map(str, keys))[:5])}", where=folder)
+    if info["unexpected_keys"] and kind not in ENCODERS.values():  # encoders come with further heads
+        raise UserError(
+            f"holds weights this model type has no place for: {', '.join(sorted(info['unexpected_keys'])[:5])}",
+            where=folder,
+            mend="check model_type and the sizes in its config.json",
+        )
     return model
+
+
+def load_config(folder: str) -> Any:
+    """A checkpoint's config. Raises UserError where there is none or its model type is unknown."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # strict configs raise errors of many kinds
+        raise UserError(f"not a model Remask can load ({_first_line(error)})", where=folder) from error
+
+
+def _quantized(quantization: Quantization, dtype: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"{quantization} loading needs bitsandbytes", mend="pip install 'remask[quantization]'"
+        ) from None
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 class quiet_transformers:  # noqa: N801
@@ -107,10 +152,17 @@ class quiet_transformers:  # noqa: N801
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, by a class of transformers' own. Raises UserError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no tokenizer ({_first_line(error)})", where=folder) from error
+        declared = get_tokenizer_config(folder)
+        name = declared.get("tokenizer_class")
+        known = name is None or tokenizer_class_from_name(name) is not None
+        native = NATIVE_TOKENIZERS.get(load_config(folder).model_type)
+        if native is not None and ("auto_map" in declared or not known):
+            return native.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"no tokenizer that can be read ({_first_line(error)})", where=folder) from error
 
 
 def pick_device(device: str) -> str:

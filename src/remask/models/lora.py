@@ -1,13 +1,24 @@
-"""LoRA through peft, with the one check users miss: every named target must exist in the model."""
+"""LoRA through peft: fresh adapters, and adapters from disk, with the checks users miss.
+
+Every named target must exist in the model, and every tensor of a saved adapter must find its place. Adapters made for
+LLaDA's official module names (`attn_out`, `ff_proj`, `ff_out`, …) are renamed while loading.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from remask.config import LoraConfig
 from remask.errors import UserError
+from remask.models.llada import native_name
+
+PEFT_PREFIX = "base_model.model."
+OFFICIAL = f"{PEFT_PREFIX}model.transformer."
+"""What a tensor's name starts with in an adapter made for LLaDA's official code."""
 
 
 def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
@@ -18,9 +29,13 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = model.get_output_embeddings()
+    layers = {
+        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    linear = set(layers)
     if lora.targets == ("all-linear",):
-        targets = sorted(linear - {"lm_head"})
+        targets = sorted(name for name in linear if layers[name] is not head)
     else:
         unmatched = [target for target in lora.targets if target not in linear]
         if unmatched:
@@ -35,3 +50,68 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
         model,
         PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
     )
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a local folder holds an adapter rather than a model."""
+    return (Path(folder) / "adapter_config.json").exists()
+
+
+def base_of(folder: str) -> str:
+    """The base model that an adapter names. Raises UserError where it names none."""
+    try:
+        base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError("adapter_config.json names no base model", where=folder) from error
+    if not base:
+        raise UserError("adapter_config.json names no base model", where=folder, mend="give the base with --model")
+    return str(base)
+
+
+def load_adapter(model: Any, adapter: str) -> Any:
+    """Put a saved adapter on its base. Raises UserError where a tensor of it finds no place, or a place no tensor."""
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        weights = load_peft_weights(adapter, device="cpu")
+    except Exception as error:
+        raise UserError(f"no adapter that can be read ({_first_line(error)})", where=adapter) from error
+    if any(name.startswith(OFFICIAL) for name in weights):
+        weights = _renamed(config, weights, adapter)
+    try:
+        config.inference_mode = True
+        wrapped = PeftModel(model, config)
+        result = set_peft_model_state_dict(wrapped, weights)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"not an adapter for this model ({_first_line(error)})", where=adapter) from error
+    lost = sorted(result.unexpected_keys)
+    empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)
+    for what, names in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
+        if names:
+            raise UserError(
+                f"not an adapter for this model: {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
+                where=adapter,
+                mend="load it on the model it was made for",
+            )
+    return wrapped
+
+
+def _renamed(config: Any, weights: dict[str, Tensor], adapter: str) -> dict[str, Tensor]:
+    """The tensors under this package's module names, and the config's targets with them."""
+    if config.rank_pattern or config.alpha_pattern or config.modules_to_save:
+        raise UserError(
+            "rank_pattern, alpha_pattern and modules_to_save under LLaDA's official names are not read",
+            where=adapter,
+            mend="merge the adapter with the official code and load the merged model",
+        )
+    renamed = {PEFT_PREFIX + native_name(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in weights.items()}
+    config.target_modules = {
+        name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in renamed if ".lora_" in name
+    }
+    return renamed
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from remask.diffusion.corruption import lowest
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
+from remask.sampling.guidance import guided_logits
 from remask.sampling.row_noise import RowNoise
 from remask.sampling.schedule import Decoding
 from remask.sampling.selection import Proposal, propose
+
+STOP_LAST = 1e6
+"""Taken from the score of a token that ends a text: more than any two scores differ by."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,10 @@ class _Writing:
     def step(self) -> Step:
         """One forward; the best proposals are written."""
         rows, here = self.active, self.here()
-        positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
-        logits = self.model(input_ids=self.ids[rows], attention_mask=self.attended[rows], positions=positions).logits
-        logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
+        count = self._count(here)
         number = self.forwards
-        self.forwards, self.row_forwards = self.forwards + 1, self.row_forwards + len(rows)
-
-        proposal = self._propose(logits, here)
-        chosen = self._choose(here, self._scores(proposal, here))
+        proposal = self._propose(self._logits(here), here)
+        chosen = self._choose(here, self._scores(proposal, here), count)
         canvas = self.ids[rows, self.prompt_length :]
         canvas = torch.where(chosen, canvas.masked_scatter(here, proposal.token), canvas)
         sure = torch.zeros_like(self.confidence[rows]).masked_scatter(here, proposal.confidence)
@@ -135,6 +135,49 @@ class _Writing:
         self.revealed_at[rows] = torch.where(chosen, number, self.revealed_at[rows])
         self.confidence[rows] = torch.where(chosen, sure, self.confidence[rows])
         return Step(number, rows, canvas, chosen)
+
+    def _logits(self, here: Tensor) -> Float[Tensor, "N V"]:
+        rows = self.active
+        positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
+        passes = 1 if self.decoding.guidance == 0 else 2
+        if passes == 1:
+            logits = self.model(
+                input_ids=self.ids[rows], attention_mask=self.attended[rows], positions=positions
+            ).logits
+        else:
+            logits = guided_logits(
+                self.model,
+                self.ids[rows],
+                self.attended[rows],
+                positions,
+                prompt_length=self.prompt_length,
+                mask_id=self.mask_id,
+                guidance=self.decoding.guidance,
+            )
+        self.forwards, self.row_forwards = self.forwards + 1, self.row_forwards + passes * len(rows)
+        logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
+        if self.decoding.suppress_eos:
+            logits[:, self.fill_id] = -torch.inf
+        return logits
+
+    def _count(self, here: Tensor) -> Int[Tensor, "b"] | None:
+        """How many each row reveals now; None where a threshold decides.
+
+        Under schedule `t` a step may reveal nothing. Nothing changes then, so it is passed over without a forward.
+        """
+        if self.decoding.threshold is not None:
+            return None
+        rows, left = self.active, here.sum(-1)
+        if self.decoding.schedule == "even":
+            steps_left = (self.quota[self.block[rows]] - self.steps_in_block[rows]).clamp(min=1)
+            return -(-left // steps_left)
+        counts = []
+        for row, masks in zip(rows.tolist(), left.tolist(), strict=True):
+            steps = int(self.quota[self.block[row]])
+            while (count := int(masks * self.decoding.share(int(self.steps_in_block[row]), steps))) == 0:
+                self.steps_in_block[row] += 1
+            counts.append(count)
+        return torch.tensor(counts, device=here.device)
 
     def _propose(self, logits: Tensor, here: Tensor) -> Proposal:
         owners = self.active[here.nonzero()[:, 0]].tolist()
@@ -154,6 +197,13 @@ class _Writing:
         return proposal
 
     def _scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
+        score = self._raw_scores(proposal, here)
+        if self.decoding.stop_last:
+            stops = torch.isin(proposal.token, self.stop_ids)
+            score = score - STOP_LAST * torch.zeros_like(here).masked_scatter(here, stops)
+        return score
+
+    def _raw_scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
         C = here.shape[1]
         if self.decoding.reveal == "random":
             return self.noise.uniform(self.active.tolist(), C).double()
@@ -163,12 +213,12 @@ class _Writing:
             here, proposal.score
         )
 
-    def _choose(self, here: Tensor, score: Tensor) -> Bool[Tensor, "b C"]:
-        """The best of each row: all above the threshold, or the block's masks shared out over its steps left."""
-        if self.decoding.threshold is not None:
-            return (here & (score >= self.decoding.threshold)) | lowest(-score, here.any(-1).long(), here)
-        left = (self.quota[self.block[self.active]] - self.steps_in_block[self.active]).clamp(min=1)
-        return lowest(-score, -(-here.sum(-1) // left), here)
+    def _choose(self, here: Tensor, score: Tensor, count: Tensor | None) -> Bool[Tensor, "b C"]:
+        """The `count` best of each row, or all above the threshold and at least one."""
+        if count is None:
+            above = here & (score >= (self.decoding.threshold or 0.0))
+            return above | lowest(-score, here.any(-1).long(), here)
+        return lowest(-score, count, here)
 
     def retire(self) -> None:
         """Move rows to their next block, and let go of those that are done."""

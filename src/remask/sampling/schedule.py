@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from remask.errors import UserError
 from remask.sampling.selection import RevealRule
+
+Schedule = Literal["even", "t"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,11 @@ class Decoding:
     max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
     blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
     kept first. threshold: reveal every proposal whose score reaches it (at least one) instead of a fixed number.
-    temperature 0 takes the likeliest token; top_k and top_p restrict sampling. stop_early: a row whose text can no
+    schedule: how many a step reveals without a threshold: `even`, a block's masks split over its steps, or `t`, Dream's
+    int(n·(1−s/t)) of the n masks left, t falling evenly from 1 to eps over the steps and all that is left in the last.
+    temperature 0 takes the likeliest token; top_k and top_p restrict sampling. guidance w > 0 is classifier-free:
+    logits u + (w+1)(c − u), with u those of the prompt masked (a second forward). suppress_eos: the EOS that fills is
+    never written. stop_last: tokens that end a text are written after all others. stop_early: a row whose text can no
     longer change stops (the rest is EOS).
     """
 
@@ -30,6 +36,11 @@ class Decoding:
     top_p: float | None = None
     reveal: RevealRule = "confidence"
     threshold: float | None = None
+    schedule: Schedule = "even"
+    eps: float = 1e-3
+    guidance: float = 0.0
+    suppress_eos: bool = False
+    stop_last: bool = False
     stop_early: bool = True
     seed: int = 0
 
@@ -44,6 +55,14 @@ class Decoding:
             raise UserError(f"unknown reveal {self.reveal!r}", mend=f"the rules are {', '.join(get_args(RevealRule))}")
         if not np.isfinite(self.temperature) or self.temperature < 0:
             raise UserError(f"temperature = {self.temperature}", mend="it is 0 or more")
+        if not np.isfinite(self.guidance) or self.guidance < 0:
+            raise UserError(f"guidance = {self.guidance}", mend="it is 0 or more")
+        if self.threshold is not None and not np.isfinite(self.threshold):
+            raise UserError(f"threshold = {self.threshold}", mend="it is a number")
+        if self.schedule not in get_args(Schedule):
+            raise UserError(f"unknown schedule {self.schedule!r}", mend=f"it is {' or '.join(get_args(Schedule))}")
+        if not 0 < self.eps < 1:
+            raise UserError(f"eps = {self.eps}", mend="it lies in (0, 1)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}", mend="it lies in (0, 1]")
         if self.block_length is not None and self.block_length > self.max_new_tokens:
@@ -71,6 +90,13 @@ class Decoding:
         shares = [max(1, steps * len(block) // self.max_new_tokens) for block in self.blocks]
         extra = steps - sum(shares)
         return [share + (i < extra) for i, share in enumerate(shares)]
+
+    def share(self, step: int, steps: int) -> float:
+        """The share 1 − s/t of the masks left that step `step` of a block's `steps` reveals under schedule `t`."""
+        if step >= steps - 1:
+            return 1.0
+        t, s = (1 - (1 - self.eps) * i / steps for i in (step, step + 1))
+        return 1 - s / t
 
     def described(self) -> dict[str, Any]:
         """Every setting with its defaults filled in, as reported beside a score."""

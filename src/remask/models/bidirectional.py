@@ -1,0 +1,96 @@
+"""What makes a diffusion model of a causal one: attention both ways, aligned logits, logits only where asked for.
+
+A mixin that stands before a causal class of transformers (Llama, Qwen2, Qwen3, …): attention kernels, FSDP plans,
+gradient checkpointing, quantisation and LoRA names stay that class's own.
+
+Shapes: B batch, L length, N chosen positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import MaskedLMOutput
+
+
+class Bidirectional:
+    """`forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i (methods §7).
+
+    A config with `shift` true says that the network's own output at i−1 predicts token i, as in models that began as
+    causal ones (Dream): the shift is undone here and nowhere else.
+    """
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        config.is_causal = False
+        # Transformers give the embedding of `pad_token_id` no gradient. Here the pad is the EOS, which fills the canvas
+        # and is attended to and learned: freezing it would change training and understate every gradient norm.
+        pad_token_id, config.pad_token_id = config.pad_token_id, None
+        super().__init__(config)  # type: ignore[call-arg]
+        config.pad_token_id = pad_token_id
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
+
+        `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
+        attended token, so left padding does not move a row.
+        """
+        kwargs.pop("use_cache", None)
+        hidden = self.model(  # type: ignore[attr-defined]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            **kwargs,
+        ).last_hidden_state
+        if getattr(self.config, "shift", False):
+            hidden = shifted(hidden, attention_mask)
+        if positions is not None:
+            hidden = hidden[positions]
+        return MaskedLMOutput(logits=self.lm_head(hidden))  # type: ignore[attr-defined]
+
+
+class OfficialKeys:
+    """A config mixin: the keys that older code reads are written beside those that replaced them in transformers 5."""
+
+    rope_parameters: Any
+    dtype: Any
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved. Without `rope_theta` the official code would silently take its own default."""
+        values = super().to_diff_dict()  # type: ignore[misc]
+        rope = values.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            values["rope_theta"] = rope["rope_theta"]
+        if values.get("dtype") is not None:
+            values["torch_dtype"] = values["dtype"]
+        return values
+
+
+def counted_positions(attention_mask: Tensor | None) -> Tensor | None:
+    """[B, L]: each token's number among its row's attended ones, from 0; None where the mask does not say."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def shifted(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """[B, L, D] → [B, L, D]: at i what the network says at i−1; at a row's first attended token what it says there."""
+    before = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+    if attention_mask is None or attention_mask.dim() != 2:
+        return before
+    starts = torch.zeros_like(attention_mask, dtype=torch.bool)
+    starts[:, 1:] = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] == 0)
+    return torch.where(starts[:, :, None], hidden, before)

@@ -1,0 +1,53 @@
+"""Which class loads which model type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from remask.models.converted import A2D, CONVERTED
+from remask.models.dream import DreamConfig, DreamModel
+from remask.models.encoders import ENCODERS
+from remask.models.llada import RENAMINGS, LLaDAConfig, LLaDAModelLM
+from remask.models.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
+
+NATIVE: tuple[tuple[Any, Any], ...] = (
+    (LLaDAConfig, LLaDAModelLM),
+    (LLaDAMoEConfig, LLaDAMoEModelLM),
+    (DreamConfig, DreamModel),
+    *((model.config_class, model) for model in A2D),
+)
+"""Model types that are diffusion models whatever their config says."""
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModelForMaskedLM` know the layouts. Called once, when `remask.models` is imported."""
+    for config, model in NATIVE:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForMaskedLM.register(config, model, exist_ok=True)
+    for model in CONVERTED:
+        AutoModelForMaskedLM.register(model.config_class, model, exist_ok=True)
+    renamings = [WeightRenaming(source_patterns=s, target_patterns=t) for s, t in RENAMINGS]
+    register_checkpoint_conversion_mapping("llada", renamings, overwrite=True)
+    register_checkpoint_conversion_mapping("llada_moe", get_checkpoint_conversion_mapping("qwen3_moe"), overwrite=True)
+
+
+def model_class(config: Any) -> type | None:
+    """The diffusion class of a config; None where there is none, or where the model is still causal."""
+    kind = type(config)
+    for model in CONVERTED:
+        if kind is model.config_class:
+            return model if getattr(config, "is_causal", True) is False else None
+    return dict(NATIVE).get(kind) or ENCODERS.get(kind)
+
+
+def is_convertible(config: Any) -> bool:
+    """A causal model that `remask convert --to-diffusion` knows."""
+    return type(config) in {model.config_class for model in CONVERTED}
+
+
+def known_types() -> list[str]:
+    return [config.model_type for config, _ in NATIVE] + [kind.model_type for kind in ENCODERS]

@@ -1,0 +1,477 @@
+"""Loading, saving, facts, adapters and conversion, on checkpoints of random weights in the layouts people have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import remask
+from remask.config import LoraConfig
+from remask.errors import UserError
+from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
+from remask.models.dream import DreamConfig, DreamModel
+from remask.models.encoders import DiffusionBert, DiffusionModernBert
+from remask.models.facts import facts, turn_end
+from remask.models.llada import LLaDAConfig, LLaDAModelLM
+from remask.models.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
+from remask.models.load import load_model
+from remask.models.lora import add_adapter, load_adapter
+from remask.sampling import denoise
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build().eval()
+        for parameter in model.parameters():  # wide enough for predictions to differ clearly
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.2)
+        return model
+
+
+def special(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def llada(tokenizer: Any, **changes: Any) -> LLaDAModelLM:
+    values = {"d_model": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "rope_theta": 5e5}
+    return seeded(lambda: LLaDAModelLM(LLaDAConfig(**values, **special(tokenizer), **changes)))
+
+
+def dream(tokenizer: Any) -> DreamModel:
+    return seeded(lambda: DreamModel(DreamConfig(**SIZES, intermediate_size=48, rope_theta=1e6, **special(tokenizer))))
+
+
+def moe(tokenizer: Any) -> LLaDAMoEModelLM:
+    sizes = {"expert_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "rope_theta": 5e4}
+    return seeded(lambda: LLaDAMoEModelLM(LLaDAMoEConfig(**SIZES, **sizes, **special(tokenizer))))
+
+
+def converted(tokenizer: Any) -> A2DQwen3LMHeadModel:
+    return seeded(
+        lambda: A2DQwen3LMHeadModel(A2DQwen3Config(**SIZES, intermediate_size=48, head_dim=8, **special(tokenizer)))
+    )
+
+
+def bert(tokenizer: Any) -> DiffusionBert:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    return seeded(lambda: DiffusionBert(transformers.BertConfig(**sizes, **special(tokenizer))))
+
+
+def modernbert(tokenizer: Any) -> DiffusionModernBert:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    return seeded(
+        lambda: DiffusionModernBert(
+            transformers.ModernBertConfig(
+                **sizes, **special(tokenizer), bos_token_id=0, cls_token_id=0, sep_token_id=0, local_attention=16
+            )
+        )
+    )
+
+
+FAMILIES = {
+    "llada": llada,
+    "dream": dream,
+    "llada-moe": moe,
+    "a2d-qwen3": converted,
+    "bert": bert,
+    "modernbert": modernbert,
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture
+def saved(tokenizer: Any, tmp_path: Path) -> Callable[..., Path]:
+    """A family's checkpoint in the hub's layout, sharded where asked."""
+
+    def save(family: str, **keywords: Any) -> Path:
+        folder = tmp_path / family
+        FAMILIES[family](tokenizer).save_pretrained(folder, **keywords)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def logits(model: Any, ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, **keywords).logits
+
+
+IDS = torch.tensor([[65, 66, 67, 257, 257, 70, 257], [97, 98, 99, 100, 257, 101, 257]])
+
+
+# ---- every family ---------------------------------------------------------------------------------------------
+
+
+@every_family
+@pytest.mark.parametrize("shard", [None, "20KB"])
+def test_load_save_load(family: str, shard: str | None, saved: Any, tokenizer: Any, tmp_path: Path) -> None:
+    folder = saved(family, **({"max_shard_size": shard} if shard else {}))
+    assert len(list(folder.glob("*.safetensors"))) == 1 or shard
+    model, _ = remask.load(folder)
+    assert torch.equal(logits(model, IDS), logits(FAMILIES[family](tokenizer), IDS))
+    model.save_pretrained(tmp_path / "again")
+    before = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(before) == set(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@every_family
+def test_every_place_sees_every_other(family: str, tokenizer: Any) -> None:
+    model = FAMILIES[family](tokenizer)
+    changed = IDS.clone()
+    changed[:, -1] = 80
+    assert (logits(model, IDS) - logits(model, changed))[:, 0].abs().max() > 1e-4
+
+
+@every_family
+def test_logits_at_chosen_positions_alone(family: str, tokenizer: Any) -> None:
+    model = FAMILIES[family](tokenizer)
+    chosen = tokenizer.mask_token_id == IDS
+    assert torch.allclose(logits(model, IDS, positions=chosen), logits(model, IDS)[chosen], atol=1e-6)
+
+
+@every_family
+def test_a_row_alone_is_the_same_row_left_padded(family: str, tokenizer: Any) -> None:
+    """Every attended place, a row's first one included, where a shift would read the padding."""
+    model = FAMILIES[family](tokenizer)
+    padded = nn.functional.pad(IDS, (4, 0), value=tokenizer.pad_token_id)
+    attended = nn.functional.pad(torch.ones_like(IDS), (4, 0))
+    alone = logits(model, IDS, attention_mask=torch.ones_like(IDS))
+    assert torch.allclose(logits(model, padded, attention_mask=attended)[:, 4:], alone, atol=1e-5)
+
+
+@every_family
+def test_sampling_a_row_alone_or_in_a_batch(family: str, tokenizer: Any) -> None:
+    model = FAMILIES[family](tokenizer)
+    settings: dict[str, Any] = {"max_new_tokens": 8, "steps": 8, "block_length": 4, "stop_early": False}
+    padded = nn.functional.pad(IDS[:1, :3], (4, 0), value=tokenizer.pad_token_id)
+    batch = torch.cat([padded, torch.randint(0, 256, (1, 7), generator=torch.Generator().manual_seed(1))])
+    attended = torch.ones_like(batch)
+    attended[0, :4] = 0
+    both = denoise(model, batch, attended, **settings)
+    assert torch.equal(both[:1], denoise(model, IDS[:1, :3], **settings))
+    assert torch.equal(both[1:], denoise(model, batch[1:], **settings))
+
+
+@every_family
+def test_gradient_checkpointing_changes_no_gradient(family: str, tokenizer: Any) -> None:
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model = FAMILIES[family](tokenizer).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.logsumexp(-1).sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    plain, checkpointed = gradients(False), gradients(True)
+    if family.startswith("bert") or family == "modernbert":  # dropout draws anew
+        assert len(plain) == len(checkpointed)
+        return
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, checkpointed, strict=True))
+
+
+@every_family
+def test_bfloat16(family: str, saved: Any) -> None:
+    model, _ = remask.load(saved(family), dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert logits(model, IDS).isfinite().all()
+
+
+def test_the_embedding_of_a_padding_eos_is_learned_in_dream_too(tokenizer: Any) -> None:
+    """Dream's official code freezes it (its padding id); here it fills the canvas and is learned, as in LLaDA."""
+    model = dream(tokenizer)
+    ids = torch.tensor([[65, tokenizer.pad_token_id, 66]])
+    model(input_ids=ids).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad[tokenizer.pad_token_id].abs().max() > 0
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_shift_takes_a_rows_own_output_at_its_start(tokenizer: Any) -> None:
+    model = dream(tokenizer)
+    aligned = logits(model, IDS)
+    model.config.shift = False
+    raw = logits(model, IDS)
+    assert torch.equal(aligned[:, 0], raw[:, 0])
+    assert torch.equal(aligned[:, 1:], raw[:, :-1])
+
+
+def test_mixtures_route_as_published(tokenizer: Any) -> None:
+    """LLaDA-MoE's block by hand: a softmax over all experts, the top two weights as they are, SwiGLU experts."""
+    model = moe(tokenizer)
+    block = model.model.layers[0].mlp
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    weights, chosen = (x[0] @ block.gate.weight.T).softmax(-1).topk(2)
+    expected = torch.zeros(5, 32)
+    for token in range(5):
+        for weight, expert in zip(weights[token], chosen[token], strict=True):
+            gate, up = (block.experts.gate_up_proj[expert] @ x[0, token]).chunk(2)
+            expected[token] += weight * (block.experts.down_proj[expert] @ (nn.functional.silu(gate) * up))
+    with torch.no_grad():
+        assert torch.allclose(block(x)[0], expected, atol=1e-5)
+    assert model.model.layers[0].self_attn.q_norm.weight.shape == (8,)  # a norm for each head's width
+
+
+def test_a_trainers_resume_finds_every_expert(saved: Any, tokenizer: Any) -> None:
+    """`load_state_dict` is handed the file's names, where each expert stands alone."""
+    folder = saved("llada-moe")
+    model = moe(tokenizer)
+    other = seeded(lambda: LLaDAMoEModelLM(model.config))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    missing, unexpected = other.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    assert not missing
+    assert not unexpected
+    assert torch.equal(logits(other, IDS), logits(model, IDS))
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llada", {"mask_token_id": 3}, "mask_token_id is 3, the tokenizer's mask token is"),
+        ("llada", {"alibi": True}, "alibi=True"),
+        ("llada", {"model_type": "mamba"}, "mamba"),
+        ("llada", {"model_type": "nonsense"}, "nonsense"),
+        ("llada-moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size=64"),
+        ("dream", {"model_type": "qwen2", "is_causal": ...}, "causal model.*remask convert --to-diffusion"),
+        ("llada", {"n_layers": 4}, "weights are missing"),
+        ("llada", {"n_layers": 2}, r"has no place for: model\.layers\.2"),
+        ("dream", {"eos_token_id": 100_000}, "outside its vocabulary"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_right(family: str, changes: Any, message: str, saved: Any) -> None:
+    folder = saved(family)
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        remask.load(folder)
+    assert str(folder) in str(caught.value) or "alibi" in message or "shared" in message
+
+
+def test_a_mask_token_that_ends_texts(tokenizer: Any) -> None:
+    model = llada(tokenizer)
+    model.config.eos_token_id = [tokenizer.eos_token_id, tokenizer.mask_token_id]
+    with pytest.raises(UserError, match="also what ends a text"):
+        facts(model, tokenizer)
+
+
+def test_a_checkpoint_without_mask_token(saved: Any, tokenizer: Any) -> None:
+    folder = saved("dream")
+    change_config(folder, mask_token_id=None)
+    assert remask.load(folder)[0].config.mask_token_id == tokenizer.mask_token_id  # the tokenizer knew
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "mask_token"}))
+    with pytest.raises(UserError, match="no mask token"):
+        remask.load(folder)
+
+
+def test_a_torn_weight_file(saved: Any) -> None:
+    folder = saved("dream")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="weights cannot be read"):
+        remask.load(folder)
+
+
+# ---- facts ----------------------------------------------------------------------------------------------------
+
+
+def test_the_token_that_closes_a_turn_ends_a_text(saved: Any, tokenizer: Any) -> None:
+    folder = saved("dream")
+    change_config(folder, stop_token_ids=...)
+    model, loaded = remask.load(folder)
+    closing = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert turn_end(loaded) == closing
+    assert facts(model, loaded).stop_ids == (tokenizer.eos_token_id, closing)
+    assert facts(model, loaded).shift
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------
+
+
+def trained(model: Any) -> Any:
+    """Adapters whose B is no longer 0."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "a2d-qwen3", "modernbert"])
+def test_an_adapter_saved_loaded_and_merged(family: str, saved: Any, tmp_path: Path) -> None:
+    folder = saved(family)
+    base, _ = remask.load(folder)
+    adapted = trained(add_adapter(base, LoraConfig(rank=4, targets=("all-linear",)), base_name=str(folder))).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logits(adapted, IDS)
+    by_base, _ = remask.load(folder, adapter=tmp_path / "adapter")
+    by_itself, _ = remask.load(tmp_path / "adapter")
+    assert torch.equal(logits(by_base, IDS), expected)
+    assert torch.equal(logits(by_itself, IDS), expected)
+    merged = by_itself.merge_and_unload()
+    assert torch.allclose(logits(merged, IDS), expected, atol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "merged")
+    shutil.copy(folder / "tokenizer_config.json", tmp_path / "merged")
+    assert torch.equal(logits(remask.load(tmp_path / "merged")[0], IDS), logits(merged, IDS))
+
+
+class Official(nn.Module):
+    """Modules under LLaDA's official names, to make an adapter as the official code would."""
+
+    def __init__(self, model: LLaDAModelLM) -> None:
+        super().__init__()
+        self.config = model.config
+        layers = model.model.layers
+        blocks = nn.ModuleList()
+        for layer in layers:
+            block = nn.Module()
+            block.q_proj, block.k_proj = layer.self_attn.q_proj, layer.self_attn.k_proj
+            block.v_proj, block.attn_out = layer.self_attn.v_proj, layer.self_attn.o_proj
+            block.ff_proj, block.up_proj, block.ff_out = (
+                layer.mlp.gate_proj,
+                layer.mlp.up_proj,
+                layer.mlp.down_proj,
+            )
+            blocks.append(block)
+        self.model = nn.Module()
+        self.model.transformer = nn.Module()
+        self.model.transformer.blocks = blocks
+        self.model.transformer.ff_out = model.lm_head
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "k_proj", "v_proj"], ["q_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]]
+)
+def test_an_adapter_made_for_the_official_names(targets: list[str], tokenizer: Any, tmp_path: Path) -> None:
+    config = PeftLoraConfig(r=4, lora_alpha=8, target_modules=targets)
+    official = trained(get_peft_model(Official(llada(tokenizer)), config))
+    official.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(".transformer." in name for name in names)
+    loaded = load_adapter(llada(tokenizer), str(tmp_path)).eval()
+
+    by_hand = llada(tokenizer)
+    native = {
+        "q_proj": "self_attn.q_proj",
+        "k_proj": "self_attn.k_proj",
+        "v_proj": "self_attn.v_proj",
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj",
+        "ff_out": "mlp.down_proj",
+    }
+    with torch.no_grad():
+        for name, a in names.items():
+            if "lora_A" not in name:
+                continue
+            delta = 2.0 * names[name.replace("lora_A", "lora_B")] @ a
+            parts = name.split(".")
+            if "blocks" in parts:
+                layer = by_hand.model.layers[int(parts[parts.index("blocks") + 1])]
+                layer.get_submodule(native[parts[-3]]).weight += delta
+            else:
+                by_hand.lm_head.weight += delta
+    assert torch.allclose(logits(loaded, IDS), logits(by_hand, IDS), atol=1e-4)
+    assert not torch.allclose(logits(loaded, IDS), logits(llada(tokenizer), IDS), atol=1e-2)
+
+
+def test_an_adapter_for_another_model(saved: Any, tokenizer: Any, tmp_path: Path) -> None:
+    deeper = llada(tokenizer, init_std=0.1)
+    adapted = add_adapter(deeper, LoraConfig(rank=2), base_name="x")
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"match no layer: .*layers\.2"):
+        remask.load(saved("dream"), adapter=tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    first = min(weights)
+    save_file({k: v for k, v in weights.items() if k != first}, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="layers get no tensor"):
+        load_adapter(llada(tokenizer), str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match="no adapter that can be read"):
+        load_adapter(llada(tokenizer), str(tmp_path / "nothing"))
+
+
+def test_targets_that_match_nothing(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"attn_out match no layer.*o_proj"):
+        add_adapter(llada(tokenizer), LoraConfig(rank=2, targets=("q_proj", "attn_out")), base_name="x")
+
+
+# ---- the tokenizer of Dream -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dream_folder(shared: Path, tmp_path: Path) -> Path:
+    """A folder as Dream's is on the hub: Qwen2.5's vocabulary, two more tokens, and a tokenizer class of its own."""
+    source = shared / "data" / "tokenizers" / "qwen2.5"
+    folder = tmp_path / "dream"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(source / name, folder)
+    values = json.loads((source / "tokenizer_config.json").read_text())
+    for index, token in ((151665, "<|beginoftext|>"), (151666, "<|mask|>")):
+        values["added_tokens_decoder"][str(index)] = {
+            **values["added_tokens_decoder"]["151643"],
+            "content": token,
+        }
+    values |= {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "mask_token": "<|mask|>",
+        "bos_token": "<|beginoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    config = DreamConfig(
+        **{**SIZES, "hidden_size": 8, "num_attention_heads": 2},
+        intermediate_size=16,
+        vocab_size=151680,
+        mask_token_id=151666,
+        eos_token_id=151643,
+        pad_token_id=151643,
+        bos_token_id=151643,
+    )
+    seeded(lambda: DreamModel(config)).save_pretrained(folder)
+    change_config(folder, auto_map={"AutoModel": "modeling_dream.DreamModel"}, stop_token_ids=...)
+    return folder
+
+
+@pytest.mark.shared
+def test_dreams_tokenizer_needs_no_code_of_its_own(dream_folder: Path) -> None:
+    model, tokenizer = remask.load(dream_folder)
+    known = facts(model, tokenizer)
+    assert (known.mask_id, known.eos_ids, known.stop_ids) == (151666, (151643,), (151643, 151645))
+    text = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n\n你好 — naïve"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < 151643
+    assert tokenizer.encode("<|mask|><|beginoftext|><|im_end|>") == [151666, 151665, 151645]
+    assert load_model(str(dream_folder)).config.shift
