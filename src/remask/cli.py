@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
+    "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
     "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
 }
 

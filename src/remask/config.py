@@ -17,7 +17,7 @@ STRICT: dict[str, Any] = {"extra": "forbid"}
 
 OverLong = Literal["truncate", "drop", "error"]
 OnBadRow = Literal["error", "skip"]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,28 @@ class GenerateConfig:
     dtype: Dtype = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Make a diffusion model of a causal one, or merge an adapter into its base."""
+
+    __pydantic_config__ = STRICT
+
+    to_diffusion: str | None = None
+    """A causal model of the Llama, Qwen2 or Qwen3 family: a hub id or a folder."""
+    merge: str | None = None
+    """A LoRA adapter to merge: a run of Remask's, a folder or (with --base) a hub id."""
+    base: str | None = None
+    """The model to merge into (default: the one the adapter names)."""
+    output: str | None = None
+    """The folder to write (default: the source's name with -diffusion or -merged)."""
+    shift: bool = True
+    """The output at i-1 goes on predicting token i, as in the causal model (Dream's way)."""
+    mask_token: str = "<|mask|>"
+    """The mask token to add where the tokenizer has none."""
+    dtype: Dtype = "auto"
+    """Precision to convert and save in (default: the checkpoint's own)."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import remask
+from remask.cli import main
 from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
@@ -475,3 +476,94 @@ def test_dreams_tokenizer_needs_no_code_of_its_own(dream_folder: Path) -> None:
     assert max(ids) < 151643
     assert tokenizer.encode("<|mask|><|beginoftext|><|im_end|>") == [151666, 151665, 151645]
     assert load_model(str(dream_folder)).config.shift
+
+
+# ---- conversion -----------------------------------------------------------------------------------------------
+
+
+def causal(kind: str, tokenizer: Any, folder: Path, *, vocabulary: int, tied: bool = False) -> Any:
+    """A causal checkpoint whose tokenizer has no mask token."""
+    config_class, model_class = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }[kind]
+    config = config_class(
+        **SIZES,
+        intermediate_size=48,
+        head_dim=8,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = seeded(lambda: model_class(config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "mask_token"}))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("room", "tied"), [(0, False), (0, True), (20, False)])
+def test_a_causal_model_becomes_a_diffusion_model(
+    kind: str, room: int, tied: bool, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a vocabulary that has room for a mask token, and with one that has not."""
+    size = len(tokenizer)
+    source = causal(kind, tokenizer, tmp_path / "causal", vocabulary=size + room, tied=tied)
+    with pytest.raises(UserError, match="remask convert --to-diffusion"):
+        remask.load(tmp_path / "causal")
+    target = tmp_path / "diffusion"
+    command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(target)]
+    assert main([*command, "--mask-token", "<|new|>"]) == 0
+    assert kind in capsys.readouterr().out
+    model, loaded = remask.load(target)
+    known = facts(model, loaded)
+    assert loaded.mask_token == "<|new|>"
+    assert known.mask_id == loaded.mask_token_id == size
+    assert known.shift
+    assert model.config.vocab_size == size + max(room, 1)
+    table = model.get_input_embeddings().weight
+    old = source.get_input_embeddings().weight
+    assert torch.equal(table[:size], old[:size])
+    assert torch.allclose(table[size], old[:size].mean(0), atol=1e-6)
+    # The last place sees all before it, causal or not; what it says there is read one place on.
+    one_layer_deep = logits(model, torch.tensor([[65, 66]]))
+    with torch.no_grad():
+        plain = source(torch.tensor([[65]])).logits
+    assert torch.allclose(logits(model, torch.tensor([[65]]))[0, 0, :size], plain[0, 0, :size], atol=1e-5)
+    assert one_layer_deep.shape[-1] == model.config.vocab_size
+    changed = logits(model, torch.tensor([[65, 67]]))
+    assert not torch.allclose(one_layer_deep[0, 0], changed[0, 0], atol=1e-4)  # the first place sees the second
+    # transformers' own class reads the result, both ways too.
+    own = transformers.AutoModelForCausalLM.from_pretrained(target).eval()
+    ids = torch.tensor([[65, 66, size, 68]])
+    with torch.no_grad():
+        assert torch.allclose(own(ids).logits[:, :-1], logits(model, ids)[:, 1:], atol=1e-5)
+
+
+def test_what_cannot_be_converted(tokenizer: Any, saved: Any, tmp_path: Path) -> None:
+    assert main(["convert"]) == 2
+    assert main(["convert", "--to-diffusion", str(saved("dream")), "--output", str(tmp_path / "x")]) == 2
+    assert main(["convert", "--merge", str(saved("llada")), "--output", str(tmp_path / "x")]) == 2
+    assert main(["convert", "--to-diffusion", str(tmp_path / "no"), "--output", str(tmp_path / "x")]) == 2
+    causal("qwen2", tokenizer, tmp_path / "causal", vocabulary=300)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    assert main(["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(tmp_path / "full")]) == 2
+    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.glob(".x*"))
+
+
+def test_merging_by_command(saved: Any, tmp_path: Path) -> None:
+    folder = saved("dream")
+    base, _ = remask.load(folder)
+    adapted = trained(add_adapter(base, LoraConfig(rank=4, targets=("all-linear",)), base_name=str(folder))).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logits(adapted, IDS)
+    for extra in ([], ["--base", str(folder)]):
+        target = tmp_path / f"merged{len(extra)}"
+        assert main(["convert", "--merge", str(tmp_path / "adapter"), "--output", str(target), *extra]) == 0
+        assert torch.allclose(logits(remask.load(target)[0], IDS), expected, atol=1e-5)
+        assert set(load_file(target / "model.safetensors")) == set(load_file(folder / "model.safetensors"))

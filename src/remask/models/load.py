@@ -77,10 +77,18 @@ def load(
 
 
 def load_model(
-    folder: str, *, dtype: str = "float32", device: str = "cpu", quantization: Quantization | None = None
+    folder: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    quantization: Quantization | None = None,
+    config: Any = None,
 ) -> PreTrainedModel:
-    """The bare model. Raises UserError where the folder is not a checkpoint that Remask knows."""
-    config = load_config(folder)
+    """The bare model, by its own config or a changed one.
+
+    Raises UserError where the folder is not a checkpoint that Remask knows.
+    """
+    config = load_config(folder) if config is None else config
     kind: Any = model_class(config)
     if kind is None and is_convertible(config):
         raise UserError(

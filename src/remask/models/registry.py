@@ -49,5 +49,9 @@ def is_convertible(config: Any) -> bool:
     return type(config) in {model.config_class for model in CONVERTED}
 
 
+def convertible_types() -> list[str]:
+    return [model.config_class.model_type for model in CONVERTED]
+
+
 def known_types() -> list[str]:
     return [config.model_type for config, _ in NATIVE] + [kind.model_type for kind in ENCODERS]

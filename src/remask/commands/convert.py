@@ -1,0 +1,55 @@
+"""`remask convert`: a causal model into a diffusion model, an adapter into its base."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from remask.commands.options import parse
+from remask.config import ConvertConfig
+from remask.errors import UserError
+
+EXAMPLES = """Examples:
+  remask convert --to-diffusion Qwen/Qwen2.5-0.5B --output qwen-diffusion
+  remask convert --merge runs/gift-lora --output runs/gift-merged
+  remask convert --merge someone/llada-lora --base GSAI-ML/LLaDA-8B-Instruct --output merged"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    config = parse(ConvertConfig, arguments, command="convert", examples=EXAMPLES)
+    source = config.to_diffusion or config.merge
+    if source is None or (config.to_diffusion and config.merge):
+        raise UserError("nothing to convert", mend="give one of --to-diffusion MODEL and --merge ADAPTER")
+    if config.base and not config.merge:
+        raise UserError("--base goes with --merge")
+    suffix = "diffusion" if config.to_diffusion else "merged"
+    target = Path(config.output or f"{Path(source).name}-{suffix}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("is there already", where=str(target), mend="give another --output")
+    if not target.resolve().parent.is_dir():
+        raise UserError("its folder does not exist", where=str(target), mend="create it first")
+
+    from remask.models.convert import merged, to_diffusion
+    from remask.models.load import quiet_transformers, resolve
+
+    source = resolve(source)
+    if config.to_diffusion:
+        model, tokenizer = to_diffusion(source, shift=config.shift, mask_token=config.mask_token, dtype=config.dtype)
+    else:
+        model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.resolve().parent))
+    try:
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    mask = f"mask token {tokenizer.mask_token!r} ({model.config.mask_token_id})"
+    print(f"{target}: {model.config.model_type}, {model.num_parameters():,} parameters, {mask}")
+    return 0

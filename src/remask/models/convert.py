@@ -1,0 +1,57 @@
+"""From a causal model to a diffusion model, and from an adapter on a base to one merged model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from remask.errors import UserError
+from remask.models.facts import facts
+from remask.models.load import load, load_config, load_model, load_tokenizer
+from remask.models.lora import is_adapter
+from remask.models.registry import convertible_types, is_convertible, model_class
+
+
+def to_diffusion(
+    folder: str, *, shift: bool = True, mask_token: str = "<|mask|>", dtype: str = "auto"
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
+
+    Attention goes both ways and there is a mask token, whose embedding starts as the mean of all others. With `shift`
+    (as Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to.
+    Raises UserError where the model is of another family or is a diffusion model already.
+    """
+    config = load_config(folder)
+    if model_class(config) is not None:
+        raise UserError("it is a diffusion model already", where=folder, mend="load it as it is")
+    if not is_convertible(config):
+        raise UserError(
+            f"model type {config.model_type!r} cannot be converted",
+            where=folder,
+            mend=f"these can: {', '.join(convertible_types())}",
+        )
+    config.is_causal, config.shift, config.use_cache = False, shift, False
+    tokenizer = load_tokenizer(folder)
+    trained_rows = min(len(tokenizer), config.vocab_size)
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": mask_token})
+    config.mask_token_id = tokenizer.mask_token_id
+    model: Any = load_model(folder, dtype=dtype, config=config)
+    if tokenizer.mask_token_id >= config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if tokenizer.mask_token_id >= trained_rows:  # new, or in the padding of the vocabulary: nothing has trained it
+        rows = model.get_input_embeddings().weight
+        with torch.no_grad():
+            rows[tokenizer.mask_token_id] = rows[:trained_rows].float().mean(0).to(rows.dtype)
+    facts(model, tokenizer, where=folder)
+    return model.eval(), tokenizer
+
+
+def merged(adapter: str, *, base: str | None = None, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base with the adapter's change added to its weights. Raises UserError where `adapter` is none."""
+    if base is None and not is_adapter(adapter):
+        raise UserError("no LoRA adapter there", where=adapter, mend="give a folder with adapter_config.json")
+    model, tokenizer = load(base or adapter, adapter=adapter if base else None, dtype=dtype, device="cpu")
+    return model.merge_and_unload(), tokenizer
