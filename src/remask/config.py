@@ -18,6 +18,7 @@ STRICT: dict[str, Any] = {"extra": "forbid"}
 OverLong = Literal["truncate", "drop", "error"]
 OnBadRow = Literal["error", "skip"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["4bit", "8bit"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ class SftConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever num_train_epochs says."""
     dtype: Dtype = "float32"
-    """Precision the weights are loaded in."""
+    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    quantization: Quantization | None = None
+    """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     on_bad_row: OnBadRow = "error"
     """skip counts and lists rows that cannot be used."""
@@ -229,6 +232,8 @@ class EvalConfig:
     """Which wording of the prompts (default: the checkpoint's)."""
     batch_size: int = 32
     dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
@@ -246,6 +251,8 @@ class GenerateConfig:
     stream: bool | None = None
     """Draw the canvas as it is unmasked (default: on a terminal)."""
     dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
@@ -294,6 +301,8 @@ class InspectConfig:
     """Where to write a page."""
     max_length: int = 4096
     dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -49,7 +49,13 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
             f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
         )
     arm, run_seed = identity(config.adapter or config.model)
-    model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
+    model, tokenizer = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
     record = evaluate(
         model,
         tokenizer,

@@ -27,7 +27,13 @@ def run(arguments: Sequence[str]) -> int:
     from remask.models.load import load
     from remask.sampling.generate import generate
 
-    model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
+    model, tokenizer = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
     stream = config.stream if config.stream is not None else sys.stdout.isatty() and not config.json
     texts = []
     records = []

@@ -46,7 +46,13 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
         raise UserError(f"rows = {config.rows}", mend="it is 1 or more")
     refuse_unwritable(config.json)
     objective = resolve(config.objective)
-    model, tokenizer = load(config.model, dtype=config.dtype, device=config.device, adapter=config.adapter)
+    model, tokenizer = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
     known = facts(model, tokenizer)
     if is_generated(config.data):
         examples = generated_examples(config.data, split="validation", prompt_style=known.prompt_style)

@@ -6,7 +6,7 @@ No remote code is ever run: a checkpoint's own Python files are not looked at.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import logging as transformers_logging
 
+from remask.config import Quantization
 from remask.errors import UserError
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
@@ -21,7 +22,6 @@ from remask.models.lora import base_of, is_adapter, load_adapter
 from remask.models.registry import is_convertible, known_types, model_class
 
 TINY = Path(__file__).parent / "tiny"
-Quantization = Literal["4bit", "8bit"]
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """Model types whose tokenizer files name a class of their own, and the class of transformers that reads them."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import prepare_model_for_kbit_training
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -111,7 +112,12 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
 def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTrainer, Any, Rows]:
     """Model, rows and trainer, from what the config names. Writes nothing."""
     args = _training_arguments(config, folder)
-    model, tokenizer = load(config.model, dtype=config.dtype, device="cpu")
+    if config.quantization and not config.lora.rank:
+        raise UserError(
+            f"weights of {config.quantization} cannot be trained", mend="train adapters on them: --lora.rank 16"
+        )
+    place = str(args.device) if config.quantization else "cpu"
+    model, tokenizer = load(config.model, dtype=config.dtype, device=place, quantization=config.quantization)
     if hasattr(model, "merge_and_unload"):  # a LoRA run goes on from its merged weights
         model = model.merge_and_unload()
     known = facts(model, tokenizer, where=config.model)
@@ -122,6 +128,8 @@ def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTr
     if config.lora.rank:
         with torch.random.fork_rng():
             torch.random.default_generator.manual_seed(config.seed)
+            if config.quantization:
+                model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
             model = add_adapter(model, config.lora, base_name=_base_name(config.model))
     else:
         model.requires_grad_(True)

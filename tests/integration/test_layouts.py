@@ -1,0 +1,114 @@
+"""Fine-tuning checkpoints of LLaDA's and Dream's layout on real and on made rows: LoRA, full, and on 4-bit weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import remask
+from remask.config import CanvasConfig, LoraConfig, SftConfig
+from remask.errors import UserError
+from remask.models.dream import DreamConfig, DreamModel
+from remask.sft.run import run_sft
+
+
+def save_dream(folder: Path, tokenizer: Any, **changes: Any) -> Path:
+    """Dream's layout, grouped-query, with the byte tokenizer."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    config = DreamConfig(
+        **{**sizes, **changes},
+        num_hidden_layers=2,
+        max_position_embeddings=2048,
+        rope_theta=10000.0,
+        initializer_range=0.1,
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        DreamModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dream_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    return save_dream(tmp_path_factory.mktemp("dream"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def gsm8k_rows(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The 48 first real GSM8K training rows that are short, and the 16 after them."""
+    lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()
+    short = [line for line in lines if len(line) < 420][:64]
+    folder = tmp_path_factory.mktemp("gsm8k")
+    (folder / "train.jsonl").write_text("\n".join(short[:48]))
+    (folder / "held_out.jsonl").write_text("\n".join(short[48:]))
+    return folder / "train.jsonl", folder / "held_out.jsonl"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_gsm8k_lowers_the_held_out_loss(
+    family: str,
+    rank: int,
+    checkpoint: Path,
+    dream_checkpoint: Path,
+    gsm8k_rows: tuple[Path, Path],
+    make_config: Callable[..., SftConfig],
+    metrics: Callable[[Path], list[dict[str, Any]]],
+) -> None:
+    train, held_out = gsm8k_rows
+    config = make_config(
+        {
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3 if rank == 0 else 1e-2,
+            "eval_steps": 1,
+        },
+        model=str(checkpoint if family == "llada" else dream_checkpoint),
+        data=str(train),
+        eval_data=str(held_out),
+        canvas=CanvasConfig(max_length=512),
+        lora=LoraConfig(rank=rank, alpha=2.0 * rank or 1.0, targets=("all-linear",)),
+    )
+    outcome = run_sft(config, quiet=True)
+    losses = [row["eval_nll"] for row in metrics(outcome.folder) if "eval_nll" in row]
+    assert outcome.finished
+    assert losses[-1] < 0.95 * losses[0]
+    model, tokenizer = remask.load(outcome.folder)
+    assert remask.generate(model, tokenizer, ["1+1?"], max_new_tokens=4).texts
+    saved = json.loads((outcome.folder / ("adapter_config.json" if rank else "config.json")).read_text())
+    assert rank or saved["model_type"] == {"llada": "llada", "dream": "Dream"}[family]
+
+
+def test_adapters_on_4_bit_weights(
+    tokenizer: Any, tmp_path: Path, make_config: Callable[..., SftConfig], weights: Callable[[Path], dict[str, Any]]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'remask[quantization]'")
+    sizes = {"hidden_size": 128, "num_key_value_heads": 4, "intermediate_size": 128}  # what its CPU kernels can split
+    folder = save_dream(tmp_path / "dream", tokenizer, **sizes)
+    config = make_config({"num_train_epochs": 1}, model=str(folder), quantization="4bit")
+    with pytest.raises(UserError, match=r"cannot be trained.*--lora"):
+        run_sft(config, quiet=True)
+    assert not Path(config.output_dir).exists()
+    outcome = run_sft(replace(config, lora=LoraConfig(rank=4)), quiet=True)
+    assert any(tensor.abs().max() > 0 for name, tensor in weights(outcome.folder).items() if "lora_B" in name)
+    model, _ = remask.load(outcome.folder, quantization="4bit")
+    kind = type(model.get_submodule("base_model.model.model.layers.0.mlp.up_proj"))
+    assert kind.__name__ == "Linear4bit"
+    ids = torch.tensor([[65, 66, 67, model.config.mask_token_id]])
+    with torch.no_grad():
+        four, full = model(input_ids=ids).logits, remask.load(outcome.folder)[0](input_ids=ids).logits
+    assert isinstance(model, nn.Module)
+    assert nn.functional.cosine_similarity(four.flatten(), full.flatten(), dim=0) > 0.95
