@@ -46,6 +46,13 @@ def test_lora_and_gradient_checkpointing_on_cuda(config: SftConfig) -> None:
     assert run_sft(changed, quiet=True).finished
 
 
+def test_adapters_on_4_bit_weights(config: SftConfig) -> None:
+    pytest.importorskip("bitsandbytes")
+    outcome = run_sft(replace(config, lora=LoraConfig(rank=8), quantization="4bit"), quiet=True)
+    assert outcome.finished
+    assert generate(*load(outcome.folder, device="cuda", quantization="4bit"), ["countdown 4 5 9 -> 9"]).texts
+
+
 def test_logits_on_cuda_are_those_of_the_cpu() -> None:
     on_cpu, tokenizer = load("tiny", device="cpu")
     on_cuda, _ = load("tiny", device="cuda")

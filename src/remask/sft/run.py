@@ -116,6 +116,11 @@ def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTr
         raise UserError(
             f"weights of {config.quantization} cannot be trained", mend="train adapters on them: --lora.rank 16"
         )
+    if config.quantization == "4bit" and args.device.type == "cpu":
+        raise UserError(
+            "4-bit weights are trained on CUDA only: the CPU kernels of bitsandbytes have no gradient",
+            mend="use --quantization 8bit, or none",
+        )
     place = str(args.device) if config.quantization else "cpu"
     model, tokenizer = load(config.model, dtype=config.dtype, device=place, quantization=config.quantization)
     if hasattr(model, "merge_and_unload"):  # a LoRA run goes on from its merged weights
