@@ -225,7 +225,19 @@ class EvalConfig:
     problem_seed: int = 0
     """Seeds which problems are generated."""
     json: str | None = None
-    """Where to write the record."""
+    """Where to write the record. Answers are kept beside it as they come: the same command goes on where it stopped."""
+    overwrite: bool = False
+    """Discard unfinished answers of another evaluation that stand beside the record."""
+    processes: int = 1
+    """Share the problems among this many processes, each with its own copy of the model (one a GPU). Needs json."""
+    prompt_template: str | None = None
+    """A prompt to use instead of the task's, or @FILE that holds it; {question} and the like are the problem's."""
+    system: str | None = None
+    """A system turn to begin with."""
+    prefill: str = ""
+    """What every answer begins with, such as <reasoning>."""
+    allow_code_execution: bool = False
+    """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
     arm: str | None = None
     """The name results are pooled under (default: the run's objective, or start)."""
     prompt_style: Literal["compact", "instruct"] | None = None

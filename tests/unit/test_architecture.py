@@ -14,21 +14,23 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"errors", "config", "progress", "environment"}
+BASE = {"files", "errors", "config", "progress", "environment"}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "environment": set(),
+    "files": set(),
+    "sandbox": {"errors", "progress"},
     "config": {"errors"},
     "diffusion": {"errors"},
     "models": BASE | {"diffusion"},
     "data": BASE | {"diffusion"},
     "sampling": BASE | {"diffusion", "models", "data"},
-    "tasks": BASE | {"diffusion", "data"},
+    "tasks": BASE | {"diffusion", "data", "sandbox"},
     "sft": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
-    "evaluation": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
+    "evaluation": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks"},
     "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
     "report": BASE | {"tasks", "evaluation", "analysis"},
 }

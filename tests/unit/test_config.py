@@ -48,6 +48,7 @@ def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
         seed=7,
         max_steps=11,
         dtype="bfloat16",
+        quantization="8bit",
         device="cpu",
         on_bad_row="skip",
         choices=ChoicesConfig(transform="log1p", alpha=0.5, normaliser="sequence"),

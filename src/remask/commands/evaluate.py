@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from remask.commands.options import console, parse, refuse_unwritable
 from remask.config import EvalConfig
@@ -15,32 +19,133 @@ from remask.progress import duration
 EXAMPLES = """Examples:
   remask eval --model runs/x --tasks sudoku,countdown --json x.json
   remask eval --model runs/x --tasks sudoku=4x4_test_sudoku.csv --n 200
+  remask eval --model GSAI-ML/LLaDA-8B-Instruct --dtype bfloat16 --tasks gsm8k,math500 --json base.json \\
+    --adapter runs/gift-lora --decoding.max-new-tokens 256 --decoding.steps 128 --decoding.block-length 32
+  remask eval --model runs/x --tasks humaneval --allow-code-execution --processes 2 --json code.json
   remask eval --model tiny --decoding.steps 80 --decoding.reveal margin"""
 
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
-    record = evaluate_model(config)
+    if config.processes != 1 and "WORLD_SIZE" not in os.environ:
+        return _launch(config, arguments)
+    try:
+        record = evaluate_model(config)
+    except KeyboardInterrupt:
+        if config.json:
+            print("\nanswers so far are kept: the same command goes on from them", file=sys.stderr)
+        raise
+    if record is None:  # another process writes the record
+        return 0
     if config.json:
         print(f"written to {config.json}")
     show(record)
     return 0
 
 
-def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any]:
-    """Evaluate as the config says and write the record where it says."""
-    from remask.evaluation.run import Benchmark, evaluate, identity
+def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
+    """The same command in several processes, each told its number as launchers do; if one fails, all end."""
+    if config.processes < 1:
+        raise UserError(f"processes = {config.processes}", mend="it is 1 or more")
+    if not config.json:
+        raise UserError("several processes meet at the record's file", mend="give --json FILE")
+    world = config.processes
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(world):
+            number = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            command = [sys.executable, "-m", "remask.cli", "eval", *arguments]
+            running.append(subprocess.Popen(command, env={**threads, **os.environ, **number}))
+        while any(process.poll() is None for process in running):
+            failed = [code for process in running if (code := process.poll())]
+            if failed:
+                return failed[0]
+            time.sleep(0.1)
+        return next((process.returncode for process in running if process.returncode), 0)
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+        for process in running:
+            process.wait()
+
+
+def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
+    """Evaluate as the config says and write the record where it says. None in all processes but the first."""
+    from remask.evaluation.benchmark import Asking
+    from remask.evaluation.journal import Journal, fingerprint, weights_stamp
+    from remask.evaluation.run import Shard, evaluate, identity
+    from remask.files import write_atomically
+    from remask.models.facts import facts
     from remask.models.load import load
     from remask.sampling.generate import decoding_for
-    from remask.sft.checkpoints import write_atomically
 
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     refuse_unwritable(config.json)
+    template = _template(config.prompt_template)
+    benchmarks = _benchmarks(config)
+    if template is not None and len(benchmarks) > 1:
+        raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
+    arm, run_seed = identity(config.adapter or config.model)
+    shard = Shard.from_environment()
+    model, tokenizer = load(
+        config.model,
+        dtype=config.dtype,
+        device=_device(config.device, shard.local_rank),
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
+    decoding = decoding_for(model, **config.decoding.given())
+    style = config.prompt_style or facts(model, tokenizer).prompt_style
+    asking = Asking(cast(Any, style), template, config.system, config.prefill)
+    weights = [config.model, config.adapter, config.dtype, config.quantization]
+    stamps = [weights_stamp(str(path)) for path in (config.model, config.adapter) if path]
+    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
+    journal = Journal(
+        Path(config.json) if config.json else None,
+        fingerprint([weights, stamps, problems, decoding.described(), asking.described()]),
+        rank=shard.rank,
+        overwrite=config.overwrite,
+    )
+    if journal.answers and shard.rank == 0 and not quiet:
+        print(f"{len(journal.answers)} answers of an unfinished run are there: going on", file=sys.stderr)
+    record = evaluate(
+        model,
+        tokenizer,
+        benchmarks,
+        decoding,
+        asking=asking,
+        name=config.model,
+        arm=config.arm or arm,
+        run_seed=run_seed,
+        batch_size=config.batch_size,
+        journal=journal,
+        shard=shard,
+        quiet=quiet or shard.rank != 0,
+        label=label,
+    )
+    if record is not None and config.json:
+        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+        journal.remove()
+    return record
+
+
+def _benchmarks(config: EvalConfig) -> list[Any]:
+    """What to evaluate on, the sandbox tried out first where code is to be run."""
+    from remask.evaluation.benchmark import Benchmark
+
+    sandbox = None
+    if config.allow_code_execution:
+        from remask.sandbox import Sandbox
+
+        sandbox = Sandbox()
+        sandbox.check()
     benchmarks = [
-        Benchmark.parse(text.strip(), count=config.n, split=config.split, seed=config.problem_seed)
+        Benchmark.parse(text.strip(), count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
         for text in config.tasks.split(",")
     ]
     names = [benchmark.task.name for benchmark in benchmarks]
@@ -48,30 +153,23 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
         raise UserError(
             f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
         )
-    arm, run_seed = identity(config.adapter or config.model)
-    model, tokenizer = load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        adapter=config.adapter,
-        quantization=config.quantization,
-    )
-    record = evaluate(
-        model,
-        tokenizer,
-        benchmarks,
-        decoding_for(model, **config.decoding.given()),
-        name=config.model,
-        arm=config.arm or arm,
-        run_seed=run_seed,
-        prompt_style=config.prompt_style,
-        batch_size=config.batch_size,
-        quiet=quiet,
-        label=label,
-    )
-    if config.json:
-        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
-    return record
+    return benchmarks
+
+
+def _template(text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt template cannot be read ({error})", where=text[1:]) from None
+
+
+def _device(device: str, local_rank: int) -> str:
+    from remask.models.load import pick_device
+
+    picked = pick_device(device)
+    return f"cuda:{local_rank}" if picked == "cuda" else picked
 
 
 def show(record: dict[str, Any]) -> None:
@@ -90,8 +188,25 @@ def show(record: dict[str, Any]) -> None:
     for name, task in record["tasks"].items():
         for metric, value in task["metrics"].items():
             interval = f"{100 * value['low']:.1f} – {100 * value['high']:.1f}"
-            table.add_row(name, metric, f"{100 * value['mean']:.1f} %", interval, str(value["n"]))
+            mark = " *" if metric == task["published_metric"] and len(task["metrics"]) > 1 else ""
+            table.add_row(name, metric + mark, f"{100 * value['mean']:.1f} %", interval, str(value["n"]))
     terminal = console()
     terminal.print(table)
-    settings = ", ".join(f"{key} {value}" for key, value in record["decoding"].items() if value is not None)
+    settings = ", ".join(f"{key} {value}" for key, value in record["decoding"].items() if _is_on(key, value, record))
+    for name, task in record["tasks"].items():
+        if unended := task["generation"]["unended"]:
+            terminal.print(
+                f"{name}: {unended} of {task['n']} answers fill the whole canvas without an end: cut off? "
+                "(--decoding.max-new-tokens)",
+                highlight=False,
+            )
+    if any(len(task["metrics"]) > 1 for task in record["tasks"].values()):
+        terminal.print("[dim]* what published figures report[/dim]", highlight=False)
     terminal.print(f"[dim]decoding: {settings}; {duration(record['seconds'])}[/dim]", highlight=False)
+
+
+def _is_on(key: str, value: Any, record: dict[str, Any]) -> bool:
+    """Whether a setting has an effect; the record holds them all."""
+    if key == "eps":
+        return record["decoding"].get("schedule") == "t"
+    return value is not None and not (key in ("guidance", "suppress_eos", "stop_last") and not value)

@@ -34,9 +34,9 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     from remask.analysis.entropy_map import entropy_map
     from remask.data.canvas import build_rows
     from remask.data.sources import load_examples
+    from remask.files import write_atomically
     from remask.models.facts import facts
     from remask.models.load import load
-    from remask.sft.checkpoints import write_atomically
     from remask.sft.presets import resolve
     from remask.tasks.generated import generated_examples, is_generated
 

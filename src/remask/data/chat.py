@@ -18,9 +18,14 @@ class Encoded(NamedTuple):
     response: list[int]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The ids a model continues from. Without a chat template the turns' texts are joined by newlines."""
-    return tokenizer.encode(_prompt_text(tokenizer, messages), add_special_tokens=tokenizer.chat_template is None)
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prefill: str = "") -> list[int]:
+    """The ids a model continues from. Without a chat template the turns' texts are joined by newlines.
+
+    `prefill` is what the answer begins with.
+    """
+    return tokenizer.encode(
+        _prompt_text(tokenizer, messages) + prefill, add_special_tokens=tokenizer.chat_template is None
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str, *, where: str) -> Encoded:

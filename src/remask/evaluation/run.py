@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
+from remask.evaluation.benchmark import Asking, Benchmark, problem_seed
 from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
+from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
-from remask.models.facts import facts
 from remask.progress import progress
-from remask.sampling.generate import Generated, Row, generate
+from remask.sampling.generate import Row, encode_prompts, generate
 from remask.sampling.schedule import Decoding
-from remask.tasks import GeneratedTask, Problem, Split, Task, get
-from remask.tasks.base import PromptStyle
+from remask.tasks import Problem
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Problems of one task and where they came from."""
+class Shard:
+    """Which of how many processes this one is, as launchers such as torchrun say it."""
 
-    task: Task
-    problems: list[Problem]
-    source: str
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
 
     @classmethod
-    def parse(cls, text: str, *, count: int | None, split: Split, seed: int) -> Benchmark:
-        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set), or `name=SOURCE`: a published file or
-        a folder in the hub's layout. Of published problems the first `count` are taken.
-        """
-        name, given, source = text.partition("=")
-        task = get(name)
-        if not given and isinstance(task, GeneratedTask):
-            problems = task.generate(count or 100, split=split, seed=seed)
-            return cls(task, problems, f"generated {split} split, seed {seed}")
-        if given and not Path(source).exists():
-            raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
-        problems = task.load(source or None)
-        return cls(task, problems[:count] if count else problems, source or str(task.hub))
+    def from_environment(cls) -> Shard:
+        read = os.environ.get
+        return cls(int(read("RANK", 0)), int(read("WORLD_SIZE", 1)), int(read("LOCAL_RANK", 0)))
 
 
-def problem_seed(problem: Problem) -> int:
-    """The number that ties a problem's random draws to the problem, not to its place in a batch."""
-    return int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=7).digest(), "big")
+@dataclass(frozen=True)
+class Item:
+    """One problem to answer."""
+
+    benchmark: Benchmark
+    problem: Problem
+    prompt: str
+    length: int
+
+    @property
+    def key(self) -> Key:
+        return self.benchmark.task.name, self.problem.key
 
 
 def evaluate(
@@ -59,79 +58,149 @@ def evaluate(
     benchmarks: Sequence[Benchmark],
     decoding: Decoding,
     *,
+    asking: Asking,
     name: str,
     arm: str = START,
     run_seed: int | None = None,
-    prompt_style: str | None = None,
     batch_size: int = 32,
+    journal: Journal | None = None,
+    shard: Shard | None = None,
     quiet: bool = False,
     label: str = "evaluating",
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Answer and grade every problem; the record is what `remask compare` and `remask report` read.
 
-    Accuracy has a Wilson interval, the other metrics a bootstrap interval over problems, both of 95 %.
+    Answers that the journal holds are not asked for again. Of several processes each answers its share and the first
+    one grades (the others return None). Accuracy has a Wilson interval, the other metrics a bootstrap interval over
+    problems, both of 95 %.
     """
     started = time.perf_counter()
-    style = cast(PromptStyle, prompt_style or facts(model, tokenizer).prompt_style)
-    tasks: dict[str, Any] = {}
-    strip = None
+    journal, shard = journal or Journal(None, ""), shard or Shard()
+    items = _items(model, tokenizer, benchmarks, decoding, asking)
     for benchmark in benchmarks:
-        prompts = [benchmark.task.prompt(problem, style) for problem in benchmark.problems]
-        with progress(f"{label} {benchmark.task.name}", len(prompts), enabled=not quiet) as tick:
-            generated = generate(
-                model,
-                tokenizer,
-                prompts,
-                decoding=decoding,
-                batch_size=batch_size,
-                row_seeds=[problem_seed(problem) for problem in benchmark.problems],
-                on_batch=tick,
-            )
-        tasks[benchmark.task.name] = _graded(benchmark, prompts, generated)
-        strip = strip or strip_of(tokenizer, prompts[0], generated.history[0])
+        own = [item for item in items if item.benchmark is benchmark]
+        todo = [item for item in own[shard.rank :: shard.world] if item.key not in journal.answers]
+        _answer(model, tokenizer, todo, decoding, asking, batch_size, journal, f"{label} {benchmark.task.name}", quiet)
+    if shard.rank != 0:
+        return None
+    journal.wait_for({item.key for item in items})
+    tasks = {}
+    for benchmark in benchmarks:
+        own = [item for item in items if item.benchmark is benchmark]
+        tasks[benchmark.task.name] = _graded(benchmark, own, journal, asking.prefill, quiet)
     return {
         "kind": KIND,
         "format": FORMAT,
         "model": name,
         "arm": arm,
         "run_seed": run_seed,
-        "decoding": {**decoding.described(), "prompt_style": style, "batch_size": batch_size},
+        "decoding": {**decoding.described(), **asking.described(), "batch_size": batch_size},
         "versions": versions(),
-        "hardware": hardware(str(model.device)),
+        "hardware": {**hardware(str(model.device)), "processes": shard.world},
         "command": command(),
         "seconds": round(time.perf_counter() - started, 2),
         "tasks": tasks,
-        "strip": strip,
+        "strip": next((a.strip for item in items if (a := journal.answers[item.key]).strip), None),
     }
 
 
-def _graded(benchmark: Benchmark, prompts: Sequence[str], generated: Generated) -> dict[str, Any]:
+def _items(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmarks: Sequence[Benchmark],
+    decoding: Decoding,
+    asking: Asking,
+) -> list[Item]:
+    """Every problem with its prompt. A prompt that leaves no room for the canvas is found before the first answer."""
+    items = []
+    for benchmark in benchmarks:
+        prompts = [asking.prompt(benchmark.task, problem) for problem in benchmark.problems]
+        turns = [asking.messages(prompt) for prompt in prompts]
+        try:
+            encoded = encode_prompts(model, tokenizer, turns, decoding, prefill=asking.prefill)
+        except UserError as error:
+            raise UserError(f"{benchmark.task.name}: {error}") from error
+        items += [Item(benchmark, *parts) for parts in zip(benchmark.problems, prompts, map(len, encoded), strict=True)]
+    return items
+
+
+def _answer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    decoding: Decoding,
+    asking: Asking,
+    batch_size: int,
+    journal: Journal,
+    label: str,
+    quiet: bool,
+) -> None:
+    """Batches of like lengths, each written to the journal as soon as it is done."""
+    order = sorted(items, key=lambda item: item.length)
+    with progress(label, len(order), enabled=bool(order) and not quiet) as tick:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            generated = generate(
+                model,
+                tokenizer,
+                [asking.messages(item.prompt) for item in batch],
+                decoding=decoding,
+                batch_size=batch_size,
+                row_seeds=[problem_seed(item.problem) for item in batch],
+                prefill=asking.prefill,
+            )
+            share = {key: generated.stats[key] / len(batch) for key in ("forwards", "seconds")}
+            journal.add(
+                [
+                    Written(
+                        *item.key,
+                        text=asking.prefill + text,
+                        tokens=sum(step >= 0 for step in row.revealed_at),
+                        ended=row.ended,
+                        **share,
+                        strip=strip_of(tokenizer, item.prompt, row) if number == 0 else None,
+                    )
+                    for number, (item, text, row) in enumerate(
+                        zip(batch, generated.texts, generated.history, strict=True), start
+                    )
+                ]
+            )
+            tick(start + len(batch))
+
+
+def _graded(benchmark: Benchmark, items: Sequence[Item], journal: Journal, prefill: str, quiet: bool) -> dict[str, Any]:
     task = benchmark.task
-    grades = [task.grade(p, text) for p, text in zip(benchmark.problems, generated.texts, strict=True)]
+    answers = [journal.answers[item.key] for item in items]
+    with progress(f"grading {task.name}", len(items), enabled=task.runs_code and not quiet) as tick:
+        grades = task.grade_all(benchmark.problems, [answer.text for answer in answers], on_done=tick)
     metrics = {ACCURACY: asdict(wilson(sum(g.correct for g in grades), len(grades)))}
     for metric in task.metrics:
         metrics[metric] = asdict(mean_interval([g.metrics[metric] for g in grades]))
-    stats = {key: value for key, value in generated.stats.items() if key != "decoding"}
     return {
         "source": benchmark.source,
         "n": len(grades),
+        "published_metric": task.published,
         "metrics": metrics,
-        "generation": stats,
+        "generation": {
+            "forwards": round(sum(a.forwards for a in answers), 3),
+            "tokens": sum(a.tokens for a in answers),
+            "seconds": round(sum(a.seconds for a in answers), 3),
+            "unended": sum(not a.ended for a in answers),
+        },
         "problems": [
             {
-                "id": problem.key,
-                "prompt": prompt,
-                "completion": text,
-                "reference": json.dumps(problem.fields),
+                "id": item.problem.key,
+                "prompt": item.prompt,
+                "completion": answer.text,
+                "reference": json.dumps(item.problem.fields),
                 "correct": grade.correct,
                 "score": grade.score,
                 "metrics": grade.metrics,
                 "answer": grade.answer,
-                "tokens": sum(step >= 0 for step in row.revealed_at),
+                "tokens": answer.tokens,
+                "ended": answer.ended,
             }
-            for problem, prompt, text, grade, row in zip(
-                benchmark.problems, prompts, generated.texts, grades, generated.history, strict=True
-            )
+            for item, answer, grade in zip(items, answers, grades, strict=True)
         ],
     }
 

@@ -20,12 +20,13 @@ from remask.sampling.schedule import Decoding
 @dataclass(frozen=True)
 class Row:
     """How one canvas was written: the token at each place, the step that revealed it (−1: filled after the text was
-    final) and the probability the model gave it then.
+    final), the probability the model gave it then, and whether a token that ends a text is among them.
     """
 
     token_ids: list[int]
     revealed_at: list[int]
     confidence: list[float]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,58 @@ def generate(
     row_seeds: Sequence[int] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_batch: Callable[[int], None] | None = None,
+    prefill: str = "",
     **settings: Any,
 ) -> Generated:
     """Answer each prompt (a user's text, or a list of messages) with the model's chat template.
 
     Settings are `Decoding`'s, as one object or as keyword arguments; what is not given comes from the checkpoint's own
     `default_decoding`. Prompts are batched by length, left-padded; a prompt's answer does not depend on its batch.
+    `prefill` stands before every canvas as the answer's first words; texts do not repeat it.
     """
     if isinstance(prompts, str):
         raise UserError("prompts is one string", mend="give a list of prompts")
     decoding = decoding_for(model, decoding, **settings)
+    encoded = encode_prompts(model, tokenizer, prompts, decoding, prefill=prefill)
+    stops = stop_token_ids(model.config)
+    seeds = list(row_seeds) if row_seeds is not None else list(range(len(encoded)))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    rows: list[Row | None] = [None] * len(encoded)
+    totals = {"forwards": 0, "row_forwards": 0, "seconds": 0.0}
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        denoised = _run_batch(model, [encoded[i] for i in members], decoding, [seeds[i] for i in members], on_step)
+        for place, i in enumerate(members):
+            ids = denoised.ids[place].tolist()
+            rows[i] = Row(
+                ids,
+                denoised.revealed_at[place].tolist(),
+                denoised.confidence[place].tolist(),
+                any(token in stops for token in ids),
+            )
+        for key in totals:
+            totals[key] += getattr(denoised, key)
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(order)))
+    done = [row for row in rows if row is not None]
+    texts = [decode_text(tokenizer, row.token_ids, stops) for row in done]
+    tokens = sum(next((i + 1 for i, t in enumerate(r.token_ids) if t in stops), len(r.token_ids)) for r in done)
+    stats = {**totals, "tokens": tokens, "prompts": len(done), "decoding": decoding.described()}
+    return Generated(texts, [row.token_ids for row in done], done, stats)
+
+
+def encode_prompts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    decoding: Decoding,
+    *,
+    prefill: str = "",
+) -> list[list[int]]:
+    """Token ids of each prompt. Raises UserError naming the first that leaves no room for the canvas."""
     encoded = [
-        encode_prompt(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-        for prompt in prompts
+        encode_prompt(tokenizer, [{"role": "user", "content": p}] if isinstance(p, str) else p, prefill=prefill)
+        for p in prompts
     ]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded):
@@ -72,27 +112,7 @@ def generate(
                 where=f"prompt {number}",
                 mend="shorten the prompt or lower max_new_tokens",
             )
-    seeds = list(row_seeds) if row_seeds is not None else list(range(len(encoded)))
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    rows: list[Row | None] = [None] * len(encoded)
-    totals = {"forwards": 0, "row_forwards": 0, "seconds": 0.0}
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        denoised = _run_batch(model, [encoded[i] for i in members], decoding, [seeds[i] for i in members], on_step)
-        for place, i in enumerate(members):
-            rows[i] = Row(
-                denoised.ids[place].tolist(), denoised.revealed_at[place].tolist(), denoised.confidence[place].tolist()
-            )
-        for key in totals:
-            totals[key] += getattr(denoised, key)
-        if on_batch is not None:
-            on_batch(min(start + batch_size, len(order)))
-    stops = stop_token_ids(model.config)
-    done = [row for row in rows if row is not None]
-    texts = [decode_text(tokenizer, row.token_ids, stops) for row in done]
-    tokens = sum(next((i + 1 for i, t in enumerate(r.token_ids) if t in stops), len(r.token_ids)) for r in done)
-    stats = {**totals, "tokens": tokens, "prompts": len(done), "decoding": decoding.described()}
-    return Generated(texts, [row.token_ids for row in done], done, stats)
+    return encoded
 
 
 def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) -> Decoding:

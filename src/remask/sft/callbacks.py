@@ -17,8 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from remask.data.collate import VisitSampler
 from remask.errors import UserError
+from remask.files import write_atomically
 from remask.progress import Tracker, progress
-from remask.sft.checkpoints import seal, write_atomically
+from remask.sft.checkpoints import seal
 
 
 class EpochCallback(TrainerCallback):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
 from remask.errors import UserError
+from remask.files import write_atomically
 
 MANIFEST = "remask_manifest.json"
 
@@ -29,13 +29,6 @@ def seal(folder: Path) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing, even if the process dies on the way."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def fault(folder: Path) -> str | None:

@@ -15,8 +15,9 @@ from remask.data.canvas import Rows
 from remask.diffusion.objective import Objective
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
+from remask.files import write_atomically
 from remask.models.load import pick_device
-from remask.sft.checkpoints import checkpoints, find, write_atomically
+from remask.sft.checkpoints import checkpoints, find
 
 
 def check_numbers(config: SftConfig) -> None:

@@ -26,8 +26,8 @@ from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
 from remask.diffusion.importance import Predict, SignalName, probe_signal
 from remask.errors import UserError
+from remask.files import write_atomically
 from remask.progress import progress
-from remask.sft.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer

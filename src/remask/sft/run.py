@@ -21,6 +21,7 @@ from remask.data.collate import Collator
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
 from remask.errors import UserError
+from remask.files import write_atomically
 from remask.models.facts import Facts, facts
 from remask.models.load import load, pick_device, quiet_transformers
 from remask.models.lora import add_adapter
@@ -32,7 +33,6 @@ from remask.sft.callbacks import (
     SealCallback,
     StopCallback,
 )
-from remask.sft.checkpoints import write_atomically
 from remask.sft.diagnostics import masking_by_entropy
 from remask.sft.folder import Record, check_numbers, prepare_folder, refuse_another_config, starting_point, status_of
 from remask.sft.presets import resolve

@@ -1,0 +1,92 @@
+"""Problems to evaluate on: which, from where, and how they are put to the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remask.data.sources import Message
+from remask.errors import UserError
+from remask.tasks import GeneratedTask, Problem, Split, Task, get
+from remask.tasks.base import PromptStyle, fill_template
+
+if TYPE_CHECKING:
+    from remask.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Problems of one task and where they came from."""
+
+    task: Task
+    problems: list[Problem]
+    source: str
+
+    @classmethod
+    def parse(
+        cls, text: str, *, count: int | None, split: Split, seed: int, sandbox: Sandbox | None = None
+    ) -> Benchmark:
+        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set), or `name=SOURCE`: a published file or
+        a folder in the hub's layout. Of published problems the first `count` are taken. Tasks that run code need a
+        sandbox.
+        """
+        name, given, source = text.partition("=")
+        task = get(name)
+        if task.runs_code:
+            if sandbox is None:
+                raise UserError(
+                    f"{name} runs the code that the model writes, which is off",
+                    mend="allow it, in a sandbox, with --allow-code-execution",
+                )
+            task.sandbox = sandbox  # type: ignore[attr-defined]
+        if not given and isinstance(task, GeneratedTask):
+            problems = task.generate(count or 100, split=split, seed=seed)
+            return cls(task, problems, f"generated {split} split, seed {seed}")
+        if given and not Path(source).exists():
+            raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
+        problems = _numbered(task.load(source or None))
+        return cls(task, problems[:count] if count else problems, source or str(task.hub))
+
+
+def _numbered(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems that a file holds twice are told apart: results are paired by key."""
+    seen: Counter[str] = Counter()
+    named = []
+    for problem in problems:
+        seen[problem.key] += 1
+        copy = seen[problem.key]
+        named.append(problem if copy == 1 else replace(problem, key=f"{problem.key}#{copy}"))
+    return named
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a problem is put: the task's wording or a template in its place, a system turn, and words that every answer
+    begins with (`prefill`).
+    """
+
+    style: PromptStyle
+    template: str | None = None
+    system: str | None = None
+    prefill: str = ""
+
+    def prompt(self, task: Task, problem: Problem) -> str:
+        return task.prompt(problem, self.style) if self.template is None else fill_template(self.template, problem)
+
+    def messages(self, prompt: str) -> list[Message]:
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        return [*turns, {"role": "user", "content": prompt}]
+
+    def described(self) -> dict[str, Any]:
+        """What stands beside a score; what is not used is left out."""
+        further = {"prompt_template": self.template, "system": self.system, "prefill": self.prefill or None}
+        return {"prompt_style": self.style, **{key: value for key, value in further.items() if value is not None}}
+
+
+def problem_seed(problem: Problem) -> int:
+    """The number that ties a problem's random draws to the problem, not to its place in a batch."""
+    return int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=7).digest(), "big")

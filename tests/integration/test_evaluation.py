@@ -1,0 +1,195 @@
+"""`remask eval`: nothing answered is lost, processes share the work, and what was asked stands beside the score."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import remask
+from remask.cli import main
+from remask.config import LoraConfig, SftConfig
+from remask.evaluation import run as evaluation
+from remask.sft.run import run_sft
+
+FLAGS = ["--tasks", "sudoku,countdown", "--n", "6", "--batch-size", "2", "--decoding.max-new-tokens", "16"]
+
+
+def command(checkpoint: Path, record: Path, *more: str) -> list[str]:
+    return ["eval", "--model", str(checkpoint), "--json", str(record), *FLAGS, *more]
+
+
+def read(record: Path) -> dict[str, Any]:
+    return json.loads(record.read_text())
+
+
+def answers(record: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: task["problems"] for name, task in read(record)["tasks"].items()}
+
+
+@pytest.fixture
+def undisturbed(checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
+    record = tmp_path / "undisturbed.json"
+    assert main(command(checkpoint, record)) == 0
+    assert not list(tmp_path.glob("*.jsonl"))
+    return answers(record)
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
+    """Interrupt the evaluation when `after` batches are done; the list counts the prompts asked."""
+    asked: list[int] = []
+    real = evaluation.generate
+
+    def generate(model: Any, tokenizer: Any, prompts: Any, **keywords: Any) -> Any:
+        if len(asked) == after:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return real(model, tokenizer, prompts, **keywords)
+
+    monkeypatch.setattr(evaluation, "generate", generate)
+    return asked
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"task": "countd'])
+def test_an_interrupted_evaluation_goes_on(
+    torn: bytes, checkpoint: Path, tmp_path: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "x.json"
+    with pytest.MonkeyPatch.context() as patch:
+        asked = break_off(patch, after=4)
+        assert main(command(checkpoint, record)) == 130
+        assert sum(asked) == 8
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not record.exists()
+    journal = tmp_path / "x.json.answers-0.jsonl"
+    assert len(journal.read_text().splitlines()) == 9  # a header, eight answers
+    with journal.open("ab") as file:
+        file.write(torn)
+    with pytest.MonkeyPatch.context() as patch:
+        asked = break_off(patch, after=10)
+        assert main(command(checkpoint, record)) == 0
+        assert sum(asked) == 4
+    assert "8 answers of an unfinished run" in capsys.readouterr().err
+    assert answers(record) == undisturbed
+    assert not journal.exists()
+
+
+def test_unfinished_answers_of_another_evaluation_are_not_mixed_in(
+    checkpoint: Path, tmp_path: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "x.json"
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, after=2)
+        assert main(command(checkpoint, record, "--decoding.steps", "4")) == 130
+    capsys.readouterr()
+    assert main(command(checkpoint, record)) == 2
+    error = capsys.readouterr().err
+    assert "another evaluation" in error
+    assert "answers-0.jsonl" in error
+    assert main(command(checkpoint, record, "--overwrite")) == 0
+    assert answers(record) == undisturbed
+
+
+def test_a_retrained_checkpoint_is_another_model(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    record = tmp_path / "x.json"
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, after=2)
+        assert main(command(folder, record)) == 130
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(1, weights.stat().st_mtime_ns + 1))
+    assert main(command(folder, record)) == 2
+
+
+def test_two_processes_answer_as_one(checkpoint: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    record = tmp_path / "x.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "remask.cli", *command(checkpoint, record, "--processes", "2")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert answers(record) == undisturbed
+    assert read(record)["hardware"]["processes"] == 2
+    assert done.stdout.count("written to") == 1
+    assert not list(tmp_path.glob("x.json.answers*"))
+
+
+def test_several_processes_need_a_record(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--model", str(checkpoint), "--processes", "2"]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_what_was_asked_stands_beside_the_score(checkpoint: Path, tmp_path: Path) -> None:
+    record = tmp_path / "x.json"
+    template = tmp_path / "template.txt"
+    template.write_text(r"Solve {puzzle}, please: \frac{1}{2}")
+    more = ["--prompt-template", f"@{template}", "--system", "Be brief.", "--prefill", "<answer>"]
+    assert main([*command(checkpoint, record), "--tasks", "sudoku", *more]) == 0
+    decoding = read(record)["decoding"]
+    assert decoding["prefill"] == "<answer>"
+    assert decoding["system"] == "Be brief."
+    assert decoding["prompt_template"].startswith("Solve {puzzle}")
+    (first, *_) = answers(record)["sudoku"]
+    puzzle = json.loads(first["reference"])["puzzle"]
+    assert first["prompt"] == rf"Solve {puzzle}, please: \frac{{1}}{{2}}"
+    assert first["completion"].startswith("<answer>")
+    assert read(record)["tasks"]["sudoku"]["published_metric"] == "cells"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prompt-template", "no fields", "--tasks", "sudoku"], "names none of the problem's fields"),
+        (["--prompt-template", "{puzzle}"], "one prompt template cannot serve several tasks"),
+        (["--prompt-template", "@missing.txt", "--tasks", "sudoku"], "missing.txt"),
+        (["--processes", "0"], "processes = 0"),
+        (["--decoding.max-new-tokens", "250"], "exceed the model's 256"),
+    ],
+)
+def test_what_cannot_be_asked(
+    more: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "x.json"
+    assert main(command(checkpoint, record, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not record.exists()
+
+
+def test_an_adapter_is_evaluated_directly(
+    checkpoint: Path, tmp_path: Path, make_config: Callable[..., SftConfig], undisturbed: dict[str, Any]
+) -> None:
+    outcome = run_sft(make_config({"num_train_epochs": 1, "learning_rate": 0.1}, lora=LoraConfig(rank=4)), quiet=True)
+    on_base, merged, by_itself = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    assert main(command(checkpoint, on_base, "--adapter", str(outcome.folder))) == 0
+    assert main(["convert", "--merge", str(outcome.folder), "--output", str(tmp_path / "merged")]) == 0
+    assert main(command(tmp_path / "merged", merged)) == 0
+    assert main(command(outcome.folder, by_itself)) == 0
+    assert answers(on_base) == answers(by_itself)
+    assert answers(on_base) != undisturbed
+    same = sum(a == b for a, b in zip(answers(on_base)["sudoku"], answers(merged)["sudoku"], strict=True))
+    assert same >= 5  # merging rounds
+    assert read(on_base)["arm"] == "sft"
+    assert remask.load(outcome.folder)[0].peft_config
+
+
+def test_answers_without_an_end_are_pointed_out(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--model", str(checkpoint), *FLAGS]) == 0
+    assert "fill the whole canvas without an end" in capsys.readouterr().out
+
+
+def test_code_is_not_run_unasked(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--model", str(checkpoint), "--tasks", "humaneval"]) == 2
+    assert "--allow-code-execution" in capsys.readouterr().err
