@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
     "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
     "eval": ("remask.commands.evaluate", "evaluate a model on tasks"),
+    "lm-eval": ("remask.commands.lm_eval", "evaluate with the lm-evaluation-harness"),
     "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),

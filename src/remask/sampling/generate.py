@@ -64,6 +64,30 @@ def generate(
         raise UserError("prompts is one string", mend="give a list of prompts")
     decoding = decoding_for(model, decoding, **settings)
     encoded = encode_prompts(model, tokenizer, prompts, decoding, prefill=prefill)
+    return generate_from_ids(
+        model,
+        tokenizer,
+        encoded,
+        decoding,
+        batch_size=batch_size,
+        row_seeds=row_seeds,
+        on_step=on_step,
+        on_batch=on_batch,
+    )
+
+
+def generate_from_ids(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    decoding: Decoding,
+    *,
+    batch_size: int = 32,
+    row_seeds: Sequence[int] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Generated:
+    """`generate` for prompts that are token ids already."""
     stops = stop_token_ids(model.config)
     seeds = list(row_seeds) if row_seeds is not None else list(range(len(encoded)))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
