@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import remask
+from remask.cli import main
 from remask.config import CanvasConfig, LoraConfig, SftConfig
 from remask.errors import UserError
 from remask.models.dream import DreamConfig, DreamModel
@@ -115,3 +116,21 @@ def test_adapters_on_quantised_weights(
         with torch.no_grad():
             logits, expected = model(input_ids=ids).logits, full(input_ids=ids).logits
         assert nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > near
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "gift").glob("*.yaml"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_run_on_the_embedded_model(recipe: Path, shared: Path, tmp_path: Path) -> None:
+    """Two steps on real s1K rows, with the recipe's own settings but for the model and a shorter canvas."""
+    assert len(RECIPES) == 6
+    rows = shared / "data" / "s1k" / "five_rows_with_reasoning.parquet"
+    command = ["sft", "--config", str(recipe), "--model", "tiny", "--max-steps", "2", "--data", f"s1k={rows}"]
+    command += ["--output-dir", str(tmp_path / "run"), "--canvas.max-length", "1024"]
+    assert main([*command, "--trainer.report_to", "none"]) == 0
+    model, _ = remask.load(tmp_path / "run")
+    assert hasattr(model, "peft_config") == ("lora" in recipe.stem)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"

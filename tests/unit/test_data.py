@@ -14,6 +14,7 @@ import torch
 from remask.data.canvas import Fill, Row, build_rows
 from remask.data.chat import decode_text, encode, encode_prompt
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
+from remask.data.named import Source
 from remask.data.sources import Example, load_examples
 from remask.diffusion.noise import row_noise
 from remask.errors import UserError
@@ -329,6 +330,53 @@ def test_a_prompt_that_fills_the_canvas_is_a_bad_row(max_length: int, over_long:
 def test_no_rows_left_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no rows are left"):
         build(tokenizer, "abcdefgh", max_length=9, over_long="drop")
+
+
+# ---- named sources and samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "rows", "seed"),
+    [
+        ("s1k", "simplescaling/s1K@train", None, 0),
+        ("s1k-1.1:500", "simplescaling/s1K-1.1@train", 500, 0),
+        ("open-r1:3000:7", "open-r1/Mixture-of-Thoughts:all@train", 3000, 7),
+        ("gsm8k@test", "openai/gsm8k:main@test", None, 0),
+        ("owner/name", "owner/name", None, 0),
+        ("owner/name:math@train:30", "owner/name:math@train", 30, 0),
+        ("missing.jsonl:5", "missing.jsonl", 5, 0),
+    ],
+)
+def test_where_a_source_is(text: str, place: str, rows: int | None, seed: int) -> None:
+    assert Source.parse(text) == Source(place, rows, seed)
+
+
+def test_a_sample_of_a_local_copy(tmp_path: Path) -> None:
+    rows = [{"problem": f"{i}?", "solution": f"{i}!"} for i in range(20)]
+    path = write_lines(tmp_path, *rows)
+    every = load_examples(f"math={path}").examples
+    assert [example.completion for example in every] == [f"{i}!" for i in range(20)]
+    drawn = [example.completion for example in load_examples(f"math={path}:5").examples]
+    assert len(drawn) == len(set(drawn)) == 5
+    assert drawn == sorted(drawn, key=lambda text: int(text[:-1]))
+    assert drawn == [example.completion for example in load_examples(f"{path}:5").examples]
+    assert drawn != [example.completion for example in load_examples(f"{path}:5:1").examples]
+    assert "line" in load_examples(f"{path}:5").examples[0].where
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x.jsonl:0", "asks for no rows"), ("s1k=nowhere.parquet", r"nowhere\.parquet: no such file"), ("", "no source")],
+)
+def test_a_source_that_makes_no_sense(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_examples(text)
+
+
+def test_more_rows_than_there_are(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, GOOD)
+    with pytest.raises(UserError, match="has 1 rows, 2 were asked for"):
+        load_examples(f"{path}:2")
 
 
 # ---- batches --------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from torch import nn
 import remask
 from remask.cli import main
 from remask.config import LoraConfig
+from remask.data.canvas import Fill, build_rows
+from remask.data.collate import Collator, RowDataset, Visit
+from remask.data.sources import load_examples
 from remask.errors import UserError
 from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
 from remask.models.dream import DreamConfig, DreamModel
@@ -230,6 +233,19 @@ def test_mixtures_route_as_published(tokenizer: Any) -> None:
     with torch.no_grad():
         assert torch.allclose(block(x)[0], expected, atol=1e-5)
     assert model.model.layers[0].self_attn.q_norm.weight.shape == (8,)  # a norm for each head's width
+
+
+def test_mixtures_that_call_themselves_llada(saved: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """As on the hub: dense and mixed checkpoints share a model type, the experts tell them apart."""
+    folder = saved("llada-moe")
+    change_config(folder, model_type="llada", published_type=...)
+    model, _ = remask.load(folder)
+    assert isinstance(model, LLaDAMoEModelLM)
+    assert torch.equal(logits(model, IDS), logits(moe(tokenizer), IDS))
+    model.save_pretrained(tmp_path / "again")
+    saved_config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved_config["model_type"] == "llada"
+    assert "published_type" not in saved_config
 
 
 def test_a_trainers_resume_finds_every_expert(saved: Any, tokenizer: Any) -> None:
@@ -567,3 +583,38 @@ def test_merging_by_command(saved: Any, tmp_path: Path) -> None:
         assert main(["convert", "--merge", str(tmp_path / "adapter"), "--output", str(target), *extra]) == 0
         assert torch.allclose(logits(remask.load(target)[0], IDS), expected, atol=1e-5)
         assert set(load_file(target / "model.safetensors")) == set(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("source", ["s1k", "gsm8k"])
+def test_real_rows_on_dreams_canvas(source: str, dream_folder: Path, shared: Path) -> None:
+    """Prompt and response meet where the assistant's turn begins; the response is closed, then filled with EOS."""
+    path = {
+        "s1k": shared / "data" / "s1k" / "five_rows_with_reasoning.parquet",
+        "gsm8k": shared / "data" / "gsm8k" / "train.jsonl",
+    }[source]
+    model, tokenizer = remask.load(dream_folder)
+    known = facts(model, tokenizer)
+    examples = load_examples(f"{source}={path}").examples[:50]
+    rows = build_rows(examples, tokenizer, max_length=100_000, over_long="error").rows
+    assert len(rows) == (5 if source == "s1k" else 50)
+    header = tokenizer.encode("<|im_start|>assistant\n")
+    for example, row in zip(examples, rows, strict=True):
+        assert row.prompt[-len(header) :] == header
+        assert example.messages[-1]["content"] in tokenizer.decode(row.prompt)
+        text = tokenizer.decode(row.response)
+        assert text == f"{example.completion}<|im_end|>\n"
+        whole = tokenizer.apply_chat_template(
+            [*example.messages, {"role": "assistant", "content": example.completion}], tokenize=False
+        )
+        assert tokenizer.decode(row.prompt + row.response) == whole  # the chat template, there and back
+    collator = Collator(Fill("batch"), known.eos_ids[0], 100_000, seed=0)
+    dataset = RowDataset(rows[:5])
+    batch = collator([dataset[Visit(i, 0, i)] for i in range(5)])
+    for i, row in enumerate(rows[:5]):
+        response = batch["corruptible"][i]
+        assert not response[: len(row.prompt)].any()
+        assert response[len(row.prompt) :].all()
+        assert batch["ids"][i, len(row.prompt) : len(row)].tolist() == row.response
+        assert (batch["ids"][i, len(row) :] == 151643).all()
+        assert torch.equal(batch["supervised"][i], response)

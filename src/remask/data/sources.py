@@ -12,6 +12,7 @@ from typing import Any
 
 from remask.config import OnBadRow
 from remask.data.files import Unreadable, read_rows
+from remask.data.named import Source
 from remask.errors import UserError
 
 Message = dict[str, str]
@@ -35,12 +36,13 @@ class Loaded:
 
 
 def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded:
-    """Read a file, a folder in the hub's layout or a hub id (`read_rows` says in which forms).
+    """Read a named data set, a file, a folder in the hub's layout or a hub id, or a sample of one (`Source.parse`).
 
     Raises UserError naming the file and line at fault.
     """
     loaded = Loaded([])
-    for where, row in read_rows(source, split=split):
+    parsed = Source.parse(source)
+    for where, row in parsed.sample(read_rows(parsed.place, split=split), where=source):
         try:
             if isinstance(row, Unreadable):
                 raise UserError(row.reason, where=where)
@@ -66,7 +68,7 @@ def example(row: Any, where: str) -> Example:
         raise UserError(
             f"no columns Remask knows among {', '.join(map(str, row)) or 'none'}",
             where=where,
-            mend="give prompt + completion, messages, question + answer, or s1K's columns",
+            mend="give prompt + completion, messages, question + answer, problem + solution, or s1K's columns",
         )
     if not completion.strip():
         raise UserError("the response is empty", where=where)
@@ -121,6 +123,11 @@ def _question_answer(row: dict[str, Any], where: str) -> tuple[list[Message], st
     return [{"role": "user", "content": question}], _text(row["answer"], "answer", where)
 
 
+def _problem_solution(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+    problem = _text(row["problem"], "problem", where)
+    return [{"role": "user", "content": problem}], _text(row["solution"], "solution", where)
+
+
 def _s1k(thinking: str, attempt: str) -> Read:
     def read(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
         thought = row[thinking]
@@ -147,5 +154,6 @@ READERS: list[tuple[tuple[str, ...], Read]] = [
     ),
     (("question", "thinking_trajectories", "attempt"), _s1k("thinking_trajectories", "attempt")),
     (("question", "answer"), _question_answer),
+    (("problem", "solution"), _problem_solution),
 ]
 """The columns a row may have, first match first."""

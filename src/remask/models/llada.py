@@ -90,6 +90,8 @@ class LLaDAConfig(OfficialKeys, PreTrainedConfig):
     is_causal: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.get("num_experts"):
+            raise UserError("a LLaDA-MoE config under model type llada", mend="load it with remask.load")
         for key, needed in FIXED_SETTINGS.items():
             if key in kwargs and kwargs[key] is not None and kwargs[key] != needed:
                 raise UserError(

@@ -34,7 +34,11 @@ FIXED_SETTINGS: dict[str, tuple[Any, ...]] = {
 
 @strict
 class LLaDAMoEConfig(OfficialKeys, Qwen3MoeConfig):
-    """LLaDA-MoE's config under its own key names."""
+    """LLaDA-MoE's config under its own key names.
+
+    Checkpoints on the hub say `model_type: llada` like the dense ones; `published_type` keeps what was said, and it is
+    what is saved.
+    """
 
     model_type = "llada_moe"
     attribute_map: ClassVar[dict[str, str]] = {
@@ -58,6 +62,7 @@ class LLaDAMoEConfig(OfficialKeys, Qwen3MoeConfig):
     fill: str | None = None
     is_causal: bool = False
     use_cache: bool = False
+    published_type: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key, allowed in FIXED_SETTINGS.items():
@@ -70,6 +75,11 @@ class LLaDAMoEConfig(OfficialKeys, Qwen3MoeConfig):
         if self.moe_layer_freq is not None:
             self.mlp_only_layers = [i for i, sparse in enumerate(self.moe_layer_freq) if not sparse]
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        values = super().to_diff_dict()
+        values["model_type"] = values.pop("published_type", None) or self.model_type
+        return values
 
 
 class LLaDAMoEModelLM(Bidirectional, Qwen3MoeForCausalLM):

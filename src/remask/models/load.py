@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import logging as transformers_logging
 
@@ -18,12 +25,16 @@ from remask.config import Quantization
 from remask.errors import UserError
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
+from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import base_of, is_adapter, load_adapter
 from remask.models.registry import is_convertible, known_types, model_class
 
 TINY = Path(__file__).parent / "tiny"
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """Model types whose tokenizer files name a class of their own, and the class of transformers that reads them."""
+
+LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
+"""What LLaDA-MoE checkpoints call themselves; those with experts are read as LLaDA-MoE."""
 
 
 def resolve(path: str | Path) -> str:
@@ -125,6 +136,10 @@ def load_model(
 def load_config(folder: str) -> Any:
     """A checkpoint's config. Raises UserError where there is none or its model type is unknown."""
     try:
+        values, _ = PreTrainedConfig.get_config_dict(folder)
+        if values.get("num_experts") and values.get("model_type") in LLADA_TYPES:
+            published = values["model_type"] if values["model_type"] != LLaDAMoEConfig.model_type else None
+            return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise

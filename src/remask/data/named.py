@@ -1,0 +1,70 @@
+"""Data sets by name: where each is published, and how a source is written.
+
+    source = (NAME | NAME=PATH | file | folder | hub id) [@split] [:rows[:seed]]
+
+`s1k` is the hub's data set, `s1k=copy.parquet` a local copy of it, `open-r1:3000` a seeded sample of 3,000 of its rows.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+
+NAMED: dict[str, str] = {
+    "s1k": "simplescaling/s1K@train",
+    "s1k-1.1": "simplescaling/s1K-1.1@train",
+    "open-r1": "open-r1/Mixture-of-Thoughts:all@train",
+    "gsm8k": "openai/gsm8k:main@train",
+    "math": "DigitalLearningGmbH/MATH-lighteval:default@train",
+}
+"""Name → data set, configuration and split on the hub. Each has columns of its own (`data/sources.py` reads them)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from, and how many of them are drawn (None: all)."""
+
+    place: str
+    rows: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Raises UserError for a local copy that is not there, or no rows."""
+        if text and Path(text).exists():
+            return cls(text)
+        match = re.fullmatch(r"(.+?)(?::(\d+)(?::(\d+))?)?", text, re.DOTALL)
+        if match is None:
+            raise UserError("no source of data", mend=f"give a file, a hub id, or one of {', '.join(NAMED)}")
+        place, rows, seed = match[1], match[2], int(match[3] or 0)
+        if rows is not None and int(rows) < 1:
+            raise UserError(f"{text!r} asks for no rows", mend="ask for 1 or more")
+        name, given, path = place.partition("=")
+        if given and name in NAMED:
+            if not Path(path).exists():
+                raise UserError("no such file", where=path, mend=f"give {name}=PATH with a copy of {NAMED[name]}")
+            place = path
+        elif not Path(place).exists():
+            name, at, split = place.partition("@")
+            if name in NAMED:
+                place = f"{NAMED[name].rpartition('@')[0]}@{split}" if at else NAMED[name]
+        return cls(place, int(rows) if rows else None, seed)
+
+    def sample(self, rows: Iterable[tuple[str, Any]], *, where: str) -> Iterable[tuple[str, Any]]:
+        """The rows drawn, in their own order: the same for the same seed.
+
+        Raises UserError where there are fewer than asked for.
+        """
+        if self.rows is None:
+            return rows
+        every = list(rows)
+        if len(every) < self.rows:
+            raise UserError(f"has {len(every)} rows, {self.rows} were asked for", where=where, mend="ask for fewer")
+        chosen = random.Random(f"sample/{self.seed}").sample(range(len(every)), self.rows)
+        return [every[i] for i in sorted(chosen)]
