@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,31 @@ def test_adapters_on_quantised_weights(
         with torch.no_grad():
             logits, expected = model(input_ids=ids).logits, full(input_ids=ids).logits
         assert nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > near
+
+
+def test_a_checkpoints_own_code_goes_along_and_is_never_run(
+    checkpoint: Path, tmp_path: Path, make_config: Callable[..., SftConfig]
+) -> None:
+    """As in a downloaded folder: other tools find the code that the saved config names."""
+    folder = tmp_path / "llada"
+    shutil.copytree(checkpoint, folder)
+    (folder / "modeling_llada.py").write_text("raise SystemExit('this code was run')\n")
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {"AutoModel": "modeling_llada.LLaDAModelLM"}
+    (folder / "config.json").write_text(json.dumps(values))
+    outcome = run_sft(make_config({"num_train_epochs": 1}, model=str(folder)), quiet=True)
+    saved = json.loads((outcome.folder / "config.json").read_text())
+    assert saved["auto_map"] == values["auto_map"]
+    assert saved["model_type"] == "llada"
+    assert (outcome.folder / "modeling_llada.py").read_text() == (folder / "modeling_llada.py").read_text()
+    adapted = run_sft(
+        make_config(
+            {"num_train_epochs": 1}, model=str(folder), lora=LoraConfig(rank=2), output_dir=str(tmp_path / "a")
+        ),
+        quiet=True,
+    )
+    assert main(["convert", "--merge", str(adapted.folder), "--output", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "modeling_llada.py").exists()
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "gift").glob("*.yaml"))

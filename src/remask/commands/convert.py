@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("its folder does not exist", where=str(target), mend="create it first")
 
     from remask.models.convert import merged, to_diffusion
-    from remask.models.load import quiet_transformers, resolve
+    from remask.models.load import copy_code, quiet_transformers, resolve
 
     source = resolve(source)
     if config.to_diffusion:
@@ -45,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
         with quiet_transformers():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        if config.merge:
+            copy_code(model.name_or_path, temporary)
         temporary.chmod(0o755)
         os.replace(temporary, target)
     except BaseException:

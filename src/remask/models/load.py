@@ -5,6 +5,7 @@ No remote code is ever run: a checkpoint's own Python files are not looked at.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,15 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"no tokenizer that can be read ({_first_line(error)})", where=folder) from error
+
+
+def copy_code(source: str, target: str | Path) -> None:
+    """Take a local checkpoint's own Python files along, which its config names, for other tools to load the copy with.
+
+    They are never run here.
+    """
+    for file in sorted(Path(source).glob("*.py")) if Path(source).is_dir() else ():
+        shutil.copy(file, target)
 
 
 def pick_device(device: str) -> str:

@@ -23,7 +23,8 @@ from remask.diffusion.objective import Objective
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.models.facts import Facts, facts
-from remask.models.load import load, pick_device, quiet_transformers
+from remask.models.load import copy_code, load, pick_device, quiet_transformers
+from remask.models.load import resolve as resolve_model
 from remask.models.lora import add_adapter
 from remask.sft.callbacks import (
     EpochCallback,
@@ -98,6 +99,8 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
             trainer.save_model(str(folder))
             if main:
                 tokenizer.save_pretrained(str(folder))
+                if not config.lora.rank:
+                    copy_code(resolve_model(config.model), folder)
             if config.eval_data:
                 metrics |= _last_evaluation(trainer) or trainer.evaluate()
     except BaseException:
