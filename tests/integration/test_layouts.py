@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import remask
@@ -117,6 +118,40 @@ def test_adapters_on_quantised_weights(
         with torch.no_grad():
             logits, expected = model(input_ids=ids).logits, full(input_ids=ids).logits
         assert nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > near
+
+
+@pytest.mark.parametrize("family", ["converted", "bert", "modernbert"])
+def test_other_families_learn(
+    family: str,
+    tokenizer: Any,
+    tmp_path: Path,
+    make_config: Callable[..., SftConfig],
+    data: Path,
+    metrics: Callable[[Path], list[dict[str, Any]]],
+) -> None:
+    """A causal Qwen2 made a diffusion model by command, and two encoders, on a few made rows."""
+    folder = tmp_path / family
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "converted":
+            causal = transformers.Qwen2Config(**sizes, **ends, num_key_value_heads=2, max_position_embeddings=256)
+            transformers.Qwen2ForCausalLM(causal).save_pretrained(tmp_path / "causal")
+            tokenizer.save_pretrained(tmp_path / "causal")
+            command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(folder)]
+            assert main(command) == 0
+        else:
+            kind = {"bert": transformers.BertConfig, "modernbert": transformers.ModernBertConfig}[family]
+            special = {"bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0} if family == "modernbert" else {}
+            transformers.AutoModelForMaskedLM.from_config(kind(**sizes, **ends, **special)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    trainer = {"num_train_epochs": 6, "learning_rate": 3e-3, "eval_steps": 1}
+    outcome = run_sft(make_config(trainer, model=str(folder), eval_data=str(data), objective="gift"), quiet=True)
+    losses = [row["eval_nll"] for row in metrics(outcome.folder) if "eval_nll" in row]
+    assert losses[-1] < 0.9 * losses[0]
+    model, loaded = remask.load(outcome.folder)
+    assert remask.generate(model, loaded, ["say a"], max_new_tokens=4).texts
 
 
 def test_a_checkpoints_own_code_goes_along_and_is_never_run(
