@@ -177,6 +177,8 @@ def show(record: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
+    from remask.evaluation.settings import in_force
+
     table = Table(
         title=f"{record['model']} ({record['arm']}), 95 % intervals",
         title_justify="left",
@@ -192,7 +194,7 @@ def show(record: dict[str, Any]) -> None:
             table.add_row(name, metric + mark, f"{100 * value['mean']:.1f} %", interval, str(value["n"]))
     terminal = console()
     terminal.print(table)
-    settings = ", ".join(f"{key} {value}" for key, value in record["decoding"].items() if _is_on(key, value, record))
+    settings = ", ".join(f"{key} {value}" for key, value in in_force(record["decoding"]).items())
     for name, task in record["tasks"].items():
         if unended := task["generation"]["unended"]:
             terminal.print(
@@ -203,10 +205,3 @@ def show(record: dict[str, Any]) -> None:
     if any(len(task["metrics"]) > 1 for task in record["tasks"].values()):
         terminal.print("[dim]* what published figures report[/dim]", highlight=False)
     terminal.print(f"[dim]decoding: {settings}; {duration(record['seconds'])}[/dim]", highlight=False)
-
-
-def _is_on(key: str, value: Any, record: dict[str, Any]) -> bool:
-    """Whether a setting has an effect; the record holds them all."""
-    if key == "eps":
-        return record["decoding"].get("schedule") == "t"
-    return value is not None and not (key in ("guidance", "suppress_eos", "stop_last") and not value)

@@ -138,6 +138,7 @@ def show(files: Sequence[Path], config: TourConfig) -> None:
 
     from remask.commands.compare import show as show_comparison
     from remask.evaluation.compare import START, compare_arms, load_evaluation, pool
+    from remask.evaluation.settings import in_force
     from remask.report.words import plural
 
     arms = pool(load_evaluation(path) for path in files)
@@ -165,5 +166,5 @@ def show(files: Sequence[Path], config: TourConfig) -> None:
         found = compare_arms(arms[config.objectives[0]], arms[objective], arms[START])
         show_comparison(found, config.objectives[0], objective)
     first = json.loads(Path(files[0]).read_text())
-    settings = ", ".join(f"{key} {value}" for key, value in first["decoding"].items() if value is not None)
+    settings = ", ".join(f"{key} {value}" for key, value in in_force(first["decoding"]).items())
     terminal.print(f"[dim]decoding: {settings}[/dim]", highlight=False)

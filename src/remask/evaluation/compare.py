@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from remask.errors import UserError
+from remask.evaluation.settings import same_decoding
 from remask.evaluation.statistics import (
     RESAMPLES,
     Difference,
@@ -32,9 +33,6 @@ START = "start"
 """The arm of the model before any training."""
 
 ACCURACY = "accuracy"
-FREE_DECODING_KEYS = frozenset({"batch_size", "seed"})
-"""Decoding entries that may differ between comparable evaluations: one row of a batch decodes as it would alone, and
-the seed of sampling is chance, not a setting."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ def _arm(name: str, evaluations: Sequence[Evaluation], allow_different_decoding:
     seen: dict[tuple[str, int | None], Path] = {}
     for evaluation in ordered:
         if not allow_different_decoding:
-            _same_decoding(ordered[0].decoding, evaluation.decoding, f"{ordered[0].path} and {evaluation.path}")
+            same_decoding(ordered[0].decoding, evaluation.decoding, f"{ordered[0].path} and {evaluation.path}")
         for task, result in evaluation.tasks.items():
             key = (task, evaluation.run_seed)
             if key in seen:
@@ -289,7 +287,7 @@ def compare_arms(
             mend="evaluate both on the same tasks",
         )
     if not allow_different_decoding:
-        _same_decoding(baseline.decoding, candidate.decoding, where)
+        same_decoding(baseline.decoding, candidate.decoding, where)
     comparisons = []
     for task in tasks:
         _same_problems(task, baseline.results(task)[0], candidate.results(task)[0], where)
@@ -325,29 +323,9 @@ def _start_result(start: Arm | None, baseline: Arm, task: str, allow_different_d
         return None
     where = f"{start.name} and {baseline.name}"
     if not allow_different_decoding:
-        _same_decoding(start.decoding, baseline.decoding, where)
+        same_decoding(start.decoding, baseline.decoding, where)
     _same_problems(task, start.results(task)[0], baseline.results(task)[0], where)
     return start
-
-
-def comparable_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoding setting without what may differ between comparable evaluations."""
-    return {key: value for key, value in decoding.items() if key not in FREE_DECODING_KEYS}
-
-
-def _same_decoding(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> None:
-    left, right = comparable_decoding(a), comparable_decoding(b)
-    differing = [
-        f"{key} {json.dumps(left.get(key))} against {json.dumps(right.get(key))}"
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
-    ]
-    if differing:
-        raise UserError(
-            f"decoded differently: {'; '.join(differing)}",
-            where=where,
-            mend="evaluate both with the same decoding, or allow the difference explicitly",
-        )
 
 
 def _same_problems(task: str, a: TaskResult, b: TaskResult, where: str) -> None:

@@ -15,10 +15,10 @@ from remask.evaluation.compare import (
     Arm,
     Evaluation,
     TaskComparison,
-    comparable_decoding,
     compare_arms,
     pool,
 )
+from remask.evaluation.settings import comparable_decoding, in_force
 from remask.evaluation.statistics import Difference, Interval
 from remask.report.words import distinct, p_value, pairs, percent, signed, span
 
@@ -99,7 +99,7 @@ def benchmark(group: Group) -> dict[str, Any]:
         "axis": (percent(low, 0), percent(high, 0)),
         "reach": f"{100 * reach:.0f}",
         "facts": [
-            ("decoding", pairs(comparable_decoding(members[0].decoding))),
+            ("decoding", pairs(in_force(comparable_decoding(members[0].decoding)))),
             *(("hardware", values) for values in distinct(e.hardware for e in members)),
             *(("versions", values) for values in distinct(e.versions for e in members)),
         ],
