@@ -364,6 +364,26 @@ def test_a_sample_of_a_local_copy(tmp_path: Path) -> None:
     assert "line" in load_examples(f"{path}:5").examples[0].where
 
 
+def test_a_local_copy_with_several_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GSM8K on the hub has two; a folder that was downloaded whole has them too."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "gsm8k"
+    card = "---\nconfigs:\n"
+    for config in ("socratic", "main"):
+        (folder / config).mkdir(parents=True)
+        card += f"- config_name: {config}\n  data_files:\n"
+        for split in ("train", "test"):
+            file = f"{config}/{split}-00000-of-00001.parquet"
+            table = pyarrow.Table.from_pylist([{"question": f"{config} {split}?", "answer": "#### 3"}])
+            pyarrow.parquet.write_table(table, folder / file)
+            card += f"  - split: {split}\n    path: {file}\n"
+    (folder / "README.md").write_text(card + "---\n")
+    (example,) = load_examples(f"gsm8k={folder}").examples
+    assert example.messages[0]["content"] == "main train?"
+    (other,) = load_examples(f"{folder}:socratic@test").examples
+    assert other.messages[0]["content"] == "socratic test?"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("x.jsonl:0", "asks for no rows"), ("s1k=nowhere.parquet", r"nowhere\.parquet: no such file"), ("", "no source")],

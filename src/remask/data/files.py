@@ -26,15 +26,15 @@ class Unreadable:
     reason: str
 
 
-def read_rows(source: str | Path, *, split: str = "train") -> Iterator[tuple[str, Any]]:
-    """(where, row) for every row of `source`.
+def read_rows(source: str | Path, *, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(where, row) for every row of `source`. `config` is taken of a folder that has it.
 
     `source`: a .jsonl, .json (a list), .csv or .parquet file, the first three also gzipped; or a hub id or a folder in
     the hub's layout, written `id`, `id@split` or `id:config@split` (else `split`). Raises UserError naming the source.
     """
     path = Path(source)
     if path.is_dir():
-        return _hub(str(source), None, split)
+        return _hub(str(source), config if config in _configs(str(source)) else None, split)
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".jsonl", ".json", ".csv"):
         text = _text(path)
@@ -46,8 +46,8 @@ def read_rows(source: str | Path, *, split: str = "train") -> Iterator[tuple[str
             f"unknown kind of file {path.suffix!r}", where=str(source), mend=f"give one of {', '.join(FILE_KINDS)}"
         )
     name, _, named_split = str(source).partition("@")
-    name, _, config = name.partition(":")
-    return _hub(name, config or None, named_split or split)
+    name, _, named_config = name.partition(":")
+    return _hub(name, named_config or None, named_split or split)
 
 
 def _text(path: Path) -> str:
@@ -95,6 +95,15 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, ArrowException) as error:
         raise UserError(f"not readable as Parquet ({error})", where=str(path)) from None
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+
+
+def _configs(folder: str) -> list[str]:
+    import datasets
+
+    try:
+        return datasets.get_dataset_config_names(folder)
+    except Exception:  # loading it will say what is wrong with it
+        return []
 
 
 def _hub(name: str, config: str | None, split: str) -> Iterator[tuple[str, Any]]:

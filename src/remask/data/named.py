@@ -33,6 +33,8 @@ class Source:
     place: str
     rows: int | None = None
     seed: int = 0
+    config: str | None = None
+    """Which configuration of a local copy in the hub's layout is meant."""
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -49,7 +51,8 @@ class Source:
         if given and name in NAMED:
             if not Path(path).exists():
                 raise UserError("no such file", where=path, mend=f"give {name}=PATH with a copy of {NAMED[name]}")
-            place = path
+            published = NAMED[name].rpartition("@")[0]
+            return cls(path, int(rows) if rows else None, seed, published.partition(":")[2] or None)
         elif not Path(place).exists():
             name, at, split = place.partition("@")
             if name in NAMED:

@@ -42,7 +42,7 @@ def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "
     """
     loaded = Loaded([])
     parsed = Source.parse(source)
-    for where, row in parsed.sample(read_rows(parsed.place, split=split), where=source):
+    for where, row in parsed.sample(read_rows(parsed.place, split=split, config=parsed.config), where=source):
         try:
             if isinstance(row, Unreadable):
                 raise UserError(row.reason, where=where)

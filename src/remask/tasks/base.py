@@ -99,7 +99,8 @@ class Task(ABC):
             if self.hub is None:
                 raise UserError(f"{self.name} has no data set on the hub", mend=f"give {self.name}=FILE")
             source = str(self.hub)
-        return read_problems(source, self.read, split=self.hub.split if self.hub else "test")
+        split, config = (self.hub.split, self.hub.config) if self.hub else ("test", None)
+        return read_problems(source, self.read, split=split, config=config)
 
 
 def fill_template(template: str, problem: Problem) -> str:
@@ -126,10 +127,12 @@ def answer_text(completion: str) -> str | None:
     return rest.partition("</answer>")[0].strip()
 
 
-def read_problems(source: str | Path, read: Callable[[Any], Problem], *, split: str = "test") -> list[Problem]:
+def read_problems(
+    source: str | Path, read: Callable[[Any], Problem], *, split: str = "test", config: str | None = None
+) -> list[Problem]:
     """Every row as a problem; whatever goes wrong is an error that names file and row."""
     problems = []
-    for where, row in read_rows(source, split=split):
+    for where, row in read_rows(source, split=split, config=config):
         try:
             if isinstance(row, Unreadable):
                 raise ValueError(row.reason)
