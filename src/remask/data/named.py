@@ -53,7 +53,7 @@ class Source:
                 raise UserError("no such file", where=path, mend=f"give {name}=PATH with a copy of {NAMED[name]}")
             published = NAMED[name].rpartition("@")[0]
             return cls(path, int(rows) if rows else None, seed, published.partition(":")[2] or None)
-        elif not Path(place).exists():
+        if not Path(place).exists():
             name, at, split = place.partition("@")
             if name in NAMED:
                 place = f"{NAMED[name].rpartition('@')[0]}@{split}" if at else NAMED[name]
