@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
     "eval": ("remask.commands.evaluate", "evaluate a model on tasks"),
     "lm-eval": ("remask.commands.lm_eval", "evaluate with the lm-evaluation-harness"),
+    "grade": ("remask.commands.grade", "grade stored answers again, by the published rules"),
     "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   remask sft --config recipes/tiny/gift.yaml --trainer.learning_rate 1e-4 --output-dir runs/x
   remask sft --config runs/x/config.yaml --resume auto
   remask eval --model runs/x --tasks sudoku,countdown --json x.json
+  remask grade gsm8k generations.jsonl
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
   remask report runs/*"""

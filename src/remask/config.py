@@ -339,6 +339,18 @@ class TourConfig:
     """Cut training short (for a quick look)."""
 
 
+@dataclass(frozen=True)
+class GradeConfig:
+    """Grade stored answers again, by the published rules."""
+
+    __pydantic_config__ = STRICT
+
+    json: str | None = None
+    """Where to write the scores with every answer's grade."""
+    allow_code_execution: bool = False
+    """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
+
+
 C = TypeVar("C")
 
 

@@ -26,7 +26,7 @@ check_greedy, max_length, add_bos_token, and every decoding setting of `remask g
 def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
-        return 0
+        raise SystemExit(0 if arguments else 2)
     try:
         import lm_eval.__main__ as harness
     except ImportError:

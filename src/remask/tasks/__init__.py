@@ -6,11 +6,20 @@ from collections.abc import Callable
 
 from remask.errors import UserError
 from remask.tasks.base import Grade, Problem, Task
-from remask.tasks.countdown import Countdown
+from remask.tasks.countdown import Countdown, Countdown4, Countdown5
 from remask.tasks.generator import GeneratedTask, Split
+from remask.tasks.gsm8k import Gsm8k
+from remask.tasks.math500 import Math500
 from remask.tasks.sudoku import Sudoku
 
-TASKS: dict[str, Callable[[], Task]] = {"sudoku": Sudoku, "countdown": Countdown}
+TASKS: dict[str, Callable[[], Task]] = {
+    "sudoku": Sudoku,
+    "countdown": Countdown,
+    "countdown4": Countdown4,
+    "countdown5": Countdown5,
+    "gsm8k": Gsm8k,
+    "math500": Math500,
+}
 
 
 def get(name: str) -> Task:
@@ -20,4 +29,18 @@ def get(name: str) -> Task:
     return TASKS[name]()
 
 
-__all__ = ["TASKS", "Countdown", "GeneratedTask", "Grade", "Problem", "Split", "Sudoku", "Task", "get"]
+__all__ = [
+    "TASKS",
+    "Countdown",
+    "Countdown4",
+    "Countdown5",
+    "GeneratedTask",
+    "Grade",
+    "Gsm8k",
+    "Math500",
+    "Problem",
+    "Split",
+    "Sudoku",
+    "Task",
+    "get",
+]

@@ -1,6 +1,8 @@
 """Countdown: reach a target from given numbers with + − × ÷, each number used exactly once.
 
-Arithmetic is exact (fractions); an expression is parsed, never evaluated as code.
+Graded as d1 does: the expression of the last box, or the first that the text sets equal to a number
+(`read_expression`), must use the numbers and come within `TOLERANCE` of the target. Arithmetic is exact (fractions); an
+expression is parsed, never evaluated as code, and `**`, `//` and decimals, which d1 leaves to Python, are not taken.
 """
 
 from __future__ import annotations
@@ -8,17 +10,26 @@ from __future__ import annotations
 import ast
 import random
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from remask.errors import UserError
 from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.extraction import first_answer, has_box, is_wordless, last_boxed
 from remask.tasks.generator import GeneratedTask
 
 VALID_EXPRESSION_SCORE = 0.1
 """Dense reward of an expression that uses the right numbers but misses the target (as in d1's reward)."""
 
+TOLERANCE = Fraction(1, 100_000)
 MAX_EXPRESSION = 400
+
+LATEX = {r"\div": "/", r"\times": "*", r"\cdot": "*"}
+SIGNS = {"÷": "/", "×": "*", "−": "-"}
+BEFORE_EQUALS = "0123456789+-*/() "
+EQUATION = re.compile(f"[{re.escape(BEFORE_EQUALS)}]=[0-9. ]")
+FULL_STOP = re.compile(r"(?<=[0-9])\.(?![0-9])")
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
@@ -45,6 +56,8 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
             return Fraction(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, numbers)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _value(operand, numbers)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _value(left, numbers) + _value(right, numbers)
         case ast.BinOp(left=left, op=ast.Sub(), right=right):
@@ -58,7 +71,10 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 class Countdown(GeneratedTask):
-    """Three numbers of 1–9 and a target of 1–99, where generated."""
+    """Three numbers of 1–9 and a target of 1–99, where generated; files may hold any count of them.
+
+    `valid` is whether an expression uses the right numbers, in the box or in the answer tag.
+    """
 
     name = "countdown"
     metrics = ("valid",)
@@ -71,14 +87,28 @@ class Countdown(GeneratedTask):
             numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
             path = _random_path(numbers, rng)
             if path is not None and 1 <= path[1] <= self.largest_target:
-                return _problem(numbers, path[1])
+                return self.problem(numbers, path[1])
 
     def read(self, row: dict[str, Any]) -> Problem:
         """d1's columns (input: numbers; output: target) or Dream's (input: numbers, target last; output: steps)."""
         numbers = [int(number) for number in str(row["input"]).split(",")]
         if "=" in str(row["output"]):
-            return _problem(numbers[:-1], numbers[-1])
-        return _problem(numbers, int(row["output"]))
+            return self.problem(numbers[:-1], numbers[-1])
+        return self.problem(numbers, int(row["output"]))
+
+    def from_stored(self, question: str, ground_truth: Sequence[Any]) -> Problem:
+        """`ground_truth`: the list of numbers and the target."""
+        numbers, target = ground_truth
+        if not all(isinstance(number, int) for number in (*numbers, target)):
+            raise TypeError(f"the ground truth {ground_truth!r} is not [numbers, target]")
+        return self.problem(list(numbers), target)
+
+    def problem(self, numbers: list[int], target: int) -> Problem:
+        """Its key does not tell the order of the numbers, nor which of the Countdown tasks it belongs to."""
+        if len(numbers) < 2 or any(number < 0 for number in numbers):
+            raise UserError(f"{numbers} is not a list of two or more whole numbers")
+        key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
+        return Problem(self.name, key, {"numbers": numbers, "target": target})
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         numbers, target = problem.fields["numbers"], problem.fields["target"]
@@ -87,7 +117,7 @@ class Countdown(GeneratedTask):
         return (
             f"Numbers: {', '.join(map(str, numbers))}. Target: {target}. Write an arithmetic expression that equals "
             "the target and uses every number exactly once, with +, -, * and / only. Think first, then write the "
-            "expression alone inside <answer></answer>."
+            r"expression alone inside <answer>\boxed{}</answer>."
         )
 
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
@@ -113,36 +143,74 @@ class Countdown(GeneratedTask):
 
     def grade(self, problem: Problem, completion: str) -> Grade:
         answer = read_expression(completion)
-        valid = correct = False
-        if answer is not None:
-            try:
-                value, used = evaluate(answer)
-                valid = sorted(used) == sorted(problem.fields["numbers"])
-                correct = valid and value == problem.fields["target"]
-            except ValueError:
-                pass
+        value = value_of(answer, problem.fields["numbers"])
+        correct = value is not None and abs(value - problem.fields["target"]) < TOLERANCE
+        valid = value is not None or value_of(tagged_expression(completion), problem.fields["numbers"]) is not None
         return Grade(
             correct, 1.0 if correct else VALID_EXPRESSION_SCORE if valid else 0.0, answer, {"valid": float(valid)}
         )
 
 
+class Countdown4(Countdown):
+    """Four numbers, where generated."""
+
+    name = "countdown4"
+
+    def __init__(self) -> None:
+        super().__init__(numbers=4)
+
+
+class Countdown5(Countdown):
+    """Five numbers, where generated."""
+
+    name = "countdown5"
+
+    def __init__(self) -> None:
+        super().__init__(numbers=5)
+
+
+def value_of(expression: str | None, numbers: Sequence[int]) -> Fraction | None:
+    """The value of an expression that uses each of the numbers once; None of any other."""
+    try:
+        value, used = evaluate(expression or "")
+    except ValueError:
+        return None
+    return value if sorted(used) == sorted(numbers) else None
+
+
 def read_expression(completion: str) -> str | None:
-    """The expression of the answer tag, out of a box if it stands in one and without what follows an equals sign."""
+    """What stands in the last box (where that never closes, in the first answer tag) and, of an equation there, its
+    left side. Without a box it is the left side of the first equation in the text, and no answer tag counts.
+
+    An answer without words, such as the compact style's, is the exception: without a box, its answer tag counts.
+    """
+    if not has_box(completion) and is_wordless(completion):
+        return tagged_expression(completion)
+    answer = last_boxed(completion) if has_box(completion) else None
+    if answer is None and has_box(completion):
+        answer = first_answer(completion)
+    text = _plain(completion if answer is None else answer, LATEX)
+    equation = EQUATION.search(text)
+    if equation is not None:
+        end = equation.start() + 1
+        return text[len(text[:end].rstrip(BEFORE_EQUALS)) : end].strip() or None
+    return None if answer is None else FULL_STOP.sub("", text).strip() or None
+
+
+def tagged_expression(completion: str) -> str | None:
+    """What stands in the last answer tag, to the equals sign; a box around it is taken off."""
     text = answer_text(completion)
     if text is None:
         return None
     _, boxed, inside = text.partition(r"\boxed{")
     text = inside.rpartition("}")[0] if boxed and "}" in inside else text
-    for latex, plain in ((r"\div", "/"), (r"\times", "*"), (r"\cdot", "*"), ("÷", "/"), ("×", "*"), ("−", "-")):
-        text = text.replace(latex, plain)
-    return text.partition("=")[0].strip() or None
+    return _plain(text, LATEX | SIGNS).partition("=")[0].strip() or None
 
 
-def _problem(numbers: list[int], target: int) -> Problem:
-    if len(numbers) < 2 or any(number < 0 for number in numbers):
-        raise UserError(f"{numbers} is not a list of two or more whole numbers")
-    key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
-    return Problem("countdown", key, {"numbers": numbers, "target": target})
+def _plain(text: str, operators: dict[str, str]) -> str:
+    for other, plain in operators.items():
+        text = text.replace(other, plain)
+    return text
 
 
 Path3 = tuple[list[str], int, str]

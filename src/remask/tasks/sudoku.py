@@ -1,21 +1,31 @@
 """Sudoku 4×4: fill a grid so that each row, column and 2×2 box holds 1–4 once.
 
 Any valid completion of the givens is correct; 124 of the 500 published puzzles have several. The published score, the
-share of empty cells filled as in the stored solution, is the metric `cells`.
+share of empty cells filled as in the stored solution, is the metric `cells`. It reads the answer as d1's evaluation
+does (`published_grid`), `correct` and `score` with more patience (`read_grid`). Published figures count cells over a
+whole file: the mean of `cells` weighted by `weight`, which is the plain mean where puzzles have equally many.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from remask.errors import UserError
 from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.extraction import STOPS, with_stop
 from remask.tasks.generator import GeneratedTask
 
 DIGITS = "1234"
 ROWS = "abcd"
+
+STOP = re.compile("|".join(map(re.escape, STOPS)))
+END_OF_ANSWER = re.compile(f"{STOP.pattern}|</answer>")
+FENCED = re.compile(r"```([\d\s]++)```")
+BEFORE_TAG = re.compile(r"(\d{16})\s*</answer>")
+ALONE = re.compile(r"\b(\d{16})\b")
 
 
 def peers(cell: int) -> frozenset[int]:
@@ -103,6 +113,17 @@ class Sudoku(GeneratedTask):
             return _problem(row["Puzzle"], row["Solution"])
         return _problem(row["input"], row["output"])
 
+    def from_stored(self, question: str, ground_truth: str) -> Problem:
+        """`question` holds the puzzle's 16 digits, `ground_truth` is the solution."""
+        puzzle = re.search(r"(?<![0-9])[0-4]{16}(?![0-9])", question)
+        if puzzle is None:
+            raise ValueError("its question holds no 16 digits of 0-4")
+        return _problem(puzzle[0], ground_truth)
+
+    def weight(self, problem: Problem) -> int:
+        """The empty cells: as many as the published figure counts in this puzzle."""
+        return problem.fields["puzzle"].count("0")
+
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         puzzle = problem.fields["puzzle"]
         if style == "compact":
@@ -128,16 +149,20 @@ class Sudoku(GeneratedTask):
         return f"{' '.join(steps)}\n<answer>{by_rows(written)}</answer>"
 
     def grade(self, problem: Problem, completion: str) -> Grade:
-        puzzle, solution = problem.fields["puzzle"], problem.fields["solution"]
+        puzzle = problem.fields["puzzle"]
         answer = read_grid(completion)
-        padded = (answer or "")[:16].ljust(16, "0")
-        empty = [cell for cell in range(16) if puzzle[cell] == "0"]
-        right = sum(padded[cell] == solution[cell] for cell in empty)
         correct = (
             answer is not None and is_valid(answer) and all(g in ("0", a) for g, a in zip(puzzle, answer, strict=True))
         )
-        cells = right / len(empty) if empty else float(correct)
-        return Grade(correct, 1.0 if correct else min(cells, 0.99), answer, {"cells": cells})
+        score = 1.0 if correct else min(right_cells(problem, answer or ""), 0.99)
+        return Grade(correct, score, answer, {"cells": right_cells(problem, published_grid(completion))})
+
+
+def right_cells(problem: Problem, answer: str) -> float:
+    """The share of the empty cells that an answer's first 16 characters fill as the stored solution does."""
+    puzzle, solution = problem.fields["puzzle"], problem.fields["solution"]
+    empty = [cell for cell in range(16) if puzzle[cell] == "0"]
+    return sum(answer[cell : cell + 1] == solution[cell] for cell in empty) / len(empty) if empty else 0.0
 
 
 def by_rows(grid: str) -> str:
@@ -151,6 +176,35 @@ def read_grid(completion: str) -> str | None:
         return digits
     runs = re.findall(r"(?<!\d)\d{16}(?!\d)", completion)
     return runs[-1] if runs else None
+
+
+def published_grid(completion: str) -> str:
+    """What d1's evaluation takes for the grid, blanks removed; whatever it is, its 16 first characters are the cells.
+
+    The first of these that is there and not blank: digits in a fence within the first answer; the first answer, up to
+    its tag or a stop token; what follows the first closing tag, up to a stop token; 16 digits before a closing tag;
+    16 digits that stand alone.
+    """
+    text = with_stop(completion)
+    return next(("".join(found.split()) for found in _places(text) if found.strip()), "")
+
+
+def _places(text: str) -> Iterator[str]:
+    _, opened, answer = text.partition("<answer>")
+    if opened:
+        yield from _group(FENCED, answer)
+        if END_OF_ANSWER.search(answer):
+            yield END_OF_ANSWER.split(answer, maxsplit=1)[0]
+    _, closed, after = text.partition("</answer>")
+    if closed:
+        yield STOP.split(after, maxsplit=1)[0]
+    yield from _group(BEFORE_TAG, text)
+    yield from _group(ALONE, text)
+
+
+def _group(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    if found := pattern.search(text):
+        yield found[1]
 
 
 def _problem(puzzle: str, solution: str) -> Problem:
