@@ -74,7 +74,7 @@ def _allow_code(task: Task, config: GradeConfig) -> None:
 
     sandbox = Sandbox()
     sandbox.check()
-    task.sandbox = sandbox  # type: ignore[attr-defined]
+    task.sandbox = sandbox
 
 
 def _answers(task: Task, path: str) -> list[Stored]:

@@ -42,11 +42,11 @@ class Benchmark:
                     f"{name} runs the code that the model writes, which is off",
                     mend="allow it, in a sandbox, with --allow-code-execution",
                 )
-            task.sandbox = sandbox  # type: ignore[attr-defined]
+            task.sandbox = sandbox
         if not given and isinstance(task, GeneratedTask):
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
-        if given and not Path(source).exists():
+        if given and (not source or not Path(source).exists()):
             raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
         problems = _numbered(task.load(source or None))
         return cls(task, problems[:count] if count else problems, source or str(task.hub))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from remask.errors import UserError
 from remask.tasks.base import Grade, Problem, Task
+from remask.tasks.code import HumanEval, Mbpp
+from remask.tasks.code_plus import HumanEvalPlus, MbppPlus
 from remask.tasks.countdown import Countdown, Countdown4, Countdown5
 from remask.tasks.generator import GeneratedTask, Split
 from remask.tasks.gsm8k import Gsm8k
@@ -19,6 +21,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "countdown5": Countdown5,
     "gsm8k": Gsm8k,
     "math500": Math500,
+    "humaneval": HumanEval,
+    "humaneval_plus": HumanEvalPlus,
+    "mbpp": Mbpp,
+    "mbpp_plus": MbppPlus,
 }
 
 
@@ -37,7 +43,11 @@ __all__ = [
     "GeneratedTask",
     "Grade",
     "Gsm8k",
+    "HumanEval",
+    "HumanEvalPlus",
     "Math500",
+    "Mbpp",
+    "MbppPlus",
     "Problem",
     "Split",
     "Sudoku",

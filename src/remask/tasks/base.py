@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
+
+if TYPE_CHECKING:
+    from remask.sandbox import Sandbox
 
 PromptStyle = Literal["compact", "instruct"]
 
@@ -62,6 +65,8 @@ class Task(ABC):
     published: ClassVar[str] = "accuracy"
     hub: ClassVar[Hub | None] = None
     runs_code: ClassVar[bool] = False
+    sandbox: Sandbox | None = None
+    """Where a task that runs code runs it."""
 
     @abstractmethod
     def read(self, row: dict[str, Any]) -> Problem:
