@@ -14,3 +14,9 @@ class UserError(ValueError):
         self.what, self.where, self.mend = what, where, mend
         message = f"{where}: {what}" if where else what
         super().__init__(f"{message}; {mend}" if mend else message)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in (lines[:2] if lines[0].endswith(":") else lines[:1]))

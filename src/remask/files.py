@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from remask.errors import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing, even if the process dies on the way."""
+    """The whole text or nothing, even if the process dies on the way. Raises UserError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot be written ({error.strerror})", where=str(path)) from error

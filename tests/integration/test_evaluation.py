@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,11 @@ import pytest
 
 import remask
 from remask.cli import main
+from remask.commands.evaluate import _device
 from remask.config import LoraConfig, SftConfig
+from remask.errors import UserError
 from remask.evaluation import run as evaluation
+from remask.evaluation.journal import Journal, Written
 from remask.sft.run import run_sft
 
 FLAGS = ["--tasks", "sudoku,countdown", "--n", "6", "--batch-size", "2", "--decoding.max-new-tokens", "16"]
@@ -97,8 +105,6 @@ def test_unfinished_answers_of_another_evaluation_are_not_mixed_in(
 
 
 def test_a_retrained_checkpoint_is_another_model(checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     record = tmp_path / "x.json"
@@ -108,6 +114,125 @@ def test_a_retrained_checkpoint_is_another_model(checkpoint: Path, tmp_path: Pat
     weights = folder / "model.safetensors"
     os.utime(weights, ns=(1, weights.stat().st_mtime_ns + 1))
     assert main(command(folder, record)) == 2
+
+
+def test_records_in_the_models_folder_do_not_make_it_another(checkpoint: Path, tmp_path: Path) -> None:
+    """Reports look for them there. Another chat template does: it is what the model is asked with."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, after=2)
+        assert main(command(folder, folder / "x.json")) == 130
+    (folder / "other.json").write_text("{}")
+    (template,) = folder.glob("*.jinja")
+    was, when = template.read_text(), template.stat()
+    template.write_text(was + " ")
+    assert main(command(folder, folder / "x.json")) == 2
+    template.write_text(was)
+    os.utime(template, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert main(command(folder, folder / "x.json")) == 0
+
+
+ANSWER = Written("sudoku", "a", "né", 1, True, 1.0, 1.0)
+
+
+def test_answers_torn_inside_a_character(tmp_path: Path) -> None:
+    """As another process may find them, and as a crash leaves them."""
+    Journal(tmp_path / "x.json", "f").add([ANSWER, replace(ANSWER, id="b")])
+    path = tmp_path / "x.json.answers-0.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rfind("é".encode()) + 1])
+    Journal(tmp_path / "x.json", "f", rank=1)
+    journal = Journal(tmp_path / "x.json", "f")
+    assert list(journal.answers) == [ANSWER.key]
+    journal.add([replace(ANSWER, id="b")])
+    assert path.read_bytes() == whole
+
+
+def test_damaged_answers_are_asked_again(tmp_path: Path) -> None:
+    Journal(tmp_path / "x.json", "f").add([ANSWER, replace(ANSWER, id="b")])
+    path = tmp_path / "x.json.answers-0.jsonl"
+    header, first, second = path.read_text().splitlines()
+    path.write_text(f"{header}\n{first[:20]}\n[1]\n{second}\n")
+    assert list(Journal(tmp_path / "x.json", "f").answers) == [("sudoku", "b")]
+
+
+@pytest.mark.parametrize("header", [b'{"broken', b"[1]", b"\xff\xfe"])
+def test_a_file_that_is_no_journal(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json.answers-0.jsonl").write_bytes(header + b"\n")
+    with pytest.raises(UserError, match="another evaluation"):
+        Journal(tmp_path / "x.json", "f")
+    assert Journal(tmp_path / "x.json", "f", overwrite=True).answers == {}
+
+
+def test_a_full_disk(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert main(command(checkpoint, tmp_path / "x.json")) == 2
+    assert "answers cannot be written (No space left on device)" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert main(command(checkpoint, tmp_path / "x.json")) == 2
+    assert "x.json: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json.answers-0.jsonl"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert break_off(patch, after=0) == []
+        assert main(command(checkpoint, tmp_path / "x.json")) == 0
+
+
+def test_other_launchers_need_a_record_too(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process would wait for answers that nobody writes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["eval", "--model", str(checkpoint), *FLAGS]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert _device("auto", 1) == "cuda:1"
+    assert _device("cpu", 2) == "cpu"
+    with pytest.raises(UserError, match="process 3 has no GPU: there are 2"):
+        _device("auto", 2)
+
+
+@pytest.mark.parametrize("end", ["worker killed", "launcher stopped"])
+def test_no_process_outlives_the_others(end: str, tmp_path: Path) -> None:
+    """And the answers so far are kept."""
+    record = tmp_path / "x.json"
+    flags = ["--n", "40", "--tasks", "sudoku", "--batch-size", "1", "--decoding.max-new-tokens", "120"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "remask.cli", "eval", "--json", str(record), "--processes", "2", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and sum(len(f.read_text().splitlines()) > 1 for f in tmp_path.iterdir()) < 2:
+        time.sleep(0.05)
+    tasks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    if not tasks.exists():
+        launcher.kill()
+        pytest.skip("needs /proc to find the processes")
+    workers = [int(pid) for pid in tasks.read_text().split()]
+    if end == "worker killed":
+        os.kill(workers[1], signal.SIGKILL)
+    else:
+        launcher.terminate()
+    _, error = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + (9 if end == "worker killed" else 15)
+    assert ("signal 9 killed a process" in error) == (end == "worker killed")
+    assert len(workers) == 2
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert len(list(tmp_path.glob("x.json.answers-*.jsonl"))) == 2
+    assert not record.exists()
 
 
 def test_two_processes_answer_as_one(checkpoint: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -101,10 +101,26 @@ def test_help_and_unknown_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["lm-eval", "--help"])
     assert "--model remask" in capsys.readouterr().out
-    with pytest.raises(UserError, match="unknown model_args stepps"):
-        RemaskLM("tiny", stepps=3)
-    with pytest.raises(UserError, match="draws = 0"):
-        RemaskLM("tiny", draws=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stepps": 3}, "unknown key 'stepps'"),
+        ({"steps": "many"}, "steps: "),
+        ({"temperature": "hot"}, "temperature: "),
+        ({"draws": 0}, "draws = 0"),
+        ({"draws": 1.5}, "draws = 1.5"),
+        ({"draws": "many"}, "draws = many"),
+        ({"seed": -1}, "seed = -1"),
+        ({"max_length": 0}, "max_length = 0"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"dtype": "float33"}, "unknown dtype"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RemaskLM("tiny", **arguments)
 
 
 def instance(*args: Any) -> Any:
@@ -175,6 +191,20 @@ def test_generations_are_the_samplers() -> None:
     expected = generate(lm.model, lm.tokenizer, [prompt], max_new_tokens=80, steps=20).texts[0]
     assert text == expected.partition("</answer>")[0]
     assert "<answer>" in text
+
+
+def test_what_decides_the_decoding() -> None:
+    """The model_args, then what the task asks for or --gen_kwargs says: greedy where it is not to sample."""
+    lm = RemaskLM("tiny", steps=20)
+    asked = lm._decoding({"max_gen_toks": 40, "steps": 10, "reveal": "margin", "temperature": 0.7, "until": ["x"]})
+    assert (asked.max_new_tokens, asked.steps, asked.reveal, asked.temperature) == (40, 20, "margin", 0.7)
+    assert lm._decoding({"do_sample": False, "temperature": 0.7, "top_p": 0.9}).temperature == 0
+    with pytest.raises(UserError, match="--gen_kwargs: reveal"):
+        lm._decoding({"reveal": "loudly"})
+
+
+def test_a_context_without_tokens() -> None:
+    assert len(RemaskLM("tiny").generate_until([instance("", {"max_gen_toks": 4})], disable_tqdm=True)) == 1
 
 
 def test_a_text_too_long_is_refused() -> None:

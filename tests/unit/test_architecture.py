@@ -21,7 +21,7 @@ LOWER: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "environment": set(),
-    "files": set(),
+    "files": {"errors"},
     "sandbox": {"errors", "progress"},
     "config": {"errors"},
     "diffusion": {"errors"},

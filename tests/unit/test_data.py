@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,32 @@ def test_no_rows_left_is_an_error(tokenizer: Any) -> None:
         build(tokenizer, "abcdefgh", max_length=9, over_long="drop")
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Spreadsheets write one."""
+    (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\r\nq,a\r\n")
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "q", "completion": "a"}\n')
+    for name in ("rows.csv", "rows.jsonl"):
+        assert load_examples(str(tmp_path / name)).examples[0].completion == "a"
+
+
+def test_a_csv_with_a_long_field(tmp_path: Path) -> None:
+    """Python's reader stops at 131,072 characters unless told otherwise."""
+    usual = csv.field_size_limit()
+    (tmp_path / "rows.csv").write_text(f'prompt,completion\nq,"{"a" * 200_000}"\n')
+    assert len(load_examples(str(tmp_path / "rows.csv")).examples[0].completion) == 200_000
+    assert csv.field_size_limit() == usual
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"prompt": "q", "completion": "a"}\n' * 50)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:12] + b"\xff" * 8 + whole[20:])
+    (tmp_path / "b.json").write_text("[" * 100_000)
+    (tmp_path / "c.jsonl").write_text("[" * 100_000)
+    for name in ("a.jsonl.gz", "b.json", "c.jsonl"):
+        with pytest.raises(UserError, match=name):
+            load_examples(str(tmp_path / name))
+
+
 # ---- named sources and samples --------------------------------------------------------------------------------
 
 
@@ -386,7 +414,12 @@ def test_a_local_copy_with_several_configurations(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x.jsonl:0", "asks for no rows"), ("s1k=nowhere.parquet", r"nowhere\.parquet: no such file"), ("", "no source")],
+    [
+        ("x.jsonl:0", "asks for no rows"),
+        ("s1k=", "no such file"),
+        ("s1k=nowhere.parquet", r"nowhere\.parquet: no such file"),
+        ("", "no source"),
+    ],
 )
 def test_a_source_that_makes_no_sense(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -282,6 +283,8 @@ def change_config(folder: Path, **changes: Any) -> None:
         ("dream", {"model_type": "qwen2", "is_causal": ...}, "causal model.*remask convert --to-diffusion"),
         ("llada", {"n_layers": 4}, "weights are missing"),
         ("llada", {"n_layers": 2}, r"has no place for: model\.layers\.2"),
+        ("llada", {"mlp_hidden_size": 40}, r"of another shape: .*gate_proj"),
+        ("dream", {"eos_token_id": "end"}, "Validation error for field 'eos_token_id'.*str"),
         ("dream", {"eos_token_id": 100_000}, "outside its vocabulary"),
     ],
 )
@@ -291,6 +294,35 @@ def test_a_checkpoint_that_cannot_be_right(family: str, changes: Any, message: s
     with pytest.raises(UserError, match=message) as caught:
         remask.load(folder)
     assert str(folder) in str(caught.value) or "alibi" in message or "shared" in message
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [({"dtype": "float33"}, "unknown dtype 'float33'"), ({"quantization": "3bit"}, "unknown quantization '3bit'")],
+)
+def test_settings_of_loading_that_make_no_sense(keywords: Any, message: str, saved: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        remask.load(saved("llada"), **keywords)
+
+
+def test_a_dtype_of_torchs_own(saved: Any) -> None:
+    assert remask.load(saved("llada"), dtype=torch.bfloat16)[0].dtype == torch.bfloat16  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "a2d-qwen3"])
+def test_the_keys_of_older_code_are_saved(family: str, saved: Any, tmp_path: Path) -> None:
+    """Where only `rope_parameters` stood, it would compute other positions and say nothing."""
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    folder = saved(family)
+    change_config(folder, rope_theta=2e5, rope_scaling=scaling, rope_parameters=...)
+    model, _ = remask.load(folder)
+    model.save_pretrained(tmp_path / "again")
+    values = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (values["rope_theta"], values["rope_scaling"]) == (2e5, scaling)
+    shutil.copytree(folder, tmp_path / "old")  # what code that knows the older keys alone reads
+    change_config(tmp_path / "old", **{**values, "rope_parameters": ...})
+    for again in (tmp_path / "again", tmp_path / "old"):
+        assert torch.equal(logits(load_model(str(again)).eval(), IDS), logits(model, IDS))
 
 
 def test_a_mask_token_that_ends_texts(tokenizer: Any) -> None:
@@ -568,8 +600,32 @@ def test_what_cannot_be_converted(tokenizer: Any, saved: Any, tmp_path: Path) ->
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     assert main(["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(tmp_path / "full")]) == 2
+    command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(tmp_path / "x")]
+    assert main([*command, "--mask-token", "a"]) == 2  # ordinary text, which would become the mask
+    assert main([*command, "--mask-token", ""]) == 2
     assert not (tmp_path / "x").exists()
     assert not list(tmp_path.glob(".x*"))
+
+
+def test_a_folder_that_cannot_be_written(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    causal("qwen2", tokenizer, tmp_path / "causal", vocabulary=300)
+    command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(tmp_path / "link")]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert main(command) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not list((tmp_path / "empty").iterdir())
+    assert not list(tmp_path.glob(".*"))
+    assert main(command) == 0
+    assert (tmp_path / "empty" / "model.safetensors").exists()
 
 
 def test_merging_by_command(saved: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remask.commands.options import parse
 from remask.config import ConvertConfig
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 
 EXAMPLES = """Examples:
   remask convert --to-diffusion Qwen/Qwen2.5-0.5B --output qwen-diffusion
@@ -26,11 +26,14 @@ def run(arguments: Sequence[str]) -> int:
     if config.base and not config.merge:
         raise UserError("--base goes with --merge")
     suffix = "diffusion" if config.to_diffusion else "merged"
-    target = Path(config.output or f"{Path(source).name}-{suffix}")
+    target = Path(config.output or f"{Path(source).resolve().name}-{suffix}")
+    place = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("is there already", where=str(target), mend="give another --output")
-    if not target.resolve().parent.is_dir():
+    if not place.parent.is_dir():
         raise UserError("its folder does not exist", where=str(target), mend="create it first")
+
+    from safetensors import SafetensorError
 
     from remask.models.convert import merged, to_diffusion
     from remask.models.load import copy_code, quiet_transformers, resolve
@@ -40,7 +43,10 @@ def run(arguments: Sequence[str]) -> int:
         model, tokenizer = to_diffusion(source, shift=config.shift, mask_token=config.mask_token, dtype=config.dtype)
     else:
         model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.resolve().parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=str(target)) from None
     try:
         with quiet_transformers():
             model.save_pretrained(temporary)
@@ -48,9 +54,11 @@ def run(arguments: Sequence[str]) -> int:
         if config.merge:
             copy_code(model.name_or_path, temporary)
         temporary.chmod(0o755)
-        os.replace(temporary, target)
-    except BaseException:
+        os.replace(temporary, place)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise UserError(f"cannot be written ({first_line(error)})", where=str(target)) from error
         raise
     mask = f"mask token {tokenizer.mask_token!r} ({model.config.mask_token_id})"
     print(f"{target}: {model.config.model_type}, {model.num_parameters():,} parameters, {mask}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,9 +28,9 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
-    if config.processes != 1 and "WORLD_SIZE" not in os.environ:
-        return _launch(config, arguments)
     try:
+        if config.processes != 1 and "WORLD_SIZE" not in os.environ:
+            return _launch(config, arguments)
         record = evaluate_model(config)
     except KeyboardInterrupt:
         if config.json:
@@ -44,7 +45,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
-    """The same command in several processes, each told its number as launchers do; if one fails, all end."""
+    """The same command in several processes, each told its number as launchers do; if one ends badly or this one is
+    stopped, all end.
+    """
     if config.processes < 1:
         raise UserError(f"processes = {config.processes}", mend="it is 1 or more")
     if not config.json:
@@ -52,18 +55,30 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
     world = config.processes
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
     running: list[subprocess.Popen[bytes]] = []
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)  # by way of `finally`: no process outlives this one
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         for rank in range(world):
             number = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             command = [sys.executable, "-m", "remask.cli", "eval", *arguments]
             running.append(subprocess.Popen(command, env={**threads, **os.environ, **number}))
         while any(process.poll() is None for process in running):
-            failed = [code for process in running if (code := process.poll())]
-            if failed:
-                return failed[0]
+            if any(process.poll() for process in running):
+                break
             time.sleep(0.1)
-        return next((process.returncode for process in running if process.returncode), 0)
+        failed = next((process.returncode for process in running if process.returncode), 0)
+        if failed < 0:
+            print(
+                f"remask eval: signal {-failed} killed a process (9: perhaps for memory); answers so far are kept: "
+                "the same command goes on from them",
+                file=sys.stderr,
+            )
+        return failed if failed >= 0 else 128 - failed
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in running:
             if process.poll() is None:
                 process.terminate()
@@ -79,6 +94,7 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     from remask.files import write_atomically
     from remask.models.facts import facts
     from remask.models.load import load
+    from remask.models.lora import base_of, is_adapter
     from remask.sampling.generate import decoding_for
 
     if config.n is not None and config.n < 1:
@@ -92,6 +108,8 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
     arm, run_seed = identity(config.adapter or config.model)
     shard = Shard.from_environment()
+    if shard.world > 1 and not config.json:
+        raise UserError("several processes meet at the record's file", mend="give --json FILE")
     model, tokenizer = load(
         config.model,
         dtype=config.dtype,
@@ -103,7 +121,8 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     style = config.prompt_style or facts(model, tokenizer).prompt_style
     asking = Asking(cast(Any, style), template, config.system, config.prefill)
     weights = [config.model, config.adapter, config.dtype, config.quantization]
-    stamps = [weights_stamp(str(path)) for path in (config.model, config.adapter) if path]
+    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
+    stamps = [weights_stamp(folder) for folder in folders if folder]
     problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
     journal = Journal(
         Path(config.json) if config.json else None,
@@ -166,10 +185,18 @@ def _template(text: str | None) -> str | None:
 
 
 def _device(device: str, local_rank: int) -> str:
+    import torch
+
     from remask.models.load import pick_device
 
     picked = pick_device(device)
-    return f"cuda:{local_rank}" if picked == "cuda" else picked
+    if picked != "cuda":
+        return picked
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise UserError(
+            f"process {local_rank + 1} has no GPU: there are {count}", mend="use as many --processes as GPUs"
+        )
+    return f"cuda:{local_rank}"
 
 
 def show(record: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ Examples:
   remask lm-eval --model remask --model_args pretrained=runs/gift,steps=256,max_new_tokens=256,block_length=32 \\
     --tasks gsm8k --apply_chat_template --num_fewshot 0 --output_path results
 
---model_args takes pretrained, adapter, dtype, device, quantization, draws (of the ELBO, for likelihoods), seed,
-check_greedy, max_length, add_bos_token, and every decoding setting of `remask generate`.
+--model_args takes pretrained, adapter, dtype, quantization, draws (of the ELBO, for likelihoods), seed, check_greedy,
+max_length, add_bos_token, and every decoding setting of `remask generate`. --device and --batch_size are the harness's.
 
 `remask lm-eval run --help` shows the harness's options."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -110,6 +111,8 @@ def refuse_unwritable(path: str | None) -> None:
         raise UserError("is a folder, not a file", where=path, mend="give a file's name")
     if path is not None and not Path(path).resolve().parent.is_dir():
         raise UserError("its folder does not exist", where=path, mend="create it first")
+    if path is not None and not os.access(Path(path).resolve().parent, os.W_OK):
+        raise UserError("its folder cannot be written to", where=path, mend="give a file in another one")
 
 
 def print_json(value: Any) -> None:

@@ -9,12 +9,13 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -53,10 +54,10 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"not readable as UTF-8 text ({error})", where=str(path)) from None
 
 
@@ -65,7 +66,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 row = Unreadable(f"not JSON ({error})")
             yield f"{path}, line {number}", row
 
@@ -73,7 +74,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=str(path)) from None
     if not isinstance(rows, list):
         raise UserError("a .json file of rows is a list", where=str(path), mend="or use .jsonl, one row a line")
@@ -81,7 +82,14 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1))
+    usual = csv.field_size_limit(len(text) + 1)  # 131,072 characters, which a reasoning trace exceeds
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"not readable as CSV ({error})", where=str(path)) from None
+    finally:
+        csv.field_size_limit(usual)
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -113,9 +121,8 @@ def _hub(name: str, config: str | None, split: str) -> Iterator[tuple[str, Any]]
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"neither a file nor a data set that can be loaded ({reason})",
+            f"neither a file nor a data set that can be loaded ({first_line(error)})",
             where=source,
             mend="give a .jsonl or .parquet file, a folder in the hub's layout, or a hub id (owner/name)",
         ) from error

@@ -1,6 +1,6 @@
 """Data sets by name: where each is published, and how a source is written.
 
-    source = (NAME | NAME=PATH | file | folder | hub id) [@split] [:rows[:seed]]
+    source = (NAME[@split] | NAME=PATH | file | (folder | hub id)[:configuration][@split]) [:rows[:seed]]
 
 `s1k` is the hub's data set, `s1k=copy.parquet` a local copy of it, `open-r1:3000` a seeded sample of 3,000 of its rows.
 """
@@ -49,7 +49,7 @@ class Source:
             raise UserError(f"{text!r} asks for no rows", mend="ask for 1 or more")
         name, given, path = place.partition("=")
         if given and name in NAMED:
-            if not Path(path).exists():
+            if not path or not Path(path).exists():
                 raise UserError("no such file", where=path, mend=f"give {name}=PATH with a copy of {NAMED[name]}")
             published = NAMED[name].rpartition("@")[0]
             return cls(path, int(rows) if rows else None, seed, published.partition(":")[2] or None)

@@ -17,6 +17,12 @@ from typing import Any
 
 from remask.errors import UserError
 
+MODEL_FILES = (
+    *("*.safetensors", "*.bin", "*config.json"),
+    *("*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
+)
+"""What decides a checkpoint's answers: weights and configs, tokenizer and chat template."""
+
 Key = tuple[str, str]
 """Task and problem."""
 
@@ -49,8 +55,7 @@ class Journal:
             return
         self.read()
         if not self._mend(self._own):
-            with self._own.open("w") as file:
-                file.write(json.dumps({"evaluation": fingerprint}) + "\n")
+            self._write("w", json.dumps({"evaluation": fingerprint}) + "\n")
 
     @property
     def _own(self) -> Path:
@@ -68,8 +73,8 @@ class Journal:
         Raises UserError for answers of another evaluation; with `overwrite` they are passed over.
         """
         for path in self._files():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            if len(lines) < 2:
+            lines = _whole(path).decode("utf-8", "replace").split("\n")[:-1]
+            if not lines:
                 continue  # its first line is being written
             if not self._is_ours(lines[0]):
                 if self.overwrite:
@@ -79,32 +84,47 @@ class Journal:
                     where=str(path),
                     mend="repeat that command to finish it, give another --json, or discard them with --overwrite",
                 )
-            for line in lines[1:-1]:  # a last line without its newline was cut off
-                answer = Written(**json.loads(line))
+            for line in lines[1:]:
+                try:
+                    answer = Written(**json.loads(line))
+                except (ValueError, TypeError):  # a damaged line: its problem is asked again
+                    continue
                 self.answers[answer.key] = answer
 
     def _is_ours(self, header: str) -> bool:
-        return json.loads(header).get("evaluation") == self.fingerprint
+        try:
+            begun = json.loads(header)
+        except ValueError:
+            return False
+        return isinstance(begun, dict) and begun.get("evaluation") == self.fingerprint
 
     def _mend(self, path: Path) -> bool:
         """Cut off a half-written last line, so that the next one starts on its own. False: nothing there to go on."""
         if not path.exists():
             return False
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole or not self._is_ours(whole.split(b"\n", 1)[0].decode()):
+        whole = _whole(path)
+        if not whole or not self._is_ours(whole.split(b"\n", 1)[0].decode("utf-8", "replace")):
             return False
-        if len(whole) < len(data):
-            path.write_bytes(whole)
+        os.truncate(path, len(whole))
         return True
 
     def add(self, answers: list[Written]) -> None:
         self.answers |= {answer.key: answer for answer in answers}
         if self.record is not None:
-            with self._own.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            self._write("a", "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
+
+    def _write(self, mode: str, text: str) -> None:
+        try:
+            with self._own.open(mode, encoding="utf-8") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"answers cannot be written ({error.strerror})",
+                where=str(self._own),
+                mend="make room there or give another --json; the same command goes on from the answers that are there",
+            ) from None
 
     def wait_for(self, keys: set[Key], *, every: float = 0.2) -> None:
         """Until the other processes have written what is missing of `keys`. (Their launcher ends all if one dies.)"""
@@ -117,16 +137,24 @@ class Journal:
             path.unlink(missing_ok=True)
 
 
+def _whole(path: Path) -> bytes:
+    """The lines of a file. A last one without its newline, perhaps cut inside a character, is being written or torn."""
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
+
+
 def fingerprint(parts: Any) -> str:
     """One short name for everything that decides the answers."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def weights_stamp(folder: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a local checkpoint's files: another training in the same folder is another model."""
+    """Names, sizes and times of a local checkpoint's files: another training in the same folder is another model.
+
+    What else people keep there (records of evaluations, logs) makes no difference.
+    """
     path = Path(folder)
     if not path.is_dir():
         return []
-    names = [file for pattern in ("*.safetensors", "*.bin", "*.json") for file in path.glob(pattern)]
-    stats = [(file.name, file.stat()) for file in sorted(names)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats if name != "run.json"]
+    stats = [(file.name, file.stat()) for file in sorted({f for pattern in MODEL_FILES for f in path.glob(pattern)})]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

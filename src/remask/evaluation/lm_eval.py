@@ -20,7 +20,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from remask.config import DecodingConfig
+from remask.config import DecodingConfig, from_dict
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
 from remask.diffusion.noise import MIN_TIME, Noise
@@ -64,14 +64,10 @@ class RemaskLM(TemplateLM):
         **decoding: Any,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(decoding) - set(DecodingConfig.__dataclass_fields__))
-        if unknown:
-            raise UserError(
-                f"unknown model_args {', '.join(unknown)}",
-                mend=f"decoding settings are {', '.join(DecodingConfig.__dataclass_fields__)}",
-            )
-        if int(draws) < 1:
-            raise UserError(f"draws = {draws}", mend="it is 1 or more")
+        from_dict(DecodingConfig, {**decoding, "seed": seed}, where="--model_args")
+        self.draws, self.seed = _whole("draws", draws, least=1), _whole("seed", seed, least=0)
+        self.batch_size = 32 if str(batch_size).startswith("auto") else _whole("batch_size", batch_size, least=1)
+        longest = None if max_length is None else _whole("max_length", max_length, least=2)
         self._rank, self._world_size, local_rank = _process()
         picked = device or "auto"
         if picked.startswith("cuda") and not torch.cuda.is_available():
@@ -84,9 +80,8 @@ class RemaskLM(TemplateLM):
         self.facts = facts(self.model, self.tokenizer)
         self._device = self.model.device
         self.settings = {**decoding, "seed": seed}
-        self.batch_size = 32 if batch_size == "auto" else int(batch_size)
-        self.draws, self.seed, self.check_greedy = int(draws), seed, check_greedy
-        self.max_length = int(max_length or getattr(self.model.config, "max_position_embeddings", None) or 4096)
+        self.check_greedy = check_greedy
+        self.max_length = longest or getattr(self.model.config, "max_position_embeddings", None) or 4096
         self.add_bos_token = add_bos_token
         self.name = pretrained
 
@@ -134,7 +129,8 @@ class RemaskLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """A canvas for each context, cut at the first of the task's `until` strings.
 
-        The canvas is `max_new_tokens` of the model_args, else the task's `max_gen_toks`, else the checkpoint's own.
+        The canvas is `max_new_tokens` of the model_args, else the task's `max_gen_toks`, else the checkpoint's own; any
+        other decoding setting may stand in --gen_kwargs too.
         """
         texts: dict[int, str] = {}
         groups: dict[Decoding, list[int]] = {}
@@ -248,12 +244,13 @@ class RemaskLM(TemplateLM):
         return found
 
     def _decoding(self, asked: dict[str, Any]) -> Decoding:
-        settings = dict(self.settings)
-        if settings.get("max_new_tokens") is None and asked.get("max_gen_toks"):
-            settings["max_new_tokens"] = int(asked["max_gen_toks"])
-        if settings.get("temperature") is None and asked.get("do_sample") and asked.get("temperature"):
-            settings["temperature"] = float(asked["temperature"])
-        return decoding_for(self.model, **settings)
+        """The model_args, then what the task or --gen_kwargs asks for, then what the checkpoint was made for."""
+        sampling = () if asked.get("do_sample") is not False else ("temperature", "top_k", "top_p")
+        said = {key: asked[key] for key in DecodingConfig.__dataclass_fields__ if key in asked and key not in sampling}
+        if asked.get("max_gen_toks"):
+            said["max_new_tokens"] = asked["max_gen_toks"]
+        settings = {**said, **{key: value for key, value in self.settings.items() if value is not None}}
+        return decoding_for(self.model, **from_dict(DecodingConfig, settings, where="--gen_kwargs").given())
 
     def _refuse_too_long(self, length: int) -> None:
         if length > self.max_length:
@@ -289,6 +286,17 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
         if stop:
             text = text.partition(stop)[0]
     return text
+
+
+def _whole(name: str, value: Any, *, least: int) -> int:
+    """A whole number among the model_args. Raises UserError naming it."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = least - 1
+    if number < least or number != float(value):
+        raise UserError(f"{name} = {value}", where="--model_args", mend=f"it is a whole number, {least} or more")
+    return number
 
 
 def _seed_of(ids: Sequence[int]) -> int:

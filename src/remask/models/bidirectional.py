@@ -69,11 +69,13 @@ class OfficialKeys:
     dtype: Any
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is saved. Without `rope_theta` the official code would silently take its own default."""
+        """What is saved. Without `rope_theta` or `rope_scaling` older code would silently take its own default."""
         values = super().to_diff_dict()  # type: ignore[misc]
         rope = values.get("rope_parameters") or {}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            values["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
         if values.get("dtype") is not None:
             values["torch_dtype"] = values["dtype"]
         return values

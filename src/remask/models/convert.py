@@ -36,6 +36,13 @@ def to_diffusion(
     tokenizer = load_tokenizer(folder)
     trained_rows = min(len(tokenizer), config.vocab_size)
     if tokenizer.mask_token_id is None:
+        known = tokenizer.get_vocab().get(mask_token)
+        if not mask_token or (known is not None and known not in tokenizer.added_tokens_decoder):
+            raise UserError(
+                f"{mask_token!r} is ordinary text to its tokenizer and cannot be the mask token",
+                where=folder,
+                mend="give another --mask-token",
+            )
         tokenizer.add_special_tokens({"mask_token": mask_token})
     config.mask_token_id = tokenizer.mask_token_id
     model: Any = load_model(folder, dtype=dtype, config=config)

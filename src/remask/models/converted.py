@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from remask.models.bidirectional import Bidirectional
+from remask.models.bidirectional import Bidirectional, OfficialKeys
 
 
 class LlamaForMaskedLM(Bidirectional, LlamaForCausalLM):
@@ -38,19 +38,19 @@ class Qwen3ForMaskedLM(Bidirectional, Qwen3ForCausalLM):
 
 
 @strict
-class A2DLlamaConfig(LlamaConfig):
+class A2DLlamaConfig(OfficialKeys, LlamaConfig):
     model_type = "a2d-llama"
     is_causal: bool = False
 
 
 @strict
-class A2DQwen2Config(Qwen2Config):
+class A2DQwen2Config(OfficialKeys, Qwen2Config):
     model_type = "a2d-qwen2"
     is_causal: bool = False
 
 
 @strict
-class A2DQwen3Config(Qwen3Config):
+class A2DQwen3Config(OfficialKeys, Qwen3Config):
     model_type = "a2d-qwen3"
     is_causal: bool = False
 

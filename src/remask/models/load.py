@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +22,8 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import logging as transformers_logging
 
-from remask.config import Quantization
-from remask.errors import UserError
+from remask.config import Dtype, Quantization
+from remask.errors import UserError, first_line
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
 from remask.models.llada_moe import LLaDAMoEConfig
@@ -114,14 +114,14 @@ def load_model(
             where=folder,
             mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
         )
-    keywords: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if quantization is not None:
         keywords |= {"quantization_config": _quantized(quantization, dtype), "device_map": {"": device}}
     try:
         with quiet_transformers():
             model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, **keywords)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"its weights cannot be read ({_first_line(error)})", where=folder) from error
+        raise UserError(f"its weights cannot be read ({first_line(error)})", where=folder) from error
     for what, keys in (("missing", info["missing_keys"]), ("of another shape", info.get("mismatched_keys") or ())):
         if keys:
             raise UserError(f"weights are {what}: {', '.join(sorted(map(str, keys))[:5])}", where=folder)
@@ -145,12 +145,22 @@ def load_config(folder: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # strict configs raise errors of many kinds
-        raise UserError(f"not a model Remask can load ({_first_line(error)})", where=folder) from error
+        raise UserError(f"not a model Remask can load ({first_line(error)})", where=folder) from error
+
+
+def _dtype(name: str) -> Any:
+    """`auto`, or torch's dtype of that name."""
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if name != "auto" and not isinstance(dtype, torch.dtype):
+        raise UserError(f"unknown dtype {name!r}", mend=f"it is {', '.join(get_args(Dtype))}")
+    return "auto" if name == "auto" else dtype
 
 
 def _quantized(quantization: Quantization, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
+    if quantization not in get_args(Quantization):
+        raise UserError(f"unknown quantization {quantization!r}", mend=f"it is {' or '.join(get_args(Quantization))}")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -159,7 +169,7 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
         ) from None
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    compute = torch.bfloat16 if dtype == "auto" else _dtype(dtype)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
@@ -186,7 +196,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
             return native.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"no tokenizer that can be read ({_first_line(error)})", where=folder) from error
+        raise UserError(f"no tokenizer that can be read ({first_line(error)})", where=folder) from error
 
 
 def copy_code(source: str, target: str | Path) -> None:
@@ -205,7 +215,3 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device", mend="use --device cpu, or install a CUDA build of torch")
     return device
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from remask.config import LoraConfig
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -77,7 +77,7 @@ def load_adapter(model: Any, adapter: str) -> Any:
         config = PeftConfig.from_pretrained(adapter)
         weights = load_peft_weights(adapter, device="cpu")
     except Exception as error:
-        raise UserError(f"no adapter that can be read ({_first_line(error)})", where=adapter) from error
+        raise UserError(f"no adapter that can be read ({first_line(error)})", where=adapter) from error
     if any(name.startswith(OFFICIAL) for name in weights):
         weights = _renamed(config, weights, adapter)
     try:
@@ -85,7 +85,7 @@ def load_adapter(model: Any, adapter: str) -> Any:
         wrapped = PeftModel(model, config)
         result = set_peft_model_state_dict(wrapped, weights)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"not an adapter for this model ({_first_line(error)})", where=adapter) from error
+        raise UserError(f"not an adapter for this model ({first_line(error)})", where=adapter) from error
     lost = sorted(result.unexpected_keys)
     empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)
     for what, names in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
@@ -111,7 +111,3 @@ def _renamed(config: Any, weights: dict[str, Tensor], adapter: str) -> dict[str,
         name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in renamed if ".lora_" in name
     }
     return renamed
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -170,6 +170,7 @@ def _run_batch(
 ) -> Denoised:
     width = max(len(ids) for ids in prompts)
     pad = model.config.mask_token_id  # never attended to, so any token serves
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    rows = [[pad] * (width - len(row)) + row for row in prompts]
+    shown = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    ids, mask = (torch.tensor(table, dtype=torch.long, device=model.device) for table in (rows, shown))
     return run(model, ids, mask, decoding, row_seeds=seeds, on_step=on_step)
