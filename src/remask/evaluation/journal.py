@@ -51,11 +51,10 @@ class Journal:
     def __init__(self, record: Path | None, fingerprint: str, *, rank: int = 0, overwrite: bool = False) -> None:
         self.record, self.fingerprint, self.rank, self.overwrite = record, fingerprint, rank, overwrite
         self.answers: dict[Key, Written] = {}
-        if record is None:
-            return
-        self.read()
-        if not self._mend(self._own):
-            self._write("w", json.dumps({"evaluation": fingerprint}) + "\n")
+        self.begun = False
+        if record is not None:
+            self.read()
+            self.begun = self._mend(self._own)
 
     @property
     def _own(self) -> Path:
@@ -111,7 +110,10 @@ class Journal:
     def add(self, answers: list[Written]) -> None:
         self.answers |= {answer.key: answer for answer in answers}
         if self.record is not None:
-            self._write("a", "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
+            head = [] if self.begun else [{"evaluation": self.fingerprint}]
+            lines = [*head, *map(asdict, answers)]
+            self._write("a" if self.begun else "w", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+            self.begun = True
 
     def _write(self, mode: str, text: str) -> None:
         try:
