@@ -52,15 +52,15 @@ def undisturbed(checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
     """Interrupt the evaluation when `after` batches are done; the list counts the prompts asked."""
     asked: list[int] = []
-    real = evaluation.generate
+    real = evaluation.generate_from_ids
 
-    def generate(model: Any, tokenizer: Any, prompts: Any, **keywords: Any) -> Any:
+    def generate(model: Any, tokenizer: Any, prompts: Any, *further: Any, **keywords: Any) -> Any:
         if len(asked) == after:
             raise KeyboardInterrupt
         asked.append(len(prompts))
-        return real(model, tokenizer, prompts, **keywords)
+        return real(model, tokenizer, prompts, *further, **keywords)
 
-    monkeypatch.setattr(evaluation, "generate", generate)
+    monkeypatch.setattr(evaluation, "generate_from_ids", generate)
     return asked
 
 

@@ -19,7 +19,7 @@ from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
 from remask.progress import progress
-from remask.sampling.generate import Row, encode_prompts, generate
+from remask.sampling.generate import Row, encode_prompts, generate_from_ids
 from remask.sampling.schedule import Decoding
 from remask.tasks import Problem
 
@@ -45,7 +45,7 @@ class Item:
     benchmark: Benchmark
     problem: Problem
     prompt: str
-    length: int
+    ids: list[int]
 
     @property
     def key(self) -> Key:
@@ -120,7 +120,7 @@ def _items(
             encoded = encode_prompts(model, tokenizer, turns, decoding, prefill=asking.prefill)
         except UserError as error:
             raise UserError(f"{benchmark.task.name}: {error}") from error
-        items += [Item(benchmark, *parts) for parts in zip(benchmark.problems, prompts, map(len, encoded), strict=True)]
+        items += [Item(benchmark, *parts) for parts in zip(benchmark.problems, prompts, encoded, strict=True)]
     return items
 
 
@@ -136,18 +136,17 @@ def _answer(
     quiet: bool,
 ) -> None:
     """Batches of like lengths, each written to the journal as soon as it is done."""
-    order = sorted(items, key=lambda item: item.length)
+    order = sorted(items, key=lambda item: len(item.ids))
     with progress(label, len(order), enabled=bool(order) and not quiet) as tick:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            generated = generate(
+            generated = generate_from_ids(
                 model,
                 tokenizer,
-                [asking.messages(item.prompt) for item in batch],
-                decoding=decoding,
+                [item.ids for item in batch],
+                decoding,
                 batch_size=batch_size,
                 row_seeds=[problem_seed(item.problem) for item in batch],
-                prefill=asking.prefill,
             )
             share = {key: generated.stats[key] / len(batch) for key in ("forwards", "seconds")}
             journal.add(

@@ -14,48 +14,43 @@ from transformers.modeling_outputs import MaskedLMOutput
 from remask.models.bidirectional import counted_positions
 
 
-class DiffusionBert(BertForMaskedLM):
+class Encoder:
+    """A mixin before an encoder's class: its base model, then the head where logits are asked for."""
+
+    base_model: Any
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] to logits [..., V]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """As `Bidirectional.forward`."""
+        hidden = self.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
+            **kwargs,
+        ).last_hidden_state
+        return MaskedLMOutput(logits=self.predict(hidden if positions is None else hidden[positions]))
+
+
+class DiffusionBert(Encoder, BertForMaskedLM):
     """BERT with learned absolute positions, counted from each row's first attended token."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        positions: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """As `Bidirectional.forward`."""
-        hidden = self.bert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        ).last_hidden_state
-        return MaskedLMOutput(logits=self.cls(hidden if positions is None else hidden[positions]))
+    def predict(self, hidden: Tensor) -> Tensor:
+        return self.cls(hidden)
 
 
-class DiffusionModernBert(ModernBertForMaskedLM):
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        positions: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """As `Bidirectional.forward`."""
-        hidden = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        ).last_hidden_state
-        return MaskedLMOutput(logits=self.decoder(self.head(hidden if positions is None else hidden[positions])))
+class DiffusionModernBert(Encoder, ModernBertForMaskedLM):
+    def predict(self, hidden: Tensor) -> Tensor:
+        return self.decoder(self.head(hidden))
 
 
 ENCODERS: dict[Any, Any] = {BertConfig: DiffusionBert, ModernBertConfig: DiffusionModernBert}
