@@ -10,15 +10,9 @@ import torch
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of, noise_of
 from remask.diffusion.corruption import importance_rate, uniform_rate
-from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.importance import probe_signal
+from remask.diffusion.likelihood import predict_with
 from remask.diffusion.objective import Objective, read_importance
-
-
-def predict_with(model: Any) -> Predict:
-    def predict(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
-
-    return predict
 
 
 @torch.no_grad()

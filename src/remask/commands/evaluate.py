@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from remask.commands.options import console, parse, refuse_unwritable
+from remask.commands.options import console, load_named, parse, refuse_unwritable
 from remask.config import EvalConfig
 from remask.errors import UserError
 from remask.progress import duration
@@ -93,7 +93,6 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     from remask.evaluation.run import Shard, evaluate, identity
     from remask.files import write_atomically
     from remask.models.facts import facts
-    from remask.models.load import load
     from remask.models.lora import base_of, is_adapter
     from remask.sampling.generate import decoding_for
 
@@ -110,13 +109,7 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     shard = Shard.from_environment()
     if shard.world > 1 and not config.json:
         raise UserError("several processes meet at the record's file", mend="give --json FILE")
-    model, tokenizer = load(
-        config.model,
-        dtype=config.dtype,
-        device=_device(config.device, shard.local_rank),
-        adapter=config.adapter,
-        quantization=config.quantization,
-    )
+    model, tokenizer = load_named(config, device=_device(config.device, shard.local_rank))
     decoding = decoding_for(model, **config.decoding.given())
     style = config.prompt_style or facts(model, tokenizer).prompt_style
     asking = Asking(cast(Any, style), template, config.system, config.prefill)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from remask.commands.options import parse, print_json, split_words
+from remask.commands.options import load_named, parse, print_json, split_words
 from remask.config import GenerateConfig
 from remask.errors import UserError
 
@@ -24,16 +24,9 @@ def run(arguments: Sequence[str]) -> int:
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise UserError("no prompt", mend='give one: remask generate "…", or a line each on standard input')
-    from remask.models.load import load
     from remask.sampling.generate import generate
 
-    model, tokenizer = load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        adapter=config.adapter,
-        quantization=config.quantization,
-    )
+    model, tokenizer = load_named(config)
     stream = config.stream if config.stream is not None else sys.stdout.isatty() and not config.json
     texts = []
     records = []

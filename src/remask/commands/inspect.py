@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse, refuse_unwritable
+from remask.commands.options import console, load_named, parse, refuse_unwritable
 from remask.config import InspectConfig
 from remask.errors import UserError
 
@@ -36,7 +36,6 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     from remask.data.sources import load_examples
     from remask.files import write_atomically
     from remask.models.facts import facts
-    from remask.models.load import load
     from remask.sft.presets import resolve
     from remask.tasks.generated import generated_examples, is_generated
 
@@ -46,13 +45,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
         raise UserError(f"rows = {config.rows}", mend="it is 1 or more")
     refuse_unwritable(config.json)
     objective = resolve(config.objective)
-    model, tokenizer = load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        adapter=config.adapter,
-        quantization=config.quantization,
-    )
+    model, tokenizer = load_named(config)
     known = facts(model, tokenizer)
     if is_generated(config.data):
         examples = generated_examples(config.data, split="validation", prompt_style=known.prompt_style)

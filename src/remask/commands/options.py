@@ -105,6 +105,19 @@ def _plain(message: str) -> str:
     return re.sub(r"\s+", " ", " ".join(kept)).rstrip(".") or "the options cannot be read"
 
 
+def load_named(config: Any, *, device: str | None = None) -> tuple[Any, Any]:
+    """The model and tokenizer that a command's options name: model, adapter, dtype, quantization, device."""
+    from remask.models.load import load
+
+    return load(
+        config.model,
+        dtype=config.dtype,
+        device=device or config.device,
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
+
+
 def refuse_unwritable(path: str | None) -> None:
     """Raises UserError where a file could not be written, before the work that would fill it."""
     if path is not None and Path(path).is_dir():

@@ -81,7 +81,7 @@ def load(
         model = lower.merge_and_unload()
     else:
         model = load_model(folder, dtype=dtype, device=device, quantization=quantization)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, model.config.model_type)
     facts(model, tokenizer, where=str(path))
     if adapter is not None:
         model = load_adapter(model, str(adapter))
@@ -185,13 +185,16 @@ class quiet_transformers:  # noqa: N801
             transformers_logging.enable_progress_bar()
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, by a class of transformers' own. Raises UserError where there is none."""
+def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, by a class of transformers' own (its `model_type` is read where it is not given).
+
+    Raises UserError where there is none.
+    """
     try:
         declared = get_tokenizer_config(folder)
         name = declared.get("tokenizer_class")
         known = name is None or tokenizer_class_from_name(name) is not None
-        native = NATIVE_TOKENIZERS.get(load_config(folder).model_type)
+        native = NATIVE_TOKENIZERS.get(model_type or load_config(folder).model_type)
         if native is not None and ("auto_map" in declared or not known):
             return native.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
