@@ -1,0 +1,42 @@
+"""What a user can set: frozen dataclasses, read from strict YAML and overridden by dotted flags. Loads no torch.
+
+An unknown key or a wrong type is one error naming the key; `dump` then `load` is the identity.
+"""
+
+from remask.config.commands import ConvertConfig, EvalConfig, GenerateConfig, GradeConfig, InspectConfig, TourConfig
+from remask.config.common import (
+    DecodingConfig,
+    Device,
+    Dtype,
+    LoraConfig,
+    OnBadRow,
+    OverLong,
+    Quantization,
+    TrainerConfig,
+)
+from remask.config.read import dump, from_dict, load
+from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, SftConfig
+
+__all__ = [
+    "CanvasConfig",
+    "ChoicesConfig",
+    "ConvertConfig",
+    "DecodingConfig",
+    "Device",
+    "Dtype",
+    "EvalConfig",
+    "GenerateConfig",
+    "GradeConfig",
+    "InspectConfig",
+    "LoraConfig",
+    "OnBadRow",
+    "OverLong",
+    "ProbeConfig",
+    "Quantization",
+    "SftConfig",
+    "TourConfig",
+    "TrainerConfig",
+    "dump",
+    "from_dict",
+    "load",
+]

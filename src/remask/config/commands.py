@@ -1,0 +1,154 @@
+"""Options of the commands that do not train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from remask.config.common import DecodingConfig, Device, Dtype, Quantization
+from remask.config.read import STRICT
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a model on tasks, with every answer and setting kept."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    """A hub id, a local folder, a run of Remask's, or tiny."""
+    adapter: str | None = None
+    """A LoRA adapter to put on the model."""
+    tasks: str = "sudoku,countdown"
+    """Comma-separated: a task's name for generated problems, or name=FILE for a published file."""
+    n: int | None = None
+    """Problems per task (default: 100 generated ones, or the whole file)."""
+    split: Literal["validation", "test"] = "test"
+    """Which split generated problems are of."""
+    problem_seed: int = 0
+    """Seeds which problems are generated."""
+    json: str | None = None
+    """Where to write the record. Answers are kept beside it as they come: the same command goes on where it stopped."""
+    overwrite: bool = False
+    """Discard unfinished answers of another evaluation that stand beside the record."""
+    processes: int = 1
+    """Share the problems among this many processes, each with its own copy of the model (one a GPU). Needs json."""
+    prompt_template: str | None = None
+    """A prompt to use instead of the task's, or @FILE that holds it; {question} and the like are the problem's."""
+    system: str | None = None
+    """A system turn to begin with."""
+    prefill: str = ""
+    """What every answer begins with, such as <reasoning>."""
+    allow_code_execution: bool = False
+    """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
+    arm: str | None = None
+    """The name results are pooled under (default: the run's objective, or start)."""
+    prompt_style: Literal["compact", "instruct"] | None = None
+    """Which wording of the prompts (default: the checkpoint's)."""
+    batch_size: int = 32
+    dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
+    device: Device = "auto"
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Answer prompts; on a terminal, watch the canvas being unmasked."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    adapter: str | None = None
+    json: bool = False
+    """Print texts, token ids and statistics as JSON on stdout."""
+    stream: bool | None = None
+    """Draw the canvas as it is unmasked (default: on a terminal)."""
+    dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
+    device: Device = "auto"
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Make a diffusion model of a causal one, or merge an adapter into its base."""
+
+    __pydantic_config__ = STRICT
+
+    to_diffusion: str | None = None
+    """A causal model of the Llama, Qwen2 or Qwen3 family: a hub id or a folder."""
+    merge: str | None = None
+    """A LoRA adapter to merge: a run of Remask's, a folder or (with --base) a hub id."""
+    base: str | None = None
+    """The model to merge into (default: the one the adapter names)."""
+    output: str | None = None
+    """The folder to write (default: the source's name with -diffusion or -merged)."""
+    shift: bool = True
+    """The output at i-1 goes on predicting token i, as in the causal model (Dream's way)."""
+    mask_token: str = "<|mask|>"
+    """The mask token to add where the tokenizer has none."""
+    dtype: Dtype = "auto"
+    """Precision to convert and save in (default: the checkpoint's own)."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Per-token entropy, β and masking rate of examples, as terminal colours, JSON and HTML."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    adapter: str | None = None
+    data: str = "generated:sudoku+countdown:4"
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
+    rows: int = 4
+    """How many rows to look at."""
+    objective: str = "gift"
+    """Whose β and masking rate to show."""
+    time: float = 0.5
+    """The diffusion time t at which the masking rate is shown."""
+    json: str | None = None
+    """Where to write the record."""
+    html: str | None = None
+    """Where to write a page."""
+    max_length: int = 4096
+    dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class TourConfig:
+    """Evaluate the tiny model, fine-tune it with sft and gift, compare them, write a report."""
+
+    __pydantic_config__ = STRICT
+
+    output_dir: str = "tour"
+    """Where runs and report.html go."""
+    objectives: tuple[str, ...] = ("sft", "gift")
+    """What to compare; the first is the baseline."""
+    seeds: tuple[int, ...] = (0, 1)
+    rows: int = 1000
+    """Worked examples to train on."""
+    n: int = 100
+    """Test problems per task."""
+    recipe: str | None = None
+    """A recipe whose settings the runs use (default: the embedded one)."""
+    max_steps: int | None = None
+    """Cut training short (for a quick look)."""
+
+
+@dataclass(frozen=True)
+class GradeConfig:
+    """Grade stored answers again, by the published rules."""
+
+    __pydantic_config__ = STRICT
+
+    json: str | None = None
+    """Where to write the scores with every answer's grade."""
+    allow_code_execution: bool = False
+    """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""

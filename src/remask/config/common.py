@@ -1,0 +1,103 @@
+"""Settings that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from remask.config.read import STRICT
+
+OverLong = Literal["truncate", "drop", "error"]
+OnBadRow = Literal["error", "skip"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["4bit", "8bit"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters; rank 0 trains all weights."""
+
+    __pydantic_config__ = STRICT
+
+    rank: int = 0
+    """Rank of the adapters (0: full fine-tuning)."""
+    alpha: float = 16.0
+    """Scale of the adapters is alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Names of the linear layers to adapt, or all-linear."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The training engine's settings, under transformers' names."""
+
+    __pydantic_config__ = STRICT
+
+    learning_rate: float = 5e-5
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0
+    """Steps of warm-up; below 1, a share of all steps."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    """Metrics are averaged over this many steps and then written."""
+    eval_steps: int = 0
+    """Evaluate the held-out loss every N steps (0: at the end only)."""
+    eval_draws: int = 4
+    """Noise draws per held-out row: the same ones every time."""
+    save_steps: int = 0
+    """Write a checkpoint every N steps (0: none but the final model)."""
+    save_total_limit: int | None = 2
+    bf16: bool = False
+    """Mixed precision."""
+    gradient_checkpointing: bool = False
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Trackers, by transformers' names, or none."""
+    dataloader_num_workers: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any further argument of transformers.TrainingArguments."""
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How answers are written; what is not given comes from the checkpoint, or from Remask's defaults."""
+
+    __pydantic_config__ = STRICT
+
+    max_new_tokens: int | None = None
+    """Length of the canvas."""
+    steps: int | None = None
+    """Model calls for the whole canvas (default: one token a step)."""
+    block_length: int | None = None
+    """Blocks are finished left to right (default: the whole canvas, in any order)."""
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    reveal: Literal["confidence", "margin", "entropy", "random", "left_to_right"] | None = None
+    """Which proposals are kept first."""
+    threshold: float | None = None
+    """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
+    schedule: Literal["even", "t"] | None = None
+    """How many tokens a step reveals: an even share, or Dream's share of t."""
+    eps: float | None = None
+    """Where t ends under schedule t."""
+    guidance: float | None = None
+    """Classifier-free guidance (0: none; above 0 each step takes two forwards)."""
+    suppress_eos: bool | None = None
+    """Never write the EOS that fills a canvas."""
+    stop_last: bool | None = None
+    """Write tokens that end a text after all others."""
+    stop_early: bool | None = None
+    """Stop a row when its text can no longer change."""
+    seed: int | None = None
+    """Seeds sampling at temperature above 0 and random reveal."""
+
+    def given(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}

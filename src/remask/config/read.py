@@ -1,0 +1,71 @@
+"""Configs from plain values and YAML, and back: strict, one error naming the key. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from remask.errors import UserError
+
+STRICT: dict[str, Any] = {"extra": "forbid"}
+
+C = TypeVar("C")
+
+
+def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
+    """Build a config from plain values. Raises UserError naming every key that is unknown or of the wrong type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                problems.append(f"unknown key {key!r}{_nearest(kind, item['loc'])}")
+            else:
+                problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
+        raise UserError("; ".join(problems), where=where) from None
+
+
+def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:
+    """What the unknown key may have meant, or the keys there are."""
+    import difflib
+    from typing import get_type_hints
+
+    for part in location[:-1]:
+        kind = get_type_hints(kind).get(str(part), kind)
+    if not is_dataclass(kind):
+        return ""
+    names = [f.name for f in fields(kind)]
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (the keys are {', '.join(names)})"
+
+
+def load(kind: type[C], path: str | Path) -> C:
+    """Read a config from YAML. Raises UserError naming the file and what is wrong in it."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError("no such config file", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"not readable as YAML ({str(error).splitlines()[0]})", where=str(path)) from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError("a config is a mapping of keys to values", where=str(path))
+    return from_dict(kind, values, where=str(path))
+
+
+def dump(config: Any) -> str:
+    """The config as YAML; `load` gives it back."""
+    from pydantic import TypeAdapter
+
+    return yaml.safe_dump(
+        TypeAdapter(type(config)).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True
+    )

@@ -1,0 +1,105 @@
+"""Options of `remask sft`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from remask.config.common import Device, Dtype, LoraConfig, OnBadRow, OverLong, Quantization, TrainerConfig
+from remask.config.read import STRICT
+
+
+@dataclass(frozen=True)
+class ChoicesConfig:
+    """Override single choices of the objective's preset; what is not given stays the preset's."""
+
+    __pydantic_config__ = STRICT
+
+    rate: Literal["uniform", "importance", "lift2", "lift3"] | None = None
+    """How the masking rate of a token is set."""
+    signal: Literal["entropy", "nll", "permuted_entropy", "constant"] | None = None
+    """What β is read from."""
+    transform: Literal["sqrt", "identity", "log1p", "cbrt"] | None = None
+    """From signal to β."""
+    reference: Literal["sequence", "batch"] | None = None
+    """Over what β_ref is the mean."""
+    weight: Literal["inverse_rate", "importance", "cart", "dft", "rho1"] | None = None
+    """How a masked token's loss is weighted."""
+    alpha: float | None = None
+    """Exponent of the weight 1/p^alpha."""
+    keep: float | None = None
+    """Share of the masked tokens that Rho-1 keeps."""
+    cart_q: float | None = None
+    """Parameter of CART's geometric kernel."""
+    normaliser: Literal["response", "masked", "sequence"] | None = None
+    """What the loss is divided by."""
+
+    def given(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Where β comes from, for objectives that read it."""
+
+    __pydantic_config__ = STRICT
+
+    policy: Literal["policy", "frozen"] = "policy"
+    """policy: read anew each step from the model in training. frozen: read once from the starting model and cached."""
+    every: int = 0
+    """With frozen: read again from the current model every N epochs (0: never)."""
+    cache: str | None = None
+    """With frozen: the cache file to write and reuse (default: in the output folder)."""
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """How rows become canvases."""
+
+    __pydantic_config__ = STRICT
+
+    max_length: int = 512
+    """Longest row in tokens, prompt and answer together."""
+    fill: str | None = None
+    """How far an answer is extended with EOS: batch, multiple:<n>, max or none (default: the checkpoint's)."""
+    over_long: OverLong = "error"
+    """What to do with a row longer than max_length."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning of a diffusion language model."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    """A hub id, a local folder, a run of Remask's, or tiny (the embedded model)."""
+    data: str = "generated:sudoku+countdown:1000"
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
+    eval_data: str | None = None
+    """Held-out rows for the evaluation loss, in the same forms."""
+    objective: str = "sft"
+    """Which method: sft, gift, gift-elbo, gift-raw, gift-log, gift-cbrt, gift-nll, gift-permuted, gift-alpha, weft-sw,
+    cart, dft, rho1, lift2, lift3."""
+    output_dir: str = "runs/sft"
+    """Where the model, its metrics and its checkpoints go."""
+    resume: str | None = None
+    """auto: from the newest whole checkpoint of output_dir, where there is one; or a checkpoint's folder."""
+    overwrite: bool = False
+    """Start anew in an output folder that holds a run."""
+    seed: int = 0
+    """Seeds noise, order and initialisation."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, whatever num_train_epochs says."""
+    dtype: Dtype = "float32"
+    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    quantization: Quantization | None = None
+    """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
+    device: Device = "auto"
+    on_bad_row: OnBadRow = "error"
+    """skip counts and lists rows that cannot be used."""
+    choices: ChoicesConfig = field(default_factory=ChoicesConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    canvas: CanvasConfig = field(default_factory=CanvasConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
