@@ -31,6 +31,7 @@ from remask.environment import hardware
 from remask.models.facts import facts
 from remask.sft import run as sft_run
 from remask.tasks.generated import generated_examples
+from remask.training import run as training_run
 
 WARM_UP = 3
 
@@ -80,7 +81,7 @@ class Stopwatch(TrainerCallback):
 def remask_steps(objective: str, probe: str, steps: int, batch_size: int, model_path: str, rows: int) -> list[float]:
     """Seconds of each step, everything between two steps included."""
     watch = Stopwatch()
-    original = sft_run.ProgressCallback
+    original = training_run.ProgressCallback
 
     class Timed(original):  # type: ignore[misc, valid-type]
         def on_train_begin(self, *a: Any, **k: Any) -> None:
@@ -91,7 +92,7 @@ def remask_steps(objective: str, probe: str, steps: int, batch_size: int, model_
             super().on_step_end(*a, **k)
             watch.on_step_end()
 
-    sft_run.ProgressCallback = Timed  # type: ignore[misc]
+    training_run.ProgressCallback = Timed  # type: ignore[misc]
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = replace(
@@ -107,7 +108,7 @@ def remask_steps(objective: str, probe: str, steps: int, batch_size: int, model_
             )
             sft_run.run_sft(config, quiet=True)
     finally:
-        sft_run.ProgressCallback = original
+        training_run.ProgressCallback = original
     return [b - a for a, b in zip(watch.marks, watch.marks[1:], strict=False)]
 
 

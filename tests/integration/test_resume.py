@@ -18,8 +18,8 @@ import torch
 from remask import config as configs
 from remask.config import LoraConfig, ProbeConfig, SftConfig
 from remask.errors import UserError
-from remask.sft.checkpoints import MANIFEST, checkpoints, fault, step_of
 from remask.sft.run import run_sft
+from remask.training.checkpoints import MANIFEST, checkpoints, fault, step_of
 
 MakeConfig = Callable[..., SftConfig]
 Weights = Callable[[Path], dict[str, torch.Tensor]]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from remask import load
 from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, SftConfig
 from remask.errors import UserError
-from remask.sft.checkpoints import find, step_of
 from remask.sft.presets import PRESETS
 from remask.sft.run import run_sft
+from remask.training.checkpoints import find, step_of
 
 MakeConfig = Callable[..., SftConfig]
 Metrics = Callable[[Path], list[dict[str, Any]]]

@@ -31,16 +31,13 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """The training engine's settings, under transformers' names."""
+class EngineConfig:
+    """What every way of training sets of the engine, under transformers' names."""
 
     __pydantic_config__ = STRICT
 
     learning_rate: float = 5e-5
-    num_train_epochs: float = 3.0
     per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 0
     """Steps of warm-up; below 1, a share of all steps."""
@@ -49,9 +46,7 @@ class TrainerConfig:
     logging_steps: int = 10
     """Metrics are averaged over this many steps and then written."""
     eval_steps: int = 0
-    """Evaluate the held-out loss every N steps (0: at the end only)."""
-    eval_draws: int = 4
-    """Noise draws per held-out row: the same ones every time."""
+    """Evaluate on what is held out every N steps (0: at the end only)."""
     save_steps: int = 0
     """Write a checkpoint every N steps (0: none but the final model)."""
     save_total_limit: int | None = 2
@@ -60,9 +55,22 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers, by transformers' names, or none."""
-    dataloader_num_workers: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
     """Any further argument of transformers.TrainingArguments."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig(EngineConfig):
+    """The training engine's settings for rows of data, under transformers' names."""
+
+    __pydantic_config__ = STRICT
+
+    num_train_epochs: float = 3.0
+    per_device_eval_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    eval_draws: int = 4
+    """Noise draws per held-out row: the same ones every time."""
+    dataloader_num_workers: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ with fixed noise. What a method is stands in `remask.diffusion.objective`.
 
 from __future__ import annotations
 
-import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
@@ -332,6 +332,11 @@ class SftTrainer(Trainer):
         return mean
 
 
-def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy that is never trained."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+class EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins, resumed or not."""
+
+    def __init__(self, sampler: VisitSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))

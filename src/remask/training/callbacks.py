@@ -15,21 +15,10 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from remask.data.collate import VisitSampler
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.progress import Tracker, progress
-from remask.sft.checkpoints import seal
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins, resumed or not."""
-
-    def __init__(self, sampler: VisitSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+from remask.training.checkpoints import seal
 
 
 class FiniteGradientCallback(TrainerCallback):

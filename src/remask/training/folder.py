@@ -4,90 +4,93 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from remask import config as configs
-from remask.config import SftConfig
-from remask.data.canvas import Rows
-from remask.diffusion.objective import Objective
+from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.models.load import pick_device
-from remask.sft.checkpoints import checkpoints, find
+from remask.training.checkpoints import checkpoints, find
 
 
-def check_numbers(config: SftConfig) -> None:
-    """Raises UserError for a number out of its range, before anything is read or written."""
-    t = config.trainer
-    least = {
-        "seed": (config.seed, 0),
-        "max_steps": (config.max_steps, 1),
-        "canvas.max_length": (config.canvas.max_length, 2),
-        "lora.rank": (config.lora.rank, 0),
-        "lora.dropout": (config.lora.dropout, 0),
-        "probe.every": (config.probe.every, 0),
-        "trainer.learning_rate": (t.learning_rate, 0),
-        "trainer.weight_decay": (t.weight_decay, 0),
-        "trainer.max_grad_norm": (t.max_grad_norm, 0),
-        "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, 1),
-        "trainer.per_device_eval_batch_size": (t.per_device_eval_batch_size, 1),
-        "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, 1),
-        "trainer.logging_steps": (t.logging_steps, 1),
-        "trainer.eval_steps": (t.eval_steps, 0),
-        "trainer.eval_draws": (t.eval_draws, 1),
-        "trainer.save_steps": (t.save_steps, 0),
-        "trainer.save_total_limit": (t.save_total_limit, 2),  # the old one goes before the new one is sealed
-        "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
-    }
+class RunConfig(Protocol):
+    """What the config of every kind of run has."""
+
+    @property
+    def output_dir(self) -> str: ...
+    @property
+    def resume(self) -> str | None: ...
+    @property
+    def overwrite(self) -> bool: ...
+    @property
+    def lora(self) -> LoraConfig: ...
+    @property
+    def trainer(self) -> EngineConfig: ...
+
+
+def check_least(least: dict[str, tuple[float | None, float]]) -> None:
+    """Raises UserError for a value (where given) that is below the least it can be."""
     for name, (value, low) in least.items():
         if value is not None and not value >= low:  # NaN is refused too
             raise UserError(f"{name} = {value}", mend=f"it is {low} or more")
-    if not t.num_train_epochs > 0 and config.max_steps is None:
-        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raises UserError for a setting, common to all runs, that is out of its range."""
+    t = config.trainer
+    check_least(
+        {
+            "lora.rank": (config.lora.rank, 0),
+            "lora.dropout": (config.lora.dropout, 0),
+            "trainer.learning_rate": (t.learning_rate, 0),
+            "trainer.weight_decay": (t.weight_decay, 0),
+            "trainer.max_grad_norm": (t.max_grad_norm, 0),
+            "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, 1),
+            "trainer.logging_steps": (t.logging_steps, 1),
+            "trainer.eval_steps": (t.eval_steps, 0),
+            "trainer.save_steps": (t.save_steps, 0),
+            "trainer.save_total_limit": (t.save_total_limit, 2),  # the old one goes before the new one is sealed
+        }
+    )
     if config.lora.rank and (not config.lora.dropout < 1 or not config.lora.targets):
-        raise UserError("lora.dropout is not below 1, or lora.targets is empty", mend="see `remask sft --help`")
-    if config.eval_data is not None and config.eval_data == config.data and "generated:" not in config.data:
-        print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
+        raise UserError("lora.dropout is not below 1, or lora.targets is empty", mend="see --help")
     if config.resume and config.overwrite:
         raise UserError("both resume and overwrite are set", mend="give one of them")
     if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():
         raise UserError("is a file, not a folder", where=config.output_dir, mend="give another output_dir")
 
 
-FREE_ON_RESUME = {
-    "resume",
-    "overwrite",
-    "output_dir",
-    "device",
-    "eval_data",
-    "max_steps",
-    "trainer.num_train_epochs",
-    "trainer.per_device_eval_batch_size",
-    "trainer.logging_steps",
-    "trainer.eval_steps",
-    "trainer.eval_draws",
-    "trainer.save_steps",
-    "trainer.save_total_limit",
-    "trainer.report_to",
-    "trainer.dataloader_num_workers",
-}
+FREE_ON_RESUME = frozenset(
+    {
+        "resume",
+        "overwrite",
+        "output_dir",
+        "device",
+        "max_steps",
+        "trainer.logging_steps",
+        "trainer.eval_steps",
+        "trainer.save_steps",
+        "trainer.save_total_limit",
+        "trainer.report_to",
+    }
+)
 """What a resumed run may set anew: where it stops (and with that the learning rate's schedule) and what it writes."""
 
 
-def refuse_another_config(config: SftConfig, folder: Path) -> None:
-    """Raises UserError where the run to go on with was started with other settings, naming them."""
+def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str]) -> None:
+    """Raises UserError where the run to go on with was started with other settings than `free` ones, naming them."""
     path = folder / "config.yaml"
     if not path.exists():
         return
-    before, now = _flat(asdict(configs.load(SftConfig, path))), _flat(asdict(config))
+    before, now = _flat(asdict(configs.load(type(config), path))), _flat(asdict(config))
     differing = [
         f"{key} was {before[key]!r}, is {now[key]!r}"
         for key in now
-        if key not in FREE_ON_RESUME and before[key] != now[key]
+        if key not in FREE_ON_RESUME | free and before[key] != now[key]
     ]
     if differing:
         raise UserError(
@@ -106,7 +109,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def starting_point(config: SftConfig, folder: Path) -> Path | None:
+def starting_point(config: RunConfig, folder: Path) -> Path | None:
     """The checkpoint to resume from. Raises UserError for a folder with a run and neither resume nor overwrite."""
     if config.resume:
         return find(folder, config.resume)
@@ -124,7 +127,7 @@ def status_of(folder: Path) -> str | None:
         return None
 
 
-def prepare_folder(config: SftConfig, folder: Path, *, fresh: bool) -> None:
+def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if fresh and config.overwrite:
         for old in checkpoints(folder):
@@ -154,25 +157,15 @@ instead of the new weights."""
 
 
 class Record:
-    """`run.json`: what was run, on what, and how it ended."""
+    """`run.json`: what was run, on what, and how it ended. `described` is what its kind of run says of itself."""
 
-    def __init__(self, folder: Path, config: SftConfig, objective: Objective, rows: Rows, *, enabled: bool) -> None:
+    def __init__(self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool) -> None:
         self.folder, self.enabled = folder, enabled
         self.values: dict[str, Any] = {
             "kind": "remask.run",
-            "objective": {"name": config.objective, **asdict(objective)},
-            "probe": asdict(config.probe),
-            "seed": config.seed,
-            "model": config.model,
-            "data": {
-                "source": config.data,
-                "rows": len(rows.rows),
-                "truncated": rows.truncated,
-                "dropped": rows.dropped,
-                "skipped": rows.skipped,
-            },
+            **described,
             "versions": versions(),
-            "hardware": hardware(pick_device(config.device)),
+            "hardware": hardware(pick_device(device)),
             "command": command(),
         }
         self.write("running", 0.0)

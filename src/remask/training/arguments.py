@@ -1,0 +1,65 @@
+"""From Remask's settings to transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from remask.config import EngineConfig
+from remask.errors import UserError
+from remask.models.load import pick_device
+
+
+def training_arguments(
+    engine: EngineConfig, folder: Path, *, device: str, seed: int, evaluates: bool, **own: Any
+) -> TrainingArguments:
+    """The engine's settings, and those of this kind of run (`own`). Raises UserError naming what is wrong in them.
+
+    Logging happens at every step: trainers average over `logging_steps` themselves.
+    """
+    unknown = sorted(set(engine.extra) - {f.name for f in fields(TrainingArguments)})
+    if unknown:
+        raise UserError(
+            f"trainer.extra: {', '.join(unknown)}: no such argument", mend="see transformers.TrainingArguments"
+        )
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "learning_rate": engine.learning_rate,
+        "per_device_train_batch_size": engine.per_device_train_batch_size,
+        "lr_scheduler_type": engine.lr_scheduler_type,
+        "warmup_steps": engine.warmup_steps,
+        "weight_decay": engine.weight_decay,
+        "max_grad_norm": engine.max_grad_norm,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if evaluates and engine.eval_steps else "no",
+        "eval_steps": engine.eval_steps or None,
+        "save_strategy": "steps" if engine.save_steps else "no",
+        "save_steps": engine.save_steps or 500,
+        "save_total_limit": engine.save_total_limit,
+        "bf16": engine.bf16,
+        "activation_checkpointing": engine.gradient_checkpointing,
+        "report_to": [name for name in engine.report_to if name != "none"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": pick_device(device) == "cpu",
+        "seed": seed,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": [],
+        "log_level": "error",
+        **own,
+    }
+    taken = sorted(set(engine.extra) & set(values))
+    if taken:
+        raise UserError(
+            f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
+        )
+    try:
+        return TrainingArguments(**{**values, **engine.extra})
+    except (ValueError, ImportError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see --help") from error

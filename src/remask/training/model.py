@@ -1,0 +1,58 @@
+"""The model a run trains: all its weights, or fresh adapters on it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import prepare_model_for_kbit_training
+
+from remask.config import Dtype, LoraConfig, Quantization
+from remask.errors import UserError
+from remask.models.facts import Facts, facts
+from remask.models.load import load
+from remask.models.lora import add_adapter
+
+
+def load_trainable(
+    name: str, *, dtype: Dtype, quantization: Quantization | None, lora: LoraConfig, device: torch.device
+) -> tuple[Any, Any, Facts]:
+    """(model, tokenizer, facts), the model on the CPU unless quantised. A LoRA run's model is its merged weights.
+
+    Raises UserError where quantised weights would have to be trained.
+    """
+    if quantization and not lora.rank:
+        raise UserError(f"weights of {quantization} cannot be trained", mend="train adapters on them: --lora.rank 16")
+    if quantization == "4bit" and device.type == "cpu":
+        raise UserError(
+            "4-bit weights are trained on CUDA only: the CPU kernels of bitsandbytes have no gradient",
+            mend="use --quantization 8bit, or none",
+        )
+    place = str(device) if quantization else "cpu"
+    model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    return model, tokenizer, facts(model, tokenizer, where=name)
+
+
+def trainable(model: Any, name: str, *, quantization: Quantization | None, lora: LoraConfig, seed: int) -> Any:
+    """The model with all weights to train, or with fresh adapters drawn from the seed."""
+    if not lora.rank:
+        return model.requires_grad_(True)
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        if quantization:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return add_adapter(model, lora, base_name=_base_name(name))
+
+
+def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that is never trained."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _base_name(model: str) -> str:
+    """What an adapter names as its base: a local folder by its whole path, so that it is found from anywhere."""
+    return str(Path(model).resolve()) if model != "tiny" and Path(model).exists() else model

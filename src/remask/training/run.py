@@ -1,0 +1,105 @@
+"""One training run in its folder: prepared, trained, saved, evaluated, recorded; whatever ends it is written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from remask.models.load import copy_code, quiet_transformers
+from remask.models.load import resolve as resolve_model
+from remask.training.callbacks import (
+    FiniteGradientCallback,
+    MetricsCallback,
+    ProgressCallback,
+    SealCallback,
+    StopCallback,
+)
+from remask.training.folder import Record, prepare_folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the run is, whether it reached its end (or which signal stopped it), and its last metrics."""
+
+    folder: Path
+    finished: bool
+    signal: int | None
+    metrics: dict[str, float]
+    seconds: float
+
+
+def carry_out(
+    config: Any,
+    trainer: Trainer,
+    tokenizer: Any,
+    *,
+    described: dict[str, Any],
+    checkpoint: Path | None,
+    begin: Callable[[], Sequence[TrainerCallback]],
+    finish: Callable[[], dict[str, float]],
+    label: str,
+    quiet: bool,
+    started: float,
+) -> Outcome:
+    """Train from the start or the checkpoint, and save.
+
+    `begin` is called when the folder is ready and gives the run's own callbacks; `finish` evaluates what was saved.
+    """
+    folder, main = Path(config.output_dir), trainer.is_world_process_zero()
+    trainer.remove_callback(PrinterCallback)
+    PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
+    if main:
+        prepare_folder(config, folder, fresh=checkpoint is None)
+    PartialState().wait_for_everyone()
+    progress_callback, stop = ProgressCallback(label, enabled=not quiet), StopCallback()
+    record = Record(folder, described, device=config.device, enabled=main)
+    try:
+        own = begin()
+        for callback in (
+            *own,
+            FiniteGradientCallback(),
+            MetricsCallback(folder / "metrics.jsonl"),
+            progress_callback,
+            stop,
+            SealCallback(),
+        ):
+            trainer.add_callback(callback)
+        with stop, quiet_transformers():
+            metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+            if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
+                seconds = time.perf_counter() - started
+                record.write("stopped", seconds)
+                return Outcome(folder, False, int(stop.stopped), metrics, seconds)
+            # Every step is done: save first, so that nothing that happens in the evaluation can lose the model.
+            trainer.save_model(str(folder))
+            if main:
+                tokenizer.save_pretrained(str(folder))
+                if not config.lora.rank:
+                    copy_code(resolve_model(config.model), folder)
+            metrics |= finish()
+    except BaseException:
+        record.write("failed", time.perf_counter() - started)
+        raise
+    finally:
+        progress_callback.close()
+    record.write("finished", time.perf_counter() - started, metrics)
+    return Outcome(folder, True, None, metrics, time.perf_counter() - started)
+
+
+def already_finished(folder: Path) -> Outcome:
+    return Outcome(folder, True, None, {}, 0.0)
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """What the last step's evaluation logged, where it was evaluated already."""
+    for entry in reversed(trainer.state.log_history):
+        if entry["step"] == trainer.state.global_step and any(name.startswith("eval_") for name in entry):
+            return {name: value for name, value in entry.items() if name.startswith("eval_")}
+    return None
