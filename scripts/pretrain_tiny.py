@@ -3,6 +3,10 @@
     python scripts/pretrain_tiny.py --output phase1 --stop-after 1500 --countdown 15 60 3000
     python scripts/pretrain_tiny.py --output phase2 --init phase1 --seed 1 --steps 2600 --learning-rate 1.2e-3
 
+A smaller one that answers without working, for studies of many runs:
+
+    python scripts/pretrain_tiny.py --output small --direct --tasks sudoku --width 64 --layers 3 --steps 3000
+
 The embedded weights are those of phase2. (The first phase shows Countdown with larger numbers, the second the generated
 task's own.)
 
@@ -40,7 +44,8 @@ TEMPLATE = (
     "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-CANVAS = 80
+CANVAS, DIRECT_CANVAS = 80, 40
+"""Of worked answers, and of those that are nothing but the answer tag."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,13 +66,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
+def build_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, canvas: int) -> LLaDAConfig:
     return LLaDAConfig(
         vocab_size=len(tokenizer),
-        d_model=128,
-        n_layers=5,
-        n_heads=8,
-        mlp_hidden_size=336,
+        d_model=width,
+        n_layers=layers,
+        n_heads=width // 16,
+        mlp_hidden_size=width * 21 // 8,
         max_sequence_length=512,
         rope_theta=100.0,  # rows are short: every frequency should tell neighbouring cells apart
         init_std=0.08,
@@ -75,20 +80,27 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
-        fill=f"multiple:{CANVAS}",
+        fill=f"multiple:{canvas}",
         prompt_style="compact",
-        default_decoding={"max_new_tokens": CANVAS, "steps": CANVAS // 4, "block_length": CANVAS},
+        default_decoding={"max_new_tokens": canvas, "steps": 20, "block_length": canvas},
     )
 
 
 def rows(
-    tokenizer: PreTrainedTokenizerFast, messy: float, seed: int, countdown: Sequence[int]
+    tokenizer: PreTrainedTokenizerFast,
+    messy: float,
+    seed: int,
+    countdown: Sequence[int],
+    names: Sequence[str],
+    *,
+    direct: bool,
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) without end, the two tasks in turn, a share `messy` of the answers wrong."""
+    """(prompt ids, answer ids) without end, the tasks in turn, a share `messy` of the answers wrong."""
     rng = random.Random(f"pretraining/{seed}")
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     largest, largest_target, distinct = countdown
-    tasks: list[tuple[GeneratedTask, int]] = [(Sudoku(), 5_000), (Countdown(3, largest, largest_target), distinct)]
+    known: list[tuple[GeneratedTask, int]] = [(Sudoku(), 5_000), (Countdown(3, largest, largest_target), distinct)]
+    tasks = [(task, count) for task, count in known if task.name in names]
     pools = [(task, task.generate(count, split="train", seed=1_000_000 + seed)) for task, count in tasks]
     while True:
         for task, problems in pools:
@@ -96,12 +108,16 @@ def rows(
             messages = [{"role": "user", "content": task.prompt(problem, "compact")}]
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             answer = task.solve(problem, rng, wrong=rng.random() < messy)
+            answer = answer[answer.index("<answer>") :] if direct else answer
             yield tokenizer.encode(text), [*tokenizer.encode(answer), end]
 
 
-def batch(samples: list[tuple[list[int], list[int]]], step: int, seed: int, eos: int) -> tuple[Canvas, object]:
+def batch(
+    samples: list[tuple[list[int], list[int]]], step: int, seed: int, eos: int, usual: int
+) -> tuple[Canvas, object]:
     """Rows filled with EOS to one canvas length per batch; mostly the usual one, so that others are known too."""
-    canvas = max(random.Random(step).choice([72, CANVAS, CANVAS, CANVAS, 96]), max(len(a) for _, a in samples))
+    lengths = [usual * 9 // 10, usual, usual, usual, usual * 6 // 5]
+    canvas = max(random.Random(step).choice(lengths), max(len(a) for _, a in samples))
     width = max(len(p) for p, _ in samples) + canvas
     ids = torch.full((len(samples), width), eos)
     attended = torch.zeros(ids.shape, dtype=torch.bool)
@@ -123,6 +139,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--messy", type=float, default=0.5)
+    parser.add_argument("--width", type=int, default=128, help="a multiple of 16")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--tasks", nargs="+", default=["sudoku", "countdown"], choices=["sudoku", "countdown"])
+    parser.add_argument("--direct", action="store_true", help="answers without working")
     parser.add_argument(
         "--countdown",
         type=int,
@@ -140,7 +160,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = build_tokenizer()
-    config = build_config(tokenizer)
+    usual = DIRECT_CANVAS if arguments.direct else CANVAS
+    config = build_config(tokenizer, arguments.width, arguments.layers, usual)
     model = LLaDAModelLM.from_pretrained(arguments.init) if arguments.init else LLaDAModelLM(config)
     model.train()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -156,11 +177,13 @@ def main() -> None:
         optimizer,
         lambda s: min(1.0, (s + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / arguments.steps))) + 1e-3,
     )
-    stream = rows(tokenizer, arguments.messy, arguments.seed, arguments.countdown)
+    stream = rows(
+        tokenizer, arguments.messy, arguments.seed, arguments.countdown, arguments.tasks, direct=arguments.direct
+    )
     started, window = time.perf_counter(), []
     for step in range(arguments.stop_after or arguments.steps):
         samples = list(itertools.islice(stream, arguments.batch_size))
-        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id)
+        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id, usual)
         corrupted = corrupt(objective, canvas, noise, config.mask_token_id)
         where = scored_positions(canvas, corrupted)
         logits = model(input_ids=corrupted.ids, attention_mask=canvas.attended.long(), positions=where).logits

@@ -13,6 +13,7 @@ from remask.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
     "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
+    "rl": ("remask.commands.rl", "reinforcement learning with verifiable rewards: ESPO and its relatives"),
     "eval": ("remask.commands.evaluate", "evaluate a model on tasks"),
     "lm-eval": ("remask.commands.lm_eval", "evaluate with the lm-evaluation-harness"),
     "grade": ("remask.commands.grade", "grade stored answers again, by the published rules"),
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   remask sft --objective gift --data my.jsonl --output-dir runs/gift
   remask sft --config recipes/tiny/gift.yaml --trainer.learning_rate 1e-4 --output-dir runs/x
   remask sft --config runs/x/config.yaml --resume auto
+  remask rl --model runs/gift --tasks sudoku --objective espo --output-dir runs/espo
   remask eval --model runs/x --tasks sudoku,countdown --json x.json
   remask grade gsm8k generations.jsonl
   remask compare sft.json x.json

@@ -31,6 +31,7 @@ LOWER: dict[str, set[str]] = {
     "tasks": BASE | {"diffusion", "data", "sandbox"},
     "training": BASE | {"diffusion", "models"},
     "sft": BASE | {"diffusion", "models", "data", "sampling", "tasks", "training"},
+    "rl": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks", "training"},
     "evaluation": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks"},
     "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
     "report": BASE | {"tasks", "evaluation", "analysis"},

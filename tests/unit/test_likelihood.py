@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from torch import Tensor
 
 import remask.models  # noqa: F401  (registers the layout)
 from remask.diffusion.corruption import Canvas, exact_count_mask
-from remask.diffusion.likelihood import coupled_log_p, elbo, elbo_coupled, predict_with, weighted_log_p
+from remask.diffusion.likelihood import (
+    View,
+    coupled,
+    elbo,
+    elbo_coupled,
+    mean_field,
+    mean_field_views,
+    pair_views,
+    predict_with,
+    token_log_p,
+)
 from remask.diffusion.noise import MIN_TIME, Noise
 from remask.errors import UserError
 
@@ -65,6 +76,124 @@ def test_coupled_by_hand() -> None:
     assert value.token[0, 2:].tolist() == pytest.approx((weights * LOG_P[:3]).tolist())
 
 
+def test_mean_field_by_hand() -> None:
+    """One forward with the whole response masked: the sum of what is said there, whatever the noise."""
+    seen = []
+
+    def watching(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+        seen.append(ids)
+        return ignorant(ids, attended, positions)
+
+    value = mean_field(watching, canvas([0, 1, 2]), draws(1, 1, 5), MASK)
+    assert value.token[0, 2:].tolist() == pytest.approx(LOG_P[:3].tolist())
+    assert [ids.tolist() for ids in seen] == [[[0, 0, MASK, MASK, MASK]]]
+
+
+def test_mean_field_masks_its_share_of_the_prompt_and_never_scores_it() -> None:
+    batch = canvas([1, 2], prompt=3)
+    noise = Noise(torch.tensor([0.5]), torch.tensor([[0.1, 0.5, 0.14, 0.9, 0.9]]))
+    (view,) = mean_field_views(batch, noise, MASK, prompt_rate=0.15)
+    assert view.ids.tolist() == [[MASK, 0, MASK, MASK, MASK]]
+    assert torch.equal(view.scored, batch.corruptible)
+    hidden = Canvas(batch.ids, batch.attended.clone(), batch.corruptible, batch.supervised)
+    hidden.attended[0, 0] = False  # padding is no prompt
+    (view,) = mean_field_views(hidden, noise, MASK, prompt_rate=0.15)
+    assert view.ids.tolist() == [[0, 0, MASK, MASK, MASK]]
+
+
+def test_diffucoders_coupled_by_hand() -> None:
+    """τ = 0.5: r = 0.5. Of three tokens u masks the first two; each is read once whole and once in its part."""
+    batch = canvas([0, 1, 2])
+    noise = Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.25]), torch.tensor([[0.0, 0.0, 0.1, 0.3, 0.9]]))
+    rate = 0.2 + 0.6 * 0.25
+    value = coupled(ignorant, batch, [noise], MASK)
+    weights = torch.tensor([0.5 + 0.5 / rate, 0.5 + 0.5 / rate, 0.5 + 0.5 / (1 - rate)])
+    assert value.token[0, 2:].tolist() == pytest.approx((weights * LOG_P[:3]).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimate", [mean_field, elbo, elbo_coupled, coupled])
+def test_what_is_not_supervised_is_hidden_and_not_scored(estimate: Any) -> None:
+    """An answer scored up to its end: its fill is masked in every view, and n counts what is scored."""
+    batch = canvas([1, 2, 3, 0, 0])
+    scored = batch.supervised.clone()
+    scored[0, 5:] = False
+    part = Canvas(batch.ids, batch.attended, batch.corruptible, scored)
+    seen: list[Tensor] = []
+
+    def watching(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+        seen.append(ids)
+        return ignorant(ids, attended, positions)
+
+    value = estimate(watching, part, draws(4, 1, 7), MASK)
+    assert value.scored.tolist() == [3]
+    assert (value.token[0, 5:] == 0).all()
+    assert all((ids[0, 5:] == MASK).all() for ids in seen)
+    alone = estimate(ignorant, canvas([1, 2, 3]), [Noise(n.t, n.u[:, :5]) for n in draws(4, 1, 7)], MASK)
+    assert value.sequence.item() == pytest.approx(alone.sequence.item())
+
+
+def any_order(predict: Any, batch: Canvas) -> float:
+    """The mean over all orders of the any-order log-likelihood, every order written out."""
+    places = batch.corruptible[0].nonzero()[:, 0].tolist()
+    values = []
+    for order in itertools.permutations(places):
+        total, ids = 0.0, batch.ids.masked_fill(batch.corruptible, MASK)
+        for place in order:
+            one = torch.zeros_like(batch.corruptible)
+            one[0, place] = True
+            log_p = predict(ids, batch.attended, one).log_softmax(-1)
+            total += log_p[0, batch.ids[0, place]].item()
+            ids = ids.clone()
+            ids[0, place] = batch.ids[0, place]
+        values.append(total)
+    return sum(values) / len(values)
+
+
+def contextual(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+    """A model whose every prediction depends on every token it sees, by a fixed random table."""
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(ids.shape[1], ids.shape[1], MASK + 1, MASK, generator=generator)
+    rows, columns = positions.nonzero(as_tuple=True)
+    return torch.stack(
+        [
+            sum(table[column, other, ids[row, other]] for other in range(ids.shape[1]))
+            for row, column in zip(rows, columns, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("estimate", [elbo, elbo_coupled])
+def test_the_mean_of_many_draws_is_the_exact_any_order_value(estimate: Any) -> None:
+    """On a model small enough to write all 24 orders out; the two estimates agree within Monte-Carlo error."""
+    batch = canvas([0, 3, 1, 2], prompt=1)
+    exact = any_order(contextual, batch)
+    values = torch.tensor([estimate(contextual, batch, [n], MASK).sequence.item() for n in draws(3000, 1, 5)])
+    error = values.std().item() / len(values) ** 0.5
+    assert abs(values.mean().item() - exact) < 4 * error
+    assert error < 0.05 * abs(exact)
+
+
+def spread(model: Any, estimate: Any) -> float:
+    batch, noise = canvas([0, 1, 2, 3] * 5), draws(600, 1, 22)
+    return torch.tensor([estimate(model, batch, [n], MASK).sequence.item() for n in noise]).std().item()
+
+
+def harder_with_less_context(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+    """ce of every token = 4 · (the share of the answer that is masked), as a model's is that needs context."""
+    ce = 4 * (ids == MASK).sum(-1) / 20
+    gold = canvas([0, 1, 2, 3] * 5).ids[0][positions.nonzero()[:, 1]]
+    other = torch.log((ce.exp() - 1).clamp(min=1e-9) / 3)[positions.nonzero()[:, 0]]
+    return torch.where(torch.arange(4) == gold[:, None], 0.0, other[:, None])
+
+
+def test_the_complement_cancels_what_context_changes() -> None:
+    """Where ce grows with the share masked, a mask and its complement add up to the same every time. Where context
+    makes no difference there is nothing to cancel, and the empty halves of k = 0 and n (half the value) cost more.
+    """
+    assert spread(harder_with_less_context, elbo_coupled) < 1e-3 * spread(harder_with_less_context, elbo)
+    assert spread(ignorant, elbo_coupled) > spread(ignorant, elbo)
+
+
 @pytest.mark.parametrize("estimate", [elbo, elbo_coupled])
 def test_unbiased_where_context_does_not_matter(estimate: Any) -> None:
     batch = canvas([0, 1, 2, 3], [3, 3], [1])
@@ -84,6 +213,7 @@ def test_every_token_is_scored_in_every_pair() -> None:
     batch = canvas([0, 1, 2, 3], [2, 1])
     for noise in draws(20, 2, 6):
         assert torch.equal(elbo_coupled(ignorant, batch, [noise], MASK).token != 0, batch.corruptible)
+        assert torch.equal(coupled(ignorant, batch, [noise], MASK).token != 0, batch.corruptible)
 
 
 def test_a_row_without_response_is_likely_nothing() -> None:
@@ -139,10 +269,10 @@ def test_golden(number: int, shared: Path) -> None:
     count = mask.sum(-1)
     assert count.tolist() == case["num_masked"]
     assert torch.equal(exact_count_mask(1 - mask.float(), count, response), mask)
+    mask_id, predict = golden["mask_token_id"], predict_with(model.eval())
+    whole = View(batch.ids.masked_fill(mask, mask_id), mask, (n + 1) / count.clamp(min=1))
     with torch.no_grad():
-        plain = weighted_log_p(
-            predict_with(model.eval()), batch, mask, (n + 1) / count.clamp(min=1), golden["mask_token_id"]
-        ).sum(-1)
-        coupled = coupled_log_p(predict_with(model), batch, mask, golden["mask_token_id"]).sum(-1)
+        plain = token_log_p(predict, batch, [whole]).sum(-1)
+        coupled = token_log_p(predict, batch, pair_views(batch, mask, mask_id)).sum(-1)
     assert plain.tolist() == pytest.approx(case["elbo_plain"], rel=1e-4)
     assert coupled.tolist() == pytest.approx(case["elbo_coupled"], rel=1e-4)

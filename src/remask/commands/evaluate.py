@@ -88,13 +88,13 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
 
 def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
     """Evaluate as the config says and write the record where it says. None in all processes but the first."""
-    from remask.evaluation.benchmark import Asking
     from remask.evaluation.journal import Journal, fingerprint, weights_stamp
     from remask.evaluation.run import Shard, evaluate, identity
     from remask.files import write_atomically
     from remask.models.facts import facts
     from remask.models.lora import base_of, is_adapter
     from remask.sampling.generate import decoding_for
+    from remask.tasks.benchmark import Asking
 
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
@@ -148,7 +148,7 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
 
 def _benchmarks(config: EvalConfig) -> list[Any]:
     """What to evaluate on, the sandbox tried out first where code is to be run."""
-    from remask.evaluation.benchmark import Benchmark
+    from remask.tasks.benchmark import Benchmark
 
     sandbox = None
     if config.allow_code_execution:

@@ -16,6 +16,15 @@ from remask.config.common import (
     TrainerConfig,
 )
 from remask.config.read import dump, from_dict, load
+from remask.config.rl import (
+    HeldOutConfig,
+    PolicyChoicesConfig,
+    PolicyEngineConfig,
+    ReferenceConfig,
+    RewardsConfig,
+    RlConfig,
+    RolloutConfig,
+)
 from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, SftConfig
 
 __all__ = [
@@ -29,12 +38,19 @@ __all__ = [
     "EvalConfig",
     "GenerateConfig",
     "GradeConfig",
+    "HeldOutConfig",
     "InspectConfig",
     "LoraConfig",
     "OnBadRow",
     "OverLong",
+    "PolicyChoicesConfig",
+    "PolicyEngineConfig",
     "ProbeConfig",
     "Quantization",
+    "ReferenceConfig",
+    "RewardsConfig",
+    "RlConfig",
+    "RolloutConfig",
     "SftConfig",
     "TourConfig",
     "TrainerConfig",

@@ -1,34 +1,42 @@
-"""How likely a model finds an answer: Monte-Carlo estimates of the ELBO (methods §1, §4).
+"""How likely a model finds an answer: Monte-Carlo estimates and one-step proxies of log p_θ (methods §1, §4).
 
-Every draw masks an exact number of response tokens, chosen by its `Noise`: no chance enters here, and the old, the
-reference and the current model of one sample are scored on the same draws. Values carry gradient.
+An estimate is a mean over draws, a draw a few `View`s: what the model reads, which tokens it is scored on, and what
+each of them counts. The views of a draw are decided by its `Noise`: no chance enters here, and the old, the reference
+and the current model of one sample are scored on the same draws. Values carry gradient.
 
-Shapes: B batch, L length, N masked positions, V vocabulary; n = |R| response tokens of a row.
+The response positions that are supervised are scored. Those that are only corruptible (the fill of an answer scored up
+to its end) are hidden in every view and never scored.
+
+Shapes: B batch, L length, N masked positions, V vocabulary; n scored tokens of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from remask.diffusion.corruption import Canvas, apply_mask, exact_count_mask
+from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
 from remask.diffusion.importance import Predict
 from remask.diffusion.noise import MIN_TIME, Noise
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
+
+LikelihoodName = Literal["mean_field", "elbo", "elbo_coupled", "coupled"]
+COUPLED_RATES = (0.2, 0.8)
+"""Between which DiffuCoder draws the share of the answer that is masked."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """An estimate of log p_θ(x), in nats.
 
-    token [B, L]: each token's share ℓ_i (0 outside the response). sequence [B]: Σ_i ℓ_i. scored [B]: n, the response
-    tokens that carry it.
+    token [B, L]: each token's share ℓ_i (0 where not scored). sequence [B]: Σ_i ℓ_i. scored [B]: n, the tokens that
+    carry it.
     """
 
     token: Float[Tensor, "B L"]
@@ -36,56 +44,140 @@ class Likelihood:
     scored: Int[Tensor, "B"]
 
 
-def elbo(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Mean over draws of −(n/k)·Σ_masked ce_i, with k = 1 + ⌊τ·n⌋ tokens masked (τ ∈ [0, 1) from the draw's t).
+@dataclass(frozen=True)
+class View:
+    """One forward: Σ weight · log p_θ(x_i | ids) over the scored tokens."""
 
-    Unbiased for the ELBO: k is uniform on 1..n and the k tokens with the smallest u are a uniform choice. A row without
-    response tokens has likelihood 0. Raises UserError where there is no draw.
+    ids: Int[Tensor, "B L"]
+    scored: Bool[Tensor, "B L"]
+    weight: Float[Tensor, "B"]
+
+
+Views = Callable[[Canvas, Noise, int], tuple[View, ...]]
+"""(batch, one draw's noise, mask id) → the views of that draw."""
+
+
+def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
+    return batch.corruptible & batch.supervised
+
+
+def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
+    """k = 1 + ⌊τ·n⌋ tokens masked (τ ∈ [0, 1) from the draw's t), each weighing n/k: unbiased for the ELBO, as k is
+    uniform on 1..n and the k tokens with the smallest u are a uniform choice.
     """
-    predict, scored = predict_with(model), batch.corruptible.sum(-1)
-    token = _zeros(batch, noise)
-    for draw in noise:
-        count = (1 + (unit_time(draw) * scored).long()).clamp(max=scored)
-        mask = exact_count_mask(draw.u, count, batch.corruptible)
-        token = token + weighted_log_p(predict, batch, mask, scored / count.clamp(min=1), mask_id)
-    token = token / len(noise)
-    return Likelihood(token, token.sum(-1), scored)
+    scored = scored_tokens(batch)
+    n = scored.sum(-1)
+    count = (1 + (unit_time(noise) * n).long()).clamp(max=n)
+    mask = exact_count_mask(noise.u, count, scored)
+    return (_view(batch, mask, mask_id, n / count.clamp(min=1)),)
+
+
+def elbo_coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
+    """A mask and its complement (ESPO, arXiv 2512.03759): every token is scored in every draw. k = ⌊τ·(n+1)⌋ tokens are
+    masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k); the draw is the mean of the two.
+    """
+    scored = scored_tokens(batch)
+    n = scored.sum(-1)
+    count = (unit_time(noise) * (n + 1)).long().clamp(max=n)
+    return pair_views(batch, exact_count_mask(noise.u, count, scored), mask_id)
+
+
+def pair_views(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> tuple[View, ...]:
+    """½·(n+1)/k · log p on the mask, and ½·(n+1)/(n−k) · log p on its complement; an empty half counts 0."""
+    scored = scored_tokens(batch)
+    n = scored.sum(-1)
+    return tuple(
+        _view(batch, half, mask_id, (n + 1) / half.sum(-1).clamp(min=1) / 2) for half in (mask, scored & ~mask)
+    )
+
+
+def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: float = 0.0) -> tuple[View, ...]:
+    """log p̂_i with the whole response masked, and each token of the prompt with probability `prompt_rate` (d1, arXiv
+    2504.12216: 0.15). One forward.
+    """
+    prompt = batch.attended & ~batch.corruptible
+    hidden = prompt & (noise.u < prompt_rate)
+    scored = scored_tokens(batch)
+    ids = apply_mask(batch.ids, hidden | batch.corruptible, mask_id)
+    return (View(ids, scored, torch.ones(len(ids), device=ids.device)),)
+
+
+def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
+    """½·(log p̂ with all masked + log p̂ with a part masked / its rate), the part and its complement with rates r and
+    1 − r, r ~ U(0.2, 0.8) (DiffuCoder, arXiv 2506.20639). Three forwards.
+    """
+    scored = scored_tokens(batch)
+    low, high = COUPLED_RATES
+    rate = (low + (high - low) * unit_time(noise)).float()
+    part = bernoulli_mask(noise.u, rate[:, None].expand_as(noise.u), scored)
+    half = torch.full_like(rate, 0.5)
+    return (
+        _view(batch, scored, mask_id, half),
+        _view(batch, part, mask_id, half / rate),
+        _view(batch, scored & ~part, mask_id, half / (1 - rate)),
+    )
+
+
+VIEWS: dict[LikelihoodName, Views] = {
+    "mean_field": mean_field_views,
+    "elbo": elbo_views,
+    "elbo_coupled": elbo_coupled_views,
+    "coupled": coupled_views,
+}
+
+
+def mean_field(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+    """Σ_i log p̂_i with the whole response masked (`mean_field_views`); draws differ in what is masked of the prompt,
+    which here is nothing.
+    """
+    return estimate(model, batch, [mean_field_views(batch, draw, mask_id) for draw in noise])
+
+
+def elbo(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+    """Mean over draws of −(n/k)·Σ_masked ce_i (`elbo_views`): unbiased for the ELBO.
+
+    A row without response tokens has likelihood 0. Raises UserError where there is no draw.
+    """
+    return estimate(model, batch, [elbo_views(batch, draw, mask_id) for draw in noise])
 
 
 def elbo_coupled(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Mean over draws of a mask's value and its complement's (ESPO, arXiv 2512.03759): every token is scored in every
-    draw. k = ⌊τ·(n+1)⌋ tokens are masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k).
+    """Mean over draws of a mask's value and its complement's (`elbo_coupled_views`): unbiased, of lower variance."""
+    return estimate(model, batch, [elbo_coupled_views(batch, draw, mask_id) for draw in noise])
+
+
+def coupled(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+    """DiffuCoder's mean of a fully masked and a partly masked reading (`coupled_views`)."""
+    return estimate(model, batch, [coupled_views(batch, draw, mask_id) for draw in noise])
+
+
+def estimate(model: nn.Module | Predict, batch: Canvas, draws: Sequence[Sequence[View]]) -> Likelihood:
+    """The mean over draws. Raises UserError where there is none."""
+    if not draws:
+        raise UserError("an ELBO without draws", mend="give one Noise or more")
+    predict = predict_with(model)
+    token = torch.zeros(batch.ids.shape, device=batch.ids.device)
+    for views in draws:
+        token = token + token_log_p(predict, batch, views)
+    return likelihood(token / len(draws), batch)
+
+
+def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
+    return Likelihood(token, token.sum(-1), scored_tokens(batch).sum(-1))
+
+
+def token_log_p(predict: Predict, batch: Canvas, views: Sequence[View]) -> Float[Tensor, "B L"]:
+    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward a view, none for one that
+    scores nothing.
     """
-    predict, scored = predict_with(model), batch.corruptible.sum(-1)
-    token = _zeros(batch, noise)
-    for draw in noise:
-        count = (unit_time(draw) * (scored + 1)).long().clamp(max=scored)
-        mask = exact_count_mask(draw.u, count, batch.corruptible)
-        token = token + coupled_log_p(predict, batch, mask, mask_id)
-    token = token / len(noise)
-    return Likelihood(token, token.sum(-1), scored)
-
-
-def coupled_log_p(predict: Predict, batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> Float[Tensor, "B L"]:
-    """½·[(n+1)/k · log p on the mask + (n+1)/(n−k) · log p on its complement]; an empty half counts 0."""
-    rest = batch.corruptible & ~mask
-    n = batch.corruptible.sum(-1)
-    halves = [
-        weighted_log_p(predict, batch, half, (n + 1) / half.sum(-1).clamp(min=1), mask_id) for half in (mask, rest)
-    ]
-    return (halves[0] + halves[1]) / 2
-
-
-def weighted_log_p(
-    predict: Predict, batch: Canvas, mask: Bool[Tensor, "B L"], weight: Float[Tensor, "B"], mask_id: int
-) -> Float[Tensor, "B L"]:
-    """weight · log p_θ(x_i | x with the mask's tokens hidden) on the mask, 0 elsewhere. One forward."""
-    zeros = torch.zeros(batch.ids.shape, device=batch.ids.device)
-    if not mask.any():
-        return zeros
-    ce = token_cross_entropy(predict(apply_mask(batch.ids, mask, mask_id), batch.attended, mask), batch.ids[mask])
-    rows = mask.nonzero()[:, 0]
-    return zeros.masked_scatter(mask, -ce * weight[rows])
+    token = torch.zeros(batch.ids.shape, device=batch.ids.device)
+    for view in views:
+        if view.scored.any():
+            logits = predict(view.ids, batch.attended, view.scored)
+            log_p = -token_cross_entropy(logits, batch.ids[view.scored])
+            rows = view.scored.nonzero()[:, 0]
+            token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * view.weight[rows])
+    return token
 
 
 def unit_time(noise: Noise) -> Float[Tensor, "B"]:
@@ -103,7 +195,7 @@ def predict_with(model: nn.Module | Predict) -> Predict:
     )
 
 
-def _zeros(batch: Canvas, noise: Sequence[Noise]) -> Float[Tensor, "B L"]:
-    if not noise:
-        raise UserError("an ELBO without draws", mend="give one Noise or more")
-    return torch.zeros(batch.ids.shape, device=batch.ids.device)
+def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Tensor) -> View:
+    """The mask's tokens hidden and scored; what is corruptible but not supervised hidden with them."""
+    hidden = mask | (batch.corruptible & ~batch.supervised)
+    return View(apply_mask(batch.ids, hidden, mask_id), mask, weight.float())

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
-from remask.evaluation.benchmark import Asking, Benchmark, problem_seed
 from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
@@ -22,6 +21,7 @@ from remask.progress import progress
 from remask.sampling.generate import Row, encode_prompts, generate_from_ids
 from remask.sampling.schedule import Decoding
 from remask.tasks import Problem
+from remask.tasks.benchmark import Asking, Benchmark, problem_seed
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from remask.sft.trainer import EpochCallback, SftTrainer
 from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
+from remask.training.callbacks import ProgressCallback
 from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
 from remask.training.model import frozen_copy, load_trainable, trainable
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
@@ -57,7 +58,7 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
         return already_finished(folder)
     trainer, tokenizer, train = _build(config, folder, objective)
 
-    def begin() -> Sequence[TrainerCallback]:
+    def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
         if trainer.is_world_process_zero() and checkpoint is None:
             write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))

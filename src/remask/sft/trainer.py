@@ -35,6 +35,7 @@ from remask.diffusion.objective import (
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
 from remask.sft.probe import SignalCache
+from remask.training.window import Window
 
 EVALUATION_SEED = 1 << 20
 """Seeds the noise of held-out rows, the same for every run and seed."""
@@ -79,11 +80,11 @@ class SftTrainer(Trainer):
     ) -> None:
         self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
         self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
-        self.log_every, self.cache, self.reference = log_every, cache, reference
+        self.cache, self.reference = cache, reference
         ranks = args.world_size
         multiple = args.per_device_train_batch_size * ranks if ranks > 1 else 1
         self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=multiple)
-        self._window: list[dict[str, float]] = []
+        self._window = Window(log_every)
         self._statistics: list[dict[str, float]] = []
         self._step_started = time.perf_counter()
         super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
@@ -199,7 +200,7 @@ class SftTrainer(Trainer):
             "masked_fraction": (corrupted.mask.sum() / size).item(),
             "rate_mean": (corrupted.rate.sum() / size).item(),
             "tokens": float(canvas.attended.sum()),
-            "probe_seconds": probe_seconds,
+            "seconds_probe": probe_seconds,
         }
         if signal is not None and response.any():
             beta = read_importance(objective, canvas, noise, signal).beta[response]
@@ -297,7 +298,7 @@ class SftTrainer(Trainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
-        step = {name: sum(s.get(name, 0.0) for s in self._statistics) for name in ("tokens", "probe_seconds")}
+        step = {name: sum(s.get(name, 0.0) for s in self._statistics) for name in ("tokens", "seconds_probe")}
         for name in ("masked_fraction", "rate_mean", "beta_mean", "beta_std", "beta_max"):
             values = [s[name] for s in self._statistics if name in s]
             if values:
@@ -305,31 +306,9 @@ class SftTrainer(Trainer):
         self._statistics.clear()
         # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
         step["tokens"] *= self.args.world_size
-        self._window.append({**logs, **step, "seconds": time.perf_counter() - self._step_started})
-        if self.state.global_step % self.log_every == 0 or self.state.global_step >= self.state.max_steps:
-            super().log(self._averaged(), start_time)
-
-    def _averaged(self) -> dict[str, float]:
-        window = self._window
-        seconds = sum(entry["seconds"] for entry in window)
-        mean = {
-            name: sum(entry[name] for entry in window) / len(window)
-            for name in window[-1]
-            if name not in ("tokens", "seconds", "probe_seconds", "grad_norm", "learning_rate", "epoch")
-            and all(name in entry for entry in window)
-        }
-        norms = torch.tensor([float(entry["grad_norm"]) for entry in window if "grad_norm" in entry])
-        if len(norms):
-            mean |= {
-                "grad_norm_mean": norms.mean().item(),
-                "grad_norm_std": norms.std(unbiased=False).item(),
-                "grad_norm_max": norms.max().item(),
-            }
-        mean["learning_rate"] = window[-1]["learning_rate"]
-        mean["tokens_per_second"] = sum(entry["tokens"] for entry in window) / seconds
-        mean["probe_share"] = sum(entry["probe_seconds"] for entry in window) / seconds
-        self._window = []
-        return mean
+        self._window.add({**logs, **step, "seconds": time.perf_counter() - self._step_started})
+        if self._window.is_full(self.state.global_step, self.state.max_steps):
+            super().log(self._window.averaged(), start_time)
 
 
 class EpochCallback(TrainerCallback):

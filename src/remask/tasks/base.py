@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
+from remask.tasks import form
 
 if TYPE_CHECKING:
     from remask.sandbox import Sandbox
@@ -95,17 +96,26 @@ class Task(ABC):
         """The dense score of each completion."""
         return [grade.score for grade in self.grade_all(problems, completions)]
 
-    def load(self, source: str | Path | None = None) -> list[Problem]:
-        """The problems of a file, a folder in the hub's layout, or (without `source`) of the hub's data set.
+    def format(self, problem: Problem, completion: str) -> float:
+        """How much of the form of an answer a completion keeps, in [0, 1], whatever the answer is worth. Never raises
+        on any text.
+
+        Where a task does not say otherwise: a quarter for each of the four things asked of a tagged answer.
+        """
+        return form.share(form.tagged(completion))
+
+    def load(self, source: str | Path | None = None, *, split: str | None = None) -> list[Problem]:
+        """The problems of a file, a folder in the hub's layout, or (without `source`) of the hub's data set; of its
+        published test split, or of the one named.
 
         Raises UserError naming the file and row that cannot be read.
         """
         if source is None:
             if self.hub is None:
                 raise UserError(f"{self.name} has no data set on the hub", mend=f"give {self.name}=FILE")
-            source = str(self.hub)
-        split, config = (self.hub.split, self.hub.config) if self.hub else ("test", None)
-        return read_problems(source, self.read, split=split, config=config)
+            source = str(self.hub if split is None else replace(self.hub, split=split))
+        published, config = (self.hub.split, self.hub.config) if self.hub else ("test", None)
+        return read_problems(source, self.read, split=split or published, config=config)
 
 
 def fill_template(template: str, problem: Problem) -> str:

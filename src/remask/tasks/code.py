@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from remask.errors import UserError
 from remask.sandbox import Limits, Outcome, Program, Sandbox
+from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
 
 ENDS = re.compile(r"<\|(?:endoftext|eot_id|im_end|end|end_of_text|eom_id)\|>")
@@ -92,6 +93,22 @@ class CodeTask(Task):
     def problem(self, row: dict[str, Any], **fields: Any) -> Problem:
         number = str(row["task_id"])
         return Problem(self.name, f"{self.name}:{number}", {"task_id": number, **fields})
+
+    def format(self, problem: Problem, completion: str) -> float:
+        """A quarter for each thing the instruct prompt asks for: one block; opened by ```python; closed; the function
+        in it. The text ends at the first end-of-text token, and words around the block are free.
+        """
+        text = ENDS.split(completion, maxsplit=1)[0]
+        fences = [fence.strip() for fence in FENCE.findall(text)]
+        block = FENCE.split(text)[1] if fences else ""
+        return form.share(
+            [
+                len(fences) in (1, 2),
+                fences[:1] == ["```python"],
+                fences[1:] == ["```"],
+                defines(block, problem.fields["name"]),
+            ]
+        )
 
     def grade(self, problem: Problem, completion: str) -> Grade:
         return self.grade_all([problem], [completion])[0]

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from remask.errors import UserError
+from remask.tasks import form
 from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
 from remask.tasks.extraction import first_answer, has_box, is_wordless, last_boxed
 from remask.tasks.generator import GeneratedTask
@@ -140,6 +141,13 @@ class Countdown(GeneratedTask):
             if rng.random() < 0.5:  # claim the target all the same
                 steps = [*steps[:-1], steps[-1].partition("=")[0] + f"={target}"]
         return f"{' '.join(steps)}\n<answer>{expression}</answer>"
+
+    def format(self, problem: Problem, completion: str) -> float:
+        """A fifth for each of the four things of a tagged answer, and for what `read_expression` asks of it: a box,
+        where there are words.
+        """
+        kept = form.tagged(completion)
+        return form.share([*kept, kept[2] and (form.boxed(completion) or is_wordless(completion))])
 
     def grade(self, problem: Problem, completion: str) -> Grade:
         answer = read_expression(completion)

@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any
 
+from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
 from remask.tasks.extraction import boxes, first_answer, format_score
 from remask.tasks.generator import digest
@@ -49,6 +50,12 @@ class Gsm8k(Task):
             f"{problem.fields['question']}\n\nReason step by step inside <reasoning></reasoning>. Then give the result "
             r"as one number, with neither unit nor comma, inside <answer>\boxed{}</answer>."
         )
+
+    def format(self, problem: Problem, completion: str) -> float:
+        r"""A sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one `\boxed{…}`,
+        and the reasoning in its tags before it.
+        """
+        return form.share([*form.tagged(completion), form.boxed(completion), form.reasoned(completion)])
 
     def grade(self, problem: Problem, completion: str) -> Grade:
         answer, reference = read_number(completion), problem.fields["answer"]

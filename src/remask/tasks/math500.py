@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
 from remask.tasks.extraction import SPECIAL, first_answer, format_score, last_boxed
 from remask.tasks.generator import digest
@@ -59,6 +60,12 @@ class Math500(Task):
             f"{problem.fields['question']}\n\nReason step by step inside <reasoning></reasoning>. Then give the result "
             r"in its simplest form inside <answer>\boxed{}</answer>."
         )
+
+    def format(self, problem: Problem, completion: str) -> float:
+        r"""A sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one `\boxed{…}`,
+        and the reasoning in its tags before it.
+        """
+        return form.share([*form.tagged(completion), form.boxed(completion), form.reasoned(completion)])
 
     def grade(self, problem: Problem, completion: str) -> Grade:
         reference, answer = problem.fields["answer"], read_answer(completion)

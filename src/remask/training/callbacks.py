@@ -80,7 +80,7 @@ class ProgressCallback(TrainerCallback):
         self.label, self.enabled, self.note = label, enabled, ""
         self._context: AbstractContextManager[Tracker] | None = None
         self._tick: Tracker | None = None
-        self._first = 0
+        self._first = self._done = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._first = state.global_step
@@ -90,7 +90,13 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self._tick is not None
-        self._tick(state.global_step - self._first, self.note)
+        self._done = state.global_step - self._first
+        self._tick(self._done, self.note)
+
+    def within(self, doing: str) -> None:
+        """What a long step is at."""
+        if self._tick is not None:
+            self._tick(self._done, f"{self.note}; {doing}" if self.note else doing)
 
     def on_log(
         self,
@@ -102,6 +108,8 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             self.note = f"loss {logs['loss']:.3f}"
+            if "reward_mean" in logs:
+                self.note += f", reward {logs['reward_mean']:.3f}"
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close()
@@ -120,6 +128,13 @@ def _step_of_line(line: str) -> float:
         return math.inf
 
 
+def cut_lines(path: Path, step: int) -> None:
+    """Drop the lines of a file of JSON lines that belong to later steps, which a resumed run will write again."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if _step_of_line(line) <= step]
+    write_atomically(path, "".join(f"{line}\n" for line in kept) if step else "")
+
+
 class MetricsCallback(TrainerCallback):
     """Appends every logged metric to `metrics.jsonl`; a resumed run first drops what it will do again."""
 
@@ -128,9 +143,7 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if _step_of_line(line) <= state.global_step]
-            write_atomically(self.path, "".join(f"{line}\n" for line in kept) if state.global_step else "")
+            cut_lines(self.path, state.global_step)
 
     def on_log(
         self,

@@ -141,6 +141,7 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
 
 WRITTEN = (
     "metrics.jsonl",
+    "completions.jsonl",
     "run.json",
     "masking.json",
     "inspect.json",

@@ -48,6 +48,16 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
         return add_adapter(model, lora, base_name=_base_name(name))
 
 
+def without_dropout(model: Any) -> Any:
+    """No dropout in training: a policy's likelihood of the same answer on the same noise is then the same."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
 def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy that is never trained."""
     return copy.deepcopy(model).requires_grad_(False).eval()

@@ -42,7 +42,7 @@ def carry_out(
     *,
     described: dict[str, Any],
     checkpoint: Path | None,
-    begin: Callable[[], Sequence[TrainerCallback]],
+    begin: Callable[[ProgressCallback], Sequence[TrainerCallback]],
     finish: Callable[[], dict[str, float]],
     label: str,
     quiet: bool,
@@ -61,7 +61,7 @@ def carry_out(
     progress_callback, stop = ProgressCallback(label, enabled=not quiet), StopCallback()
     record = Record(folder, described, device=config.device, enabled=main)
     try:
-        own = begin()
+        own = begin(progress_callback)
         for callback in (
             *own,
             FiniteGradientCallback(),

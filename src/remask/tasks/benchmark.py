@@ -1,4 +1,4 @@
-"""Problems to evaluate on: which, from where, and how they are put to the model."""
+"""Problems to train or evaluate on: which, from where, and how they are put to the model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Benchmark:
     def parse(
         cls, text: str, *, count: int | None, split: Split, seed: int, sandbox: Sandbox | None = None
     ) -> Benchmark:
-        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set), or `name=SOURCE`: a published file or
-        a folder in the hub's layout. Of published problems the first `count` are taken. Tasks that run code need a
-        sandbox.
+        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set: to train on, its training split), or
+        `name=SOURCE`: a published file or a folder in the hub's layout. Of published problems the first `count` are
+        taken. Tasks that run code need a sandbox.
         """
         name, given, source = text.partition("=")
         task = get(name)
@@ -48,7 +48,7 @@ class Benchmark:
             return cls(task, problems, f"generated {split} split, seed {seed}")
         if given and (not source or not Path(source).exists()):
             raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
-        problems = _numbered(task.load(source or None))
+        problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
         return cls(task, problems[:count] if count else problems, source or str(task.hub))
 
 

@@ -1,0 +1,179 @@
+"""Options of `remask rl`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from remask.config.common import DecodingConfig, Device, Dtype, EngineConfig, LoraConfig, Quantization
+from remask.config.read import STRICT
+
+
+@dataclass(frozen=True)
+class PolicyChoicesConfig:
+    """Override single choices of the objective's preset; what is not given stays the preset's."""
+
+    __pydantic_config__ = STRICT
+
+    likelihood: Literal["mean_field", "elbo", "elbo_coupled", "coupled"] | None = None
+    """What stands for log p of an answer."""
+    draws: int | None = None
+    """Noise draws (K) the likelihood is the mean of."""
+    scope: Literal["canvas", "until_eos"] | None = None
+    """Which positions are scored: the whole canvas, or the answer up to its end."""
+    prompt_mask: float | None = None
+    """Share of the prompt's tokens masked by mean_field."""
+    fresh_noise: bool | None = None
+    """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
+    level: Literal["token", "sequence", "none"] | None = None
+    """A ratio per token, per answer (length-normalised), or none: weighted likelihood."""
+    clip_low: float | None = None
+    """Ratios are clipped below 1 - clip_low."""
+    clip_high: float | None = None
+    """Ratios are clipped above 1 + clip_high."""
+    kl: Literal["k1", "k2", "k3", "none"] | None = None
+    """Estimator of the KL to the reference."""
+    kl_weight: float | None = None
+    """Its weight in the loss (beta)."""
+    advantage: Literal["mean", "normalised", "leave_one_out", "softmax"] | None = None
+    """From a group's rewards to advantages."""
+    normaliser: Literal["sequences", "tokens", "groups"] | None = None
+    """What the loss is divided by, counted over the whole optimiser step."""
+
+    def given(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What an answer is worth: a weighted sum of functions."""
+
+    __pydantic_config__ = STRICT
+
+    functions: tuple[str, ...] = ("task",)
+    """task (the task's dense score), correct, format, length, length:<n>, share:<text>, or your own as module:function
+    or file.py:function."""
+    weights: tuple[float, ...] | None = None
+    """One weight a function (default: 1 each)."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do when a function raises or gives NaN: stop, or leave that completion out and count it."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What is sampled between updates. One rollout is prompts x completions answers."""
+
+    __pydantic_config__ = STRICT
+
+    prompts: int = 16
+    """Prompts of a rollout, over all processes."""
+    completions: int = 8
+    """Answers to each prompt: a group."""
+    inner_updates: int = 1
+    """Passes over each rollout (mu)."""
+    minibatches: int = 1
+    """Optimiser steps that one pass is split into."""
+    batch_size: int = 128
+    """Canvases written at once by each process."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt (default: what the model's positions allow)."""
+    over_long: Literal["error", "drop"] = "error"
+    """What to do with a longer prompt."""
+    keep: int = 8
+    """Groups of each rollout to write to completions.jsonl (-1: all)."""
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
+    """How answers are sampled; what is not given comes from the checkpoint."""
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """The fixed problems that progress is measured on."""
+
+    __pydantic_config__ = STRICT
+
+    tasks: str | None = None
+    """As tasks (default: the validation split of the same generated tasks, and nothing for others)."""
+    n: int = 64
+    """Problems of each task."""
+    batch_size: int = 64
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=0.0))
+    """How they are answered; what is not given comes from the checkpoint."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The model that the KL is measured from: the starting model (with adapters: the base with them off)."""
+
+    __pydantic_config__ = STRICT
+
+    sync_every: int = 0
+    """Make it a copy of the policy every N steps (0: never)."""
+
+
+@dataclass(frozen=True)
+class PolicyEngineConfig(EngineConfig):
+    """The training engine's settings for policies, under transformers' names.
+
+    Accumulation follows from the rollout: prompts x completions / (minibatches x processes x batch size).
+    """
+
+    __pydantic_config__ = STRICT
+
+    learning_rate: float = 1e-5
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 0.2
+    backward: Literal["draw", "whole"] = "draw"
+    """draw: one noise draw at a time: memory does not grow with the draws, for one more forward where the policy has
+    moved since the rollout. whole: all draws at once."""
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Reinforcement learning of a diffusion language model with verifiable rewards."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    """A hub id, a local folder, a run of Remask's, or tiny (the embedded model)."""
+    tasks: str = "sudoku"
+    """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
+    name=SOURCE for a file or a folder."""
+    data: str | None = None
+    """Prompts of your own instead of tasks: rows with prompt or messages; other columns go to the reward functions."""
+    problems: int | None = None
+    """Distinct problems of each task to train on (default: 2000 generated ones, or all of a source)."""
+    objective: str = "espo"
+    """Which method: espo, diffu-grpo, coupled-grpo, wd1, token-elbo, sequence-mean-field, token-mean-field; gspo-elbo,
+    gspo-mean-field and grpo-elbo are other names for three of them."""
+    output_dir: str = "runs/rl"
+    """Where the model, its metrics, completions and checkpoints go."""
+    resume: str | None = None
+    """auto: from the newest whole checkpoint of output_dir, where there is one; or a checkpoint's folder."""
+    overwrite: bool = False
+    """Start anew in an output folder that holds a run."""
+    seed: int = 0
+    """Seeds prompts, sampling, noise and adapters."""
+    max_steps: int = 200
+    """Optimiser steps: inner_updates x minibatches of each rollout."""
+    allow_code_execution: bool = False
+    """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
+    prompt_style: Literal["compact", "instruct"] | None = None
+    """Which wording of the prompts (default: the checkpoint's)."""
+    prompt_template: str | None = None
+    """A prompt to use instead of the task's; {question} and the like are the problem's."""
+    system: str | None = None
+    """A system turn to begin with."""
+    prefill: str = ""
+    """What every answer begins with, such as <reasoning>."""
+    dtype: Dtype = "float32"
+    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    quantization: Quantization | None = None
+    """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
+    device: Device = "auto"
+    choices: PolicyChoicesConfig = field(default_factory=PolicyChoicesConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    trainer: PolicyEngineConfig = field(default_factory=PolicyEngineConfig)

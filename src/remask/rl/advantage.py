@@ -1,0 +1,69 @@
+"""From a group's rewards to its advantages: how much better than the group an answer is (methods §5).
+
+Shapes: P prompts, G completions of each. A reward of NaN is none: its completion takes no part, its advantage is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+AdvantageName = Literal["mean", "normalised", "leave_one_out", "softmax"]
+MIN_SPREAD = 1e-6
+"""Below this standard deviation the rewards of a group are taken as equal."""
+
+
+def centred(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """r − mean (Dr. GRPO, arXiv 2503.20783; d1)."""
+    return reward - reward.nanmean(-1, keepdim=True)
+
+
+def normalised(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """(r − mean)/std (GRPO, arXiv 2402.03300), std over the group with G − 1; 0 where rewards are equal."""
+    std = spread(reward)[:, None]
+    return torch.where(std > MIN_SPREAD, centred(reward) / std, 0.0)
+
+
+def leave_one_out(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """r_i − mean of the others (RLOO, arXiv 2402.14740) = G/(G − 1)·(r_i − mean)."""
+    count = reward.isfinite().sum(-1, keepdim=True)
+    return centred(reward) * count / (count - 1).clamp(min=1)
+
+
+def softmax(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """softmax(A) − softmax(−A) over the group, A = r − mean: how wd1 weighs log-likelihoods (arXiv 2507.08838)."""
+    advantage = centred(reward)
+    there = advantage.isfinite()
+    return sum(
+        sign * torch.where(there, sign * advantage, -torch.inf).softmax(-1).nan_to_num(0.0) for sign in (1.0, -1.0)
+    ) + torch.zeros_like(advantage)
+
+
+ADVANTAGES: dict[AdvantageName, Callable[[Tensor], Tensor]] = {
+    "mean": centred,
+    "normalised": normalised,
+    "leave_one_out": leave_one_out,
+    "softmax": softmax,
+}
+
+
+def advantages(name: AdvantageName, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """0 for a completion without a reward, and for all of a group where fewer than two have one or all are equal."""
+    value = ADVANTAGES[name](reward)
+    return torch.where(reward.isfinite() & informative(reward)[:, None], value, 0.0)
+
+
+def informative(reward: Float[Tensor, "P G"]) -> Bool[Tensor, "P"]:
+    """Whether a group's rewards differ: one without spread carries no policy gradient."""
+    return spread(reward) > MIN_SPREAD
+
+
+def spread(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P"]:
+    """The standard deviation of the rewards there are, with G − 1; 0 where there are fewer than two."""
+    count = reward.isfinite().sum(-1)
+    squares = centred(reward).square().nansum(-1)
+    return torch.where(count > 1, (squares / (count - 1).clamp(min=1)).sqrt(), 0.0)

@@ -1,0 +1,154 @@
+"""One policy objective, five choices (methods §5): likelihood, level, clip, KL, advantage.
+
+A method is a preset of the choices (`rl.presets`). What is minimised is
+
+    (1/N) Σ_rows [ −min(ρ·A, clip(ρ, 1 − ε_low, 1 + ε_high)·A) + β·KL ]
+
+with ρ per token or per answer, or (level none) (1/N) Σ_rows −A·ℓ.
+
+Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the scored tokens of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from remask.diffusion.likelihood import Likelihood, LikelihoodName
+from remask.rl.advantage import AdvantageName
+
+Level = Literal["token", "sequence", "none"]
+KlName = Literal["k1", "k2", "k3", "none"]
+Scope = Literal["canvas", "until_eos"]
+Normaliser = Literal["sequences", "tokens", "groups"]
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are cut to ±20 before exp; how many were is logged."""
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """The choices. likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which
+    proxy, on how many draws, over which positions, with what share of the prompt masked (mean_field), and whether every
+    inner update draws its own noise. normaliser is N: the answers, scored tokens or groups of the whole optimiser step.
+    """
+
+    likelihood: LikelihoodName = "elbo_coupled"
+    draws: int = 2
+    scope: Scope = "canvas"
+    prompt_mask: float = 0.0
+    fresh_noise: bool = True
+    level: Level = "sequence"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: KlName = "k2"
+    kl_weight: float = 0.01
+    advantage: AdvantageName = "leave_one_out"
+    normaliser: Normaliser = "sequences"
+
+    @property
+    def uses_old(self) -> bool:
+        """Whether the likelihood at the time of the rollout is needed."""
+        return self.level != "none"
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl != "none" and self.kl_weight > 0
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """row [B]: each row's part of the numerator. ratio, clipped_low, clipped_high, cut [M]: of every ratio there is
+    (M rows or tokens). kl [B]: each row's KL estimate per token, unweighted.
+    """
+
+    row: Float[Tensor, "B"]
+    ratio: Float[Tensor, "M"]
+    clipped_low: Bool[Tensor, "M"]
+    clipped_high: Bool[Tensor, "M"]
+    cut: Bool[Tensor, "M"]
+    kl: Float[Tensor, "B"]
+
+
+def kl_estimate(name: KlName, log_ratio: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) from d = ℓ − ℓ_ref: k1 = d, k2 = ½d², k3 = e^(−d) + d − 1 (Schulman 2020).
+
+    As a loss on the policy's own samples only k2's gradient is that of the KL: k1's vanishes in expectation.
+    """
+    if name == "k1":
+        return log_ratio
+    if name == "k2":
+        return log_ratio.square() / 2
+    if name == "k3":
+        return _exp(-log_ratio) + log_ratio - 1
+    return torch.zeros_like(log_ratio)
+
+
+def policy_terms(
+    objective: PolicyObjective,
+    advantage: Float[Tensor, "B"],
+    current: Likelihood,
+    old: Likelihood | None,
+    reference: Likelihood | None,
+    scored: Bool[Tensor, "B L"],
+) -> PolicyTerms:
+    """The terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not used."""
+    n = current.scored.clamp(min=1)
+    if objective.level == "token":
+        log_ratio = current.token - (current.token.detach() if old is None else old.token)
+        surrogate = _per_row(_surrogate(objective, log_ratio, advantage[:, None]), scored)
+    elif objective.level == "sequence":
+        log_ratio = (current.sequence - (current.sequence.detach() if old is None else old.sequence)) / n
+        surrogate = _surrogate(objective, log_ratio, advantage)
+    else:
+        log_ratio = torch.zeros_like(current.sequence)
+        surrogate = -advantage * current.sequence
+    kl = torch.zeros_like(current.sequence)
+    if reference is not None and objective.level == "token":
+        kl = _per_row(kl_estimate(objective.kl, current.token - reference.token), scored)
+    elif reference is not None:
+        kl = kl_estimate(objective.kl, current.sequence - reference.sequence) / n
+    row = surrogate + objective.kl_weight * kl
+    if objective.normaliser == "tokens":
+        row = row * n
+    shown = log_ratio.detach()[scored] if objective.level == "token" else log_ratio.detach()
+    sign = advantage[:, None].expand_as(scored)[scored] if objective.level == "token" else advantage
+    ratio = _exp(shown)
+    return PolicyTerms(
+        row,
+        ratio,
+        clipped_low=(ratio < 1 - objective.clip_low) & (sign < 0),
+        clipped_high=(ratio > 1 + objective.clip_high) & (sign > 0),
+        cut=shown.abs() > MAX_LOG_RATIO,
+        kl=kl.detach(),
+    )
+
+
+def rows_counted(
+    objective: PolicyObjective, counted: Bool[Tensor, "B"], scored: Bool[Tensor, "B L"], group_size: int
+) -> Float[Tensor, ""]:
+    """N of these rows: answers, their scored tokens, or groups (a row is 1/G of one). Rows not counted are none."""
+    if objective.normaliser == "tokens":
+        return (scored.sum(-1) * counted).sum().float()
+    rows = counted.sum().float()
+    return rows / group_size if objective.normaliser == "groups" else rows
+
+
+def _surrogate(objective: PolicyObjective, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    """−min(ρ·A, clip(ρ)·A) (PPO, arXiv 1707.06347)."""
+    ratio = _exp(log_ratio)
+    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _per_row(token: Float[Tensor, "B L"], scored: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
+    """The mean over a row's scored tokens."""
+    return torch.where(scored, token, 0.0).sum(-1) / scored.sum(-1).clamp(min=1)

@@ -1,0 +1,72 @@
+"""Named methods: presets of the policy objective's choices (methods §5)."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from remask.errors import UserError
+from remask.rl.policy_loss import PolicyObjective
+
+ESPO = PolicyObjective()
+MEAN_FIELD = replace(ESPO, likelihood="mean_field", draws=1, prompt_mask=0.15)
+TOKEN_RATIO: dict[str, Any] = {"level": "token", "clip_low": 0.5, "clip_high": 0.5, "kl": "k3", "normaliser": "tokens"}
+
+PRESETS: dict[str, PolicyObjective] = {
+    "espo": ESPO,  # 2512.03759
+    "diffu-grpo": replace(MEAN_FIELD, **TOKEN_RATIO, kl_weight=0.04, scope="until_eos", advantage="mean"),  # d1
+    "coupled-grpo": replace(ESPO, **TOKEN_RATIO, likelihood="coupled", draws=1, scope="until_eos"),  # DiffuCoder
+    "wd1": replace(  # 2507.08838
+        MEAN_FIELD, level="none", kl="none", scope="until_eos", advantage="softmax", normaliser="groups"
+    ),
+    # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
+    "token-elbo": replace(ESPO, level="token"),
+    "sequence-mean-field": MEAN_FIELD,
+    "token-mean-field": replace(MEAN_FIELD, level="token"),
+}
+
+ALIASES = {"gspo-elbo": "espo", "gspo-mean-field": "sequence-mean-field", "grpo-elbo": "token-elbo"}
+"""GSPO (2507.18071) is the length-normalised ratio of a whole answer, GRPO that of a token: the same things by the
+names of autoregressive methods."""
+
+
+def resolve(name: str, **choices: Any) -> PolicyObjective:
+    """The preset of that name, with choices replaced. Raises UserError naming what is unknown or does not fit."""
+    known = ALIASES.get(name, name)
+    if known not in PRESETS:
+        raise UserError(f"unknown objective {name!r}", mend=f"the presets are {', '.join([*PRESETS, *ALIASES])}")
+    unknown = set(choices) - {field.name for field in fields(PolicyObjective)}
+    if unknown:
+        raise UserError(
+            f"{', '.join(sorted(unknown))}: not a choice of the objective",
+            mend=f"the choices are {', '.join(field.name for field in fields(PolicyObjective))}",
+        )
+    objective = replace(PRESETS[known], **choices)
+    check(objective)
+    return objective
+
+
+def check(objective: PolicyObjective) -> None:
+    """Raises UserError for choices out of their range or that make no sense together."""
+    if objective.draws < 1:
+        raise UserError(f"choices.draws = {objective.draws}", mend="it is 1 or more")
+    for name in ("clip_low", "clip_high", "kl_weight"):
+        if not getattr(objective, name) >= 0:
+            raise UserError(f"choices.{name} = {getattr(objective, name)}", mend="it is 0 or more")
+    if not 0 <= objective.prompt_mask < 1:
+        raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="it is 0 or more and below 1")
+    if objective.prompt_mask and objective.likelihood != "mean_field":
+        raise UserError(
+            f"choices.prompt_mask = {objective.prompt_mask} with the likelihood {objective.likelihood}",
+            mend="only mean_field masks the prompt: set prompt_mask to 0",
+        )
+    if objective.advantage == "softmax" and objective.level != "none":
+        raise UserError(
+            f"softmax weights with a ratio per {objective.level}",
+            mend="they weigh likelihoods: set choices.level to none, or take another advantage",
+        )
+    if objective.likelihood == "mean_field" and not objective.prompt_mask and objective.draws > 1:
+        raise UserError(
+            f"choices.draws = {objective.draws}: every draw of mean_field is the same where the prompt is not masked",
+            mend="set draws to 1",
+        )

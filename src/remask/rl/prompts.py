@@ -1,0 +1,107 @@
+"""What a policy is asked: prompts with what their reward functions need, in an order fixed by the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from remask.data.chat import encode_prompt
+from remask.data.files import Unreadable, read_rows
+from remask.data.sources import Message
+from remask.errors import UserError
+from remask.tasks import Problem, Task
+from remask.tasks.benchmark import Asking, Benchmark
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question. text is the user's turn, ids the whole prompt's tokens, columns what reward functions are given."""
+
+    key: str
+    text: str
+    ids: list[int]
+    columns: dict[str, Any]
+    task: Task | None = None
+    problem: Problem | None = None
+
+
+def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
+    """The problems of a task as prompts; their fields are the columns."""
+    prompts = []
+    for problem in benchmark.problems:
+        text = asking.prompt(benchmark.task, problem)
+        ids = encode_prompt(tokenizer, asking.messages(text), prefill=asking.prefill)
+        prompts.append(Prompt(problem.key, text, ids, dict(problem.fields), benchmark.task, problem))
+    return prompts
+
+
+def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
+    """A file's or data set's rows as prompts: `prompt` (text or messages) or `messages`, and columns of any kind.
+
+    Raises UserError naming the row that has no prompt.
+    """
+    prompts = []
+    for number, (where, row) in enumerate(read_rows(source, split="train")):
+        if isinstance(row, Unreadable) or not isinstance(row, dict):
+            reason = row.reason if isinstance(row, Unreadable) else "a row is a mapping of columns"
+            raise UserError(reason, where=where)
+        messages = _messages(row.get("messages", row.get("prompt")), asking, where)
+        ids = encode_prompt(tokenizer, messages, prefill=asking.prefill)
+        columns = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
+        prompts.append(Prompt(f"{number}", messages[-1]["content"], ids, columns))
+    if not prompts:
+        raise UserError("holds no prompts", where=source)
+    return prompts
+
+
+def _messages(value: Any, asking: Asking, where: str) -> list[Message]:
+    if isinstance(value, str) and value.strip():
+        return asking.messages(value)
+    turns = value if isinstance(value, list) else []
+    whole = all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role") for turn in turns)
+    if not turns or not whole or turns[-1]["role"] != "user":
+        raise UserError(
+            "the row has no prompt", where=where, mend="give prompt (text), or messages that end with the user's turn"
+        )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool) -> tuple[list[Prompt], int]:
+    """(prompts of at most `limit` tokens, how many were dropped). Raises UserError for a longer one unless `drop`."""
+    kept = [prompt for prompt in prompts if limit is None or len(prompt.ids) <= limit]
+    dropped = len(prompts) - len(kept)
+    if dropped and not drop:
+        long = next(prompt for prompt in prompts if limit is not None and len(prompt.ids) > limit)
+        raise UserError(
+            f"{dropped} of {len(prompts)} prompts are longer than {limit} tokens, the first has {len(long.ids)}",
+            where=long.key,
+            mend="raise rollout.max_prompt_tokens (or shorten the canvas), or set rollout.over_long to drop",
+        )
+    if not kept:
+        raise UserError(f"all {len(prompts)} prompts are longer than {limit} tokens")
+    return kept, dropped
+
+
+def columns_of(prompts: Sequence[Prompt]) -> list[str]:
+    """The names of the columns that any prompt has: reward functions are given all of them in every batch."""
+    return list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
+
+
+class PromptOrder:
+    """The prompts of each rollout: all of them in an order drawn from (seed, epoch), epoch after epoch."""
+
+    def __init__(self, size: int, *, per_rollout: int, seed: int) -> None:
+        self.size, self.per_rollout, self.seed = size, per_rollout, seed
+
+    def of(self, rollout: int) -> list[int]:
+        """The same for the same rollout, whenever it is asked."""
+        places = range(rollout * self.per_rollout, (rollout + 1) * self.per_rollout)
+        orders = {epoch: self._order(epoch) for epoch in {place // self.size for place in places}}
+        return [orders[place // self.size][place % self.size] for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng([self.seed, epoch, 0x9]).permutation(self.size).tolist()

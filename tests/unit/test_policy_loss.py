@@ -1,0 +1,213 @@
+"""The policy objective: the golden loss and gradient, numbers by hand, and what methods have in common."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.diffusion.likelihood import Likelihood
+from remask.errors import UserError
+from remask.rl.policy_loss import MAX_LOG_RATIO, PolicyObjective, kl_estimate, policy_terms, rows_counted
+from remask.rl.presets import ALIASES, PRESETS, resolve
+
+
+def likelihood(*rows: list[float]) -> tuple[Likelihood, Tensor]:
+    """Token log-likelihoods as given, right-padded with what is not scored."""
+    width = max(map(len, rows))
+    token = torch.tensor([row + [0.0] * (width - len(row)) for row in rows])
+    scored = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return Likelihood(token, token.sum(-1), scored.sum(-1)), scored
+
+
+def sequences(values: list[float], n: int) -> tuple[Likelihood, Tensor]:
+    value = torch.tensor(values, dtype=torch.float64)
+    token = (value / n)[:, None].expand(-1, n)
+    return Likelihood(token, value, torch.full((len(values),), n)), torch.ones_like(token, dtype=torch.bool)
+
+
+@pytest.mark.shared
+def test_golden_loss_and_gradient(shared: Path) -> None:
+    cases = json.loads((shared / "golden" / "espo.json").read_text())["policy_loss"]
+    assert len(cases) > 1
+    for case in cases:
+        n = case["completion_length"]
+        objective = replace(
+            resolve("espo"), clip_low=case["epsilon"], clip_high=case["epsilon"], kl_weight=case["beta"]
+        )
+        new, scored = sequences(case["elbo_new"], n)
+        new = replace(new, sequence=new.sequence.requires_grad_())
+        old, reference = (sequences(case[name], n)[0] for name in ("elbo_old", "elbo_ref"))
+        advantage = torch.tensor(case["advantages"], dtype=torch.float64)
+        loss = policy_terms(objective, advantage, new, old, reference, scored).row.mean()
+        (gradient,) = torch.autograd.grad(loss, new.sequence)
+        assert loss.item() == pytest.approx(case["loss"], rel=1e-4)
+        assert gradient.tolist() == pytest.approx(case["grad_elbo_new"], rel=1e-4)
+
+
+def test_kl_by_hand() -> None:
+    d = torch.tensor([0.0, 0.5, -1.0])
+    assert kl_estimate("k1", d).tolist() == [0.0, 0.5, -1.0]
+    assert kl_estimate("k2", d).tolist() == [0.0, 0.125, 0.5]
+    assert kl_estimate("k3", d).tolist() == pytest.approx([0.0, math.exp(-0.5) - 0.5, math.e - 2])
+    assert kl_estimate("none", d).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_where_nothing_has_moved_ratios_are_one_and_kl_is_zero(name: str) -> None:
+    value, scored = likelihood([-1.0, -2.5, -0.125], [-4.0, -0.5])
+    terms = policy_terms(PRESETS[name], torch.tensor([0.3, -0.7]), value, value, value, scored)
+    assert (terms.ratio == 1).all()
+    assert (terms.kl == 0).all()
+    assert not terms.clipped_low.any()
+    assert not terms.clipped_high.any()
+
+
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.level != "none"])
+def test_the_gradient_raises_what_was_good(name: str) -> None:
+    value, scored = likelihood([-1.0, -2.0], [-3.0, -1.0])
+    token = value.token.clone().requires_grad_()
+    current = Likelihood(token, token.sum(-1), value.scored)
+    policy_terms(PRESETS[name], torch.tensor([1.0, -1.0]), current, value, value, scored).row.sum().backward()
+    assert token.grad is not None
+    assert (token.grad[0] < 0).all()
+    assert (token.grad[1] > 0).all()
+
+
+def test_wd1s_gradient_by_hand_on_two_completions() -> None:
+    """Minimising −Σ_i w_i·ℓ_i, w = softmax(A) − softmax(−A): the better answer's ℓ rises at the rate of its weight."""
+    share = (math.e - 1) / (math.e + 1)
+    value, scored = likelihood([-1.0, -2.0], [-3.0, -1.0])
+    token = value.token.clone().requires_grad_()
+    current = Likelihood(token, token.sum(-1), value.scored)
+    policy_terms(PRESETS["wd1"], torch.tensor([-share, share]), current, None, None, scored).row.sum().backward()
+    assert token.grad is not None
+    assert token.grad.tolist() == [pytest.approx([share, share]), pytest.approx([-share, -share])]
+
+
+def test_clipping_by_hand() -> None:
+    """ε = 0.2 below, 0.5 above; log-ratios ±1 over one token. Only what would go further is cut off."""
+    objective = PolicyObjective(kl="none", clip_low=0.2, clip_high=0.5)
+    new, scored = likelihood([0.0], [0.0], [0.0], [0.0])
+    old, _ = likelihood([-1.0], [-1.0], [1.0], [1.0])
+    terms = policy_terms(objective, torch.tensor([1.0, -1.0, 1.0, -1.0]), new, old, None, scored)
+    assert terms.row.tolist() == pytest.approx([-1.5, math.e, -1 / math.e, 0.8])
+    assert terms.clipped_high.tolist() == [True, False, False, False]
+    assert terms.clipped_low.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3", "none"])
+@pytest.mark.parametrize("normaliser", ["sequences", "tokens"])
+def test_token_and_sequence_level_coincide_for_answers_of_one_token(kl: str, normaliser: str) -> None:
+    new, scored = likelihood([-0.5], [-1.5], [-2.0])
+    old, _ = likelihood([-0.75], [-1.0], [-2.5])
+    reference, _ = likelihood([-1.0], [-1.25], [-1.5])
+    rows = [
+        policy_terms(
+            PolicyObjective(level=level, kl=kl, kl_weight=0.3, normaliser=normaliser),  # type: ignore[arg-type]
+            torch.tensor([1.0, -0.5, 0.25]),
+            new,
+            old,
+            reference,
+            scored,
+        ).row
+        for level in ("token", "sequence")
+    ]
+    assert rows[0].tolist() == pytest.approx(rows[1].tolist())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_padding_and_batch_mates_change_nothing(name: str) -> None:
+    short, longer = [-1.0, -0.5], [-2.0, -0.25, -0.75]
+    both, scored = likelihood(short, longer)
+    alone, own = likelihood(short)
+    moved = replace(both, token=both.token * 0.9, sequence=both.sequence * 0.9)
+    moved_alone = replace(alone, token=alone.token * 0.9, sequence=alone.sequence * 0.9)
+    together = policy_terms(PRESETS[name], torch.tensor([0.4, -0.4]), both, moved, moved, scored)
+    single = policy_terms(PRESETS[name], torch.tensor([0.4]), alone, moved_alone, moved_alone, own)
+    assert together.row[0].item() == pytest.approx(single.row.item())
+    assert together.kl[0].item() == pytest.approx(single.kl.item())
+
+
+def test_normalisers_by_hand() -> None:
+    _, scored = likelihood([0.0, 0.0, 0.0], [0.0], [0.0, 0.0], [0.0])
+    counted = torch.tensor([True, True, False, True])
+    counts = {name: rows_counted(PolicyObjective(normaliser=name), counted, scored, 2).item() for name in NORMALISERS}
+    assert counts == {"sequences": 3, "tokens": 5, "groups": 1.5}
+
+
+NORMALISERS = ("sequences", "tokens", "groups")
+
+
+def test_a_token_level_row_is_the_mean_or_the_sum_of_its_tokens() -> None:
+    new, scored = likelihood([0.0, 0.0])
+    old, _ = likelihood([-0.1, 0.1])
+    mean, total = (
+        policy_terms(
+            PolicyObjective(level="token", kl="none", normaliser=name), torch.tensor([1.0]), new, old, None, scored
+        ).row.item()
+        for name in ("sequences", "tokens")
+    )
+    assert mean == pytest.approx(-(math.exp(0.1) + math.exp(-0.1)) / 2)
+    assert total == pytest.approx(2 * mean)
+
+
+def test_ratios_beyond_all_measure_are_cut_and_counted() -> None:
+    new, scored = likelihood([0.0], [0.0])
+    old, _ = likelihood([-1000.0], [-1.0])
+    terms = policy_terms(PolicyObjective(kl="none"), torch.tensor([-1.0, -1.0]), new, old, None, scored)
+    assert torch.isfinite(terms.row).all()
+    assert terms.cut.tolist() == [True, False]
+    assert terms.ratio[0].item() == pytest.approx(math.exp(MAX_LOG_RATIO))
+
+
+def test_the_presets_are_those_of_the_papers() -> None:
+    """The table of the methods: each choice that is not ESPO's own."""
+    espo = PRESETS["espo"]
+    assert (espo.likelihood, espo.draws, espo.scope, espo.level) == ("elbo_coupled", 2, "canvas", "sequence")
+    assert (espo.clip_low, espo.clip_high, espo.kl, espo.kl_weight) == (0.2, 0.2, "k2", 0.01)
+    d1 = PRESETS["diffu-grpo"]
+    assert (d1.likelihood, d1.level, d1.clip_low, d1.kl, d1.kl_weight) == ("mean_field", "token", 0.5, "k3", 0.04)
+    assert (d1.prompt_mask, d1.fresh_noise, d1.advantage) == (0.15, True, "mean")
+    coder = PRESETS["coupled-grpo"]
+    assert (coder.likelihood, coder.clip_high, coder.kl, coder.kl_weight) == ("coupled", 0.5, "k3", 0.01)
+    assert coder.advantage == "leave_one_out"
+    wd1 = PRESETS["wd1"]
+    assert (wd1.likelihood, wd1.level, wd1.kl, wd1.advantage) == ("mean_field", "none", "none", "softmax")
+    square = {(PRESETS[n].level, PRESETS[n].likelihood) for n in SQUARE}
+    assert len(square) == 4
+    for name in SQUARE:
+        same = replace(PRESETS[name], level="sequence", likelihood="elbo_coupled", draws=2, prompt_mask=0.0)
+        assert same == espo
+
+
+SQUARE = ("espo", "token-elbo", "sequence-mean-field", "token-mean-field")
+
+
+def test_names_of_autoregressive_methods() -> None:
+    for alias, name in ALIASES.items():
+        assert resolve(alias) == resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "message"),
+    [
+        ("espoo", {}, "unknown objective 'espoo'.*espo, diffu-grpo"),
+        ("espo", {"lvel": "token"}, "lvel: not a choice"),
+        ("espo", {"draws": 0}, "draws = 0"),
+        ("espo", {"clip_low": -0.1}, "clip_low = -0.1"),
+        ("espo", {"kl_weight": math.nan}, "kl_weight = nan"),
+        ("espo", {"prompt_mask": 0.15}, "only mean_field masks the prompt"),
+        ("diffu-grpo", {"prompt_mask": 1.0}, "below 1"),
+        ("espo", {"advantage": "softmax"}, "set choices.level to none"),
+        ("sequence-mean-field", {"prompt_mask": 0.0, "draws": 2}, "every draw of mean_field is the same"),
+    ],
+)
+def test_choices_that_do_not_fit(name: str, choices: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(name, **choices)
