@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,6 +29,12 @@ WIDTH, HEIGHT = 5.0, 2.9
 
 LOG_RANGE = 15.0
 """A quantity whose largest value is this many times its median is drawn on a logarithmic scale."""
+
+POINTS = 300
+"""Of one line; a longer series is thinned."""
+
+WINDOWS = 120
+"""Of a mean and its maximum."""
 
 Draw = Callable[[Axes], None]
 
@@ -51,6 +58,7 @@ def panel(name: str, label: str, xlabel: str, draw: Draw) -> str:
         "axes.spines.left": False,
         "axes.edgecolor": RULE,
         "axes.labelcolor": MUTED,
+        "axes.formatter.useoffset": False,
         "axes.grid": True,
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
@@ -112,51 +120,66 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
     return np.asarray((total[high] - total[low]) / (high - low))
 
 
-def train_loss(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
-    """Training loss: every logged value faint, its moving average over a tenth of the run drawn out."""
+def thinned(steps: Sequence[float], values: Sequence[float] | np.ndarray) -> tuple[list[float], list[float]]:
+    """A long series as the least and the largest value of each of POINTS / 2 stretches, in the order they came.
 
-    def draw(axes: Axes) -> None:
-        for run in runs:
-            steps, losses = run.series("loss")
-            if steps:
-                axes.plot(steps, losses, color=colours[run.method], linewidth=0.7, alpha=0.25)
-                average = smoothed(losses, max(3, len(losses) // 10))
-                axes.plot(steps, average, color=colours[run.method], linewidth=1.3)
-        _finish(axes, [value for run in runs for value in run.series("loss")[1]])
-
-    return panel("train-loss", _label("Training loss by optimiser step", runs), "optimiser step", draw)
-
-
-def eval_nll(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
-    """Held-out nll per response token (the same noise for every method) at each evaluation."""
-
-    def draw(axes: Axes) -> None:
-        for run in runs:
-            steps, losses = run.series("eval_nll")
-            axes.plot(steps, losses, color=colours[run.method], linewidth=1.3, marker="o", markersize=3.0)
-        _finish(axes, [value for run in runs for value in run.series("eval_nll")[1]])
-
-    return panel(
-        "eval-loss", _label("Held-out negative log-likelihood by optimiser step", runs), "optimiser step", draw
-    )
+    At the figure's width the line looks the same, and the page stays small.
+    """
+    if len(values) <= POINTS:
+        return list(steps), list(values)
+    kept: list[int] = []
+    for part in np.array_split(np.arange(len(values)), POINTS // 2):
+        own = np.asarray(values)[part]
+        kept += sorted({int(part[own.argmin()]), int(part[own.argmax()])})
+    return [steps[i] for i in kept], [values[i] for i in kept]
 
 
-def gradient_norm(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
-    """Gradient norm: the mean of each logging window as a line, up to its maximum as a band."""
+def trend(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
+    """Every logged value faint, its moving average over a tenth of the run drawn out."""
+    for run in runs:
+        steps, values = run.series(key)
+        if steps:
+            axes.plot(*thinned(steps, values), color=colours[run.method], linewidth=0.7, alpha=0.25)
+            average = smoothed(values, max(3, len(values) // 10))
+            axes.plot(*thinned(steps, average), color=colours[run.method], linewidth=1.3, **dot_if_alone(steps))
+    finish(axes, [value for run in runs for value in run.series(key)[1]])
 
-    def draw(axes: Axes) -> None:
-        everything: list[float] = []
-        for run in runs:
-            steps, means = run.series("grad_norm_mean")
-            tops, maxima = run.series("grad_norm_max")
-            if steps == tops:
-                axes.fill_between(steps, means, maxima, color=colours[run.method], alpha=0.13, linewidth=0)
-                axes.plot(steps, maxima, color=colours[run.method], linewidth=0.6, alpha=0.55)
-            axes.plot(steps, means, color=colours[run.method], linewidth=1.2)
-            everything += means + maxima
-        _finish(axes, everything)
 
-    return panel("gradient-norm", _label("Gradient norm by optimiser step", runs), "optimiser step", draw)
+def points(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
+    """A line per run, with a marker at each value."""
+    for run in runs:
+        steps, values = run.series(key)
+        axes.plot(steps, values, color=colours[run.method], linewidth=1.3, marker="o", markersize=3.0)
+    finish(axes, [value for run in runs for value in run.series(key)[1]])
+
+
+def mean_to_max(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
+    """The mean `<name>_mean` of each logging window as a line, up to `<name>_max` as a band."""
+    everything: list[float] = []
+    for run in runs:
+        tops, maxima = merged(*run.series(key.removesuffix("_mean") + "_max"), max)
+        steps, means = merged(*run.series(key), lambda values: sum(values) / len(values))
+        if steps == tops:
+            axes.fill_between(steps, means, maxima, color=colours[run.method], alpha=0.13, linewidth=0)
+            axes.plot(steps, maxima, color=colours[run.method], linewidth=0.6, alpha=0.55)
+        axes.plot(steps, means, color=colours[run.method], linewidth=1.2, **dot_if_alone(steps))
+        everything += means + maxima
+    finish(axes, everything)
+
+
+def merged(
+    steps: Sequence[float], values: Sequence[float], summary: Callable[[Sequence[float]], float]
+) -> tuple[list[float], list[float]]:
+    """Neighbouring values of a long series put together, WINDOWS of them left, each at the last of its steps."""
+    if len(values) <= WINDOWS:
+        return list(steps), list(values)
+    parts = np.array_split(np.arange(len(values)), WINDOWS)
+    return [steps[part[-1]] for part in parts], [summary([values[i] for i in part]) for part in parts]
+
+
+def dot_if_alone(steps: Sequence[float]) -> dict[str, Any]:
+    """How a run that has logged one value is drawn: a line of one point is not seen."""
+    return {"marker": "o", "markersize": 3.0} if len(steps) == 1 else {}
 
 
 def masked_by_entropy(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
@@ -179,23 +202,34 @@ def masked_by_entropy(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
 
-    label = _label("Share of tokens masked, by tenth of the tokens by entropy", runs)
+    label = label_of("Share of tokens masked, by tenth of the tokens by entropy", runs)
     return panel("masked", label, "tenth of tokens by entropy (1 most certain, 10 least)", draw)
 
 
-def _finish(axes: Axes, values: Sequence[float]) -> None:
+def finish(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic scale where spikes would flatten everything else, few ticks, no scientific offsets."""
+    few_ticks(axes)
     series = np.asarray(values, dtype=float)
     if len(series) and series.min() > 0 and series.max() > LOG_RANGE * np.median(series):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def few_ticks(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.margins(x=0.02)
 
 
-def _label(what: str, runs: Sequence[Run]) -> str:
+def as_share(axes: Axes, low: float | None = None, high: float | None = None) -> None:
+    """A linear axis in percent, from low to high where they are given."""
+    axes.set_yscale("linear")
+    few_ticks(axes)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(low, high)
+
+
+def label_of(what: str, runs: Sequence[Run]) -> str:
     methods = dict.fromkeys(run.method for run in runs)
     return f"{what}, {len(runs)} runs: {', '.join(methods)}"

@@ -15,8 +15,10 @@ from remask.evaluation.compare import START, Evaluation, load_evaluation
 from remask.report import figures
 from remask.report.results import LEVEL, benchmark, comparable_groups, completions, tally
 from remask.report.runs import Run, load_run, parse_examples
+from remask.report.samples import samples
 from remask.report.tokens import heat_maps, strips
-from remask.report.words import duration, method_order, number, pairs, percent, plural
+from remask.report.training import SFT, kind_of, training_sections
+from remask.report.words import duration, method_order, pairs, plural
 
 CARDS = 6
 """With more verdicts than this, only those that found something stand at the top, and a line counts the others."""
@@ -80,15 +82,19 @@ def render(runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str) -
     groups = comparable_groups(evaluations)
     benchmarks = [benchmark(group) for group in groups]
     verdicts = [verdict for b in benchmarks for verdict in b["verdicts"]]
-    curves, missing = _curves(runs, placeholders)
+    training, missing = training_sections(runs, placeholders)
     heat = heat_maps(runs)
+    rollouts = samples(runs)
     unmasking = strips(evaluations)
     if not evaluations:
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
     elif not unmasking:
         missing.append("Unmasking order: no evaluation holds a strip.")
-    if runs and not heat:
+    kinds = {kind_of(run) for run in runs}
+    if SFT in kinds and not heat:
         missing.append("Entropy over the text: no run holds an inspect.json.")
+    if "rl" in kinds and not rollouts:
+        missing.append("Completions over training: no run holds a completions.jsonl.")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -106,97 +112,15 @@ def render(runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str) -
         benchmarks=benchmarks,
         same_facts=len(benchmarks) > 1 and all(b["facts"] == benchmarks[0]["facts"] for b in benchmarks),
         comparisons=sum(len(b["differences"]) for b in benchmarks),
-        methods=[method for method in trained if any(run.method == method for run in runs)],
-        curves=curves,
-        run_rows=[_run_row(run) for run in runs],
+        training=training,
         heat=heat,
         strips=unmasking,
+        rollouts=rollouts,
         completions=[completions(group) for group in groups],
         settings=[_settings(run) for run in runs],
         missing=missing,
         level=f"{100 * LEVEL:.0f}%",
     )
-
-
-def _curves(runs: Sequence[Run], colours: dict[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The figures there are data for, with captions, and one line for each there are none for."""
-    wanted = [
-        (
-            "loss",
-            figures.train_loss,
-            "Training loss",
-            "Each run's logged loss (faint) and its moving average over a tenth of the run. Methods that mask or "
-            "normalise differently do not share a scale here; the held-out nll does.",
-        ),
-        (
-            "eval_nll",
-            figures.eval_nll,
-            "Held-out nll, nats per token",
-            "An upper bound of the negative log-likelihood of a response token, on examples kept out of training and "
-            "on the same noise for every run and method: the one to compare.",
-        ),
-        (
-            "grad_norm_mean",
-            figures.gradient_norm,
-            "Gradient norm",
-            "Mean over each logging window (line), up to the window's maximum (band), before clipping.",
-        ),
-    ]
-    curves, missing = [], []
-    for key, draw, name, caption in wanted:
-        having = [run for run in runs if run.series(key)[0]]
-        if having:
-            curves.append({"name": name, "svg": draw(having, colours), "caption": f"{caption} {_counted(having)}"})
-        elif runs:
-            missing.append(f"{name}: no run logged {key}.")
-    masked = [run for run in runs if run.deciles and sum(d.tokens for d in run.deciles)]
-    if masked:
-        tokens = sum(d.tokens for run in masked for d in run.deciles)
-        caption = (
-            f"How often a response token was masked in training, by its entropy when the whole response is masked. "
-            f"Uniform masking is flat; rated masking visits uncertain tokens more often. Thick lines pool a method's "
-            f"runs. {tokens:,} tokens. {_counted(masked)}"
-        )
-        svg = figures.masked_by_entropy(masked, colours)
-        curves.append({"name": "Masked share by token entropy", "svg": svg, "caption": caption})
-    elif runs:
-        missing.append("Masked share by token entropy: no run holds a masking.json.")
-    return curves, missing
-
-
-def _counted(runs: Sequence[Run]) -> str:
-    """How many runs of each method a figure shows, as its caption's last sentence."""
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.method] = counts.get(run.method, 0) + 1
-    return f"Runs: {', '.join(f'{count} of {method}' for method, count in counts.items())}."
-
-
-def _run_row(run: Run) -> dict[str, str]:
-    def last(key: str) -> float | None:
-        values = run.series(key)[1]
-        return values[-1] if values else None
-
-    def mean(key: str) -> float | None:
-        values = run.series(key)[1]
-        return sum(values) / len(values) if values else None
-
-    steps = run.series("loss")[0] or run.series("eval_nll")[0]
-    maxima, masked, share = run.series("grad_norm_max")[1], mean("masked_fraction"), mean("probe_share")
-    speed = mean("tokens_per_second")
-    return {
-        "name": run.name,
-        "method": run.method,
-        "seed": "–" if run.seed is None else str(run.seed),
-        "status": run.status,
-        "steps": f"{steps[-1]:.0f}" if steps else "–",
-        "eval_nll": number(last("eval_nll"), 3),
-        "grad_max": number(max(maxima) if maxima else None, 1),
-        "masked": "–" if masked is None else f"{percent(masked)} %",
-        "speed": "–" if speed is None else f"{speed:,.0f}",
-        "probe": "–" if share is None else f"{percent(share)} %",
-        "time": duration(run.info.get("seconds")),
-    }
 
 
 def _subtitle(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:

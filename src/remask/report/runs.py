@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
 from remask.evaluation.compare import Evaluation, find_evaluations, read_json
+from remask.report.lines import json_lines
+from remask.report.rollouts import PromptGroup, read_rollouts
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,21 @@ class Run:
     deciles: list[Decile]
     examples: list[Example]
     evaluations: list[Evaluation]
+    rollouts: list[PromptGroup] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def training(self) -> str:
+        """`sft`, `rl` or `dpo`."""
+        return str(self.info.get("training") or "sft")
+
+    @property
+    def logged(self) -> list[str]:
+        """The keys of all that was logged, in the order in which they came up."""
+        return list(dict.fromkeys(key for row in self.metrics for key in row))
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of one logged quantity, in the order logged, without what is missing or not finite."""
@@ -77,33 +89,12 @@ def load_run(path: Path | str) -> Run:
         status=str(info.get("status", "unknown")),
         info=info,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        metrics=_metrics(path / "metrics.jsonl"),
+        metrics=[row for _, row in json_lines(path / "metrics.jsonl")],
         deciles=_deciles(path / "masking.json"),
         examples=_examples(path / "inspect.json"),
         evaluations=find_evaluations(path),
+        rollouts=read_rollouts(path / "completions.jsonl"),
     )
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
-            rows.append(row)
-        except ValueError as error:
-            # A run still going may be in the middle of its last line.
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise UserError(f"is not JSON ({error})", where=f"{path}, line {number}", mend="remove the line") from error
-    return rows
 
 
 def _deciles(path: Path) -> list[Decile]:
