@@ -92,7 +92,7 @@ class HeldOutConfig:
     __pydantic_config__ = STRICT
 
     tasks: str | None = None
-    """As tasks (default: the validation split of the same generated tasks, and nothing for others)."""
+    """As tasks, or none (default: the validation split of the same generated tasks, and none of others)."""
     n: int = 64
     """Problems of each task."""
     batch_size: int = 64

@@ -282,8 +282,9 @@ def _held_out(config: RlConfig, model: Any, tokenizer: Any, asking: Asking, rewa
     if tasks is None and config.data is None:
         names = [text.strip() for text in config.tasks.split(",")]
         tasks = ",".join(name for name in names if "=" not in name and isinstance(get(name), GeneratedTask)) or None
-    if tasks is None:
+    if tasks in (None, "none"):
         return None
+    assert tasks is not None
     benchmarks = _parsed(config, tasks, count=config.held_out.n, split="validation")
     prompts = [prompt for benchmark in benchmarks for prompt in task_prompts(benchmark, tokenizer, asking)]
     decoding = _decoding(model, config.held_out.decoding)
