@@ -141,7 +141,7 @@ class RlConfig:
     data: str | None = None
     """Prompts of your own instead of tasks: rows with prompt or messages; other columns go to the reward functions."""
     problems: int | None = None
-    """Distinct problems of each task to train on (default: 2000 generated ones, or all of a source)."""
+    """Distinct problems of each task to train on (default: 1500 generated ones, or all of a source)."""
     objective: str = "espo"
     """Which method: espo, diffu-grpo, coupled-grpo, wd1, token-elbo, sequence-mean-field, token-mean-field; gspo-elbo,
     gspo-mean-field and grpo-elbo are other names for three of them."""

@@ -36,7 +36,7 @@ from remask.training.folder import check_engine, check_least, refuse_another_con
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
-GENERATED_PROBLEMS = 2000
+GENERATED_PROBLEMS = 1500
 FREE_ON_RESUME = frozenset(
     {"held_out.tasks", "held_out.n", "held_out.batch_size", "rollout.batch_size", "rollout.keep", "trainer.backward"}
 )

@@ -11,7 +11,7 @@ from remask.tasks.code_plus import HumanEvalPlus, MbppPlus
 from remask.tasks.countdown import Countdown, Countdown4, Countdown5
 from remask.tasks.generator import GeneratedTask, Split
 from remask.tasks.gsm8k import Gsm8k
-from remask.tasks.math500 import Math500
+from remask.tasks.math500 import Math, Math500
 from remask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -20,6 +20,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "countdown4": Countdown4,
     "countdown5": Countdown5,
     "gsm8k": Gsm8k,
+    "math": Math,
     "math500": Math500,
     "humaneval": HumanEval,
     "humaneval_plus": HumanEvalPlus,
@@ -45,6 +46,7 @@ __all__ = [
     "Gsm8k",
     "HumanEval",
     "HumanEvalPlus",
+    "Math",
     "Math500",
     "Mbpp",
     "MbppPlus",

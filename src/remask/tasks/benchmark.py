@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remask.data.files import FILE_KINDS
 from remask.data.sources import Message
 from remask.errors import UserError
 from remask.tasks import GeneratedTask, Problem, Split, Task, get
@@ -31,8 +32,8 @@ class Benchmark:
         cls, text: str, *, count: int | None, split: Split, seed: int, sandbox: Sandbox | None = None
     ) -> Benchmark:
         """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set: to train on, its training split), or
-        `name=SOURCE`: a published file or a folder in the hub's layout. Of published problems the first `count` are
-        taken. Tasks that run code need a sandbox.
+        `name=SOURCE`: a published file, a folder in the hub's layout or a hub id (`owner/name@split`). Of published
+        problems the first `count` are taken. Tasks that run code need a sandbox.
         """
         name, given, source = text.partition("=")
         task = get(name)
@@ -46,10 +47,18 @@ class Benchmark:
         if not given and isinstance(task, GeneratedTask):
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
-        if given and (not source or not Path(source).exists()):
+        if given and not Path(source).exists() and not is_hub_id(source):
             raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
         problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
         return cls(task, problems[:count] if count else problems, source or str(task.hub))
+
+
+def is_hub_id(source: str) -> bool:
+    """`owner/name`, perhaps with `:config` and `@split`; not what looks like a file's path."""
+    name = source.partition("@")[0].partition(":")[0]
+    owner, slash, rest = name.partition("/")
+    plain = bool(slash and owner and rest) and "/" not in rest and not name.startswith((".", "~"))
+    return plain and not Path(owner).exists() and not rest.endswith((*FILE_KINDS, ".gz"))
 
 
 def _numbered(problems: Sequence[Problem]) -> list[Problem]:

@@ -91,7 +91,11 @@ class Countdown(GeneratedTask):
                 return self.problem(numbers, path[1])
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """d1's columns (input: numbers; output: target) or Dream's (input: numbers, target last; output: steps)."""
+        """d1's columns (input: numbers; output: target), Dream's (input: numbers, target last; output: steps), or those
+        of Countdown-Tasks-3to4 (nums, target), which d1 trains on.
+        """
+        if "nums" in row:
+            return self.problem([int(number) for number in row["nums"]], int(row["target"]))
         numbers = [int(number) for number in str(row["input"]).split(",")]
         if "=" in str(row["output"]):
             return self.problem(numbers[:-1], numbers[-1])

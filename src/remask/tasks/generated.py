@@ -19,26 +19,27 @@ def is_generated(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
-def generated_examples(source: str, *, split: Split, prompt_style: str) -> list[Example]:
-    """Worked answers to generated problems, the tasks in turn. The same (source, split) gives the same examples.
+def generated_examples(source: str, *, split: Split, prompt_style: str, wrong: bool = False) -> list[Example]:
+    """Worked answers to generated problems, the tasks in turn, or plausible `wrong` ones to the same problems. The same
+    (source, split) gives the same examples.
 
     Raises UserError where the source is not of the form above.
     """
     names, count, seed = _parse(source)
     per_task = [count // len(names) + (i < count % len(names)) for i in range(len(names))]
-    pools = [_worked(name, n, split, seed, prompt_style) for name, n in zip(names, per_task, strict=True)]
+    pools = [_worked(name, n, split, seed, prompt_style, wrong) for name, n in zip(names, per_task, strict=True)]
     return [pool[i] for i in range(max(per_task)) for pool in pools if i < len(pool)]
 
 
-def _worked(name: str, count: int, split: Split, seed: int, prompt_style: str) -> list[Example]:
+def _worked(name: str, count: int, split: Split, seed: int, prompt_style: str, wrong: bool) -> list[Example]:
     task = get(name)
     if not isinstance(task, GeneratedTask):
         raise UserError(f"{name} makes no problems of its own", mend="give a file of rows to train on")
-    rng = random.Random(f"worked/{name}/{split}/{seed}")
+    rng = random.Random(f"{'wrong' if wrong else 'worked'}/{name}/{split}/{seed}")
     return [
         Example(
             ({"role": "user", "content": task.prompt(problem, cast(PromptStyle, prompt_style))},),
-            task.solve(problem, rng),
+            task.solve(problem, rng, wrong=wrong),
             f"generated {split} problem {problem.key}",
         )
         for problem in task.generate(count, split=split, seed=seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
-from remask.tasks.extraction import SPECIAL, first_answer, format_score, last_boxed
+from remask.tasks.extraction import SPECIAL, first_answer, format_score, has_box, last_boxed
 from remask.tasks.generator import digest
 from remask.tasks.verifier import Verifier
 
@@ -73,6 +73,21 @@ class Math500(Task):
         verified = self.verifier.agrees(reference, SPECIAL.sub("", completion))
         score = 1.0 if correct else format_score(completion)
         return Grade(correct, score, answer, {"math_verify": float(verified)})
+
+
+class Math(Math500):
+    """The whole data set, 7,500 problems to train on and 5,000 to test: MATH-500 is of the latter."""
+
+    name = "math"
+    hub = Hub("DigitalLearningGmbH/MATH-lighteval", "default")
+
+    def read(self, row: dict[str, Any]) -> Problem:
+        """The answer is what the solution's last box holds."""
+        answer = last_boxed(row["solution"]) if has_box(row["solution"]) else None
+        if not answer:
+            raise ValueError("its solution has no box")
+        further = {name: row[name] for name in ("type", "level") if name in row}
+        return self.problem(row["problem"], answer, **further)
 
 
 def read_answer(completion: str) -> str | None:

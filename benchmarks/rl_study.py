@@ -1,0 +1,185 @@
+"""Which policy objective learns best: every method from the same start, on the same budget, over several seeds.
+
+    python scripts/pretrain_tiny.py --output base-sudoku --direct --tasks sudoku --width 64 --layers 3 \\
+        --steps 2500 --stop-after 700 --learning-rate 3e-3 --batch-size 64
+    python benchmarks/rl_study.py tune --task sudoku --base base-sudoku --output study
+    python benchmarks/rl_study.py main --task sudoku --base base-sudoku --output study
+    python benchmarks/rl_study.py show --task sudoku --output study
+
+`tune` tries every method at the same three learning rates on one seed that is not used again; `main` runs each at its
+best one (held-out accuracy on validation problems at the end), three seeds, and answers test problems once; `show`
+prints the tables. A run that is done is not done again: stop and start as you like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remask.commands.evaluate import evaluate_model
+from remask.config import (
+    DecodingConfig,
+    EvalConfig,
+    HeldOutConfig,
+    PolicyChoicesConfig,
+    PolicyEngineConfig,
+    RlConfig,
+    RolloutConfig,
+)
+from remask.evaluation.compare import load_evaluation, pool
+from remask.rl.run import run_rl
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
+VALIDATION = {"sudoku": 200, "countdown": 120}
+TEST = {"sudoku": 500, "countdown": 120}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method: a preset and what it changes."""
+
+    objective: str
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "espo": Arm("espo"),
+    "diffu-grpo": Arm("diffu-grpo"),
+    "wd1": Arm("wd1"),
+    "coupled-grpo": Arm("coupled-grpo"),
+    "token-elbo": Arm("token-elbo"),
+    "sequence-mean-field": Arm("sequence-mean-field"),
+    "token-mean-field": Arm("token-mean-field"),
+    "espo-k1": Arm("espo", {"kl": "k1"}),
+    "espo-k3": Arm("espo", {"kl": "k3"}),
+}
+
+
+def config_of(arm: str, task: str, base: Path, folder: Path, *, seed: int, rate: float, steps: int) -> RlConfig:
+    chosen = ARMS[arm]
+    return RlConfig(
+        model=str(base),
+        tasks=task,
+        problems=1500,
+        objective=chosen.objective,
+        choices=PolicyChoicesConfig(**chosen.choices),
+        output_dir=str(folder),
+        resume="auto",
+        seed=seed,
+        max_steps=steps,
+        rollout=RolloutConfig(
+            prompts=16,
+            completions=8,
+            inner_updates=2,
+            batch_size=128,
+            keep=2,
+            decoding=DecodingConfig(temperature=1.0),
+        ),
+        held_out=HeldOutConfig(n=VALIDATION[task], batch_size=100),
+        trainer=PolicyEngineConfig(
+            learning_rate=rate,
+            per_device_train_batch_size=128,
+            logging_steps=4,
+            eval_steps=20,
+            save_steps=40,
+            report_to=("none",),
+        ),
+    )
+
+
+def carry_out(config: RlConfig, label: str) -> Path:
+    folder = Path(config.output_dir)
+    if not (folder / "run.json").exists():
+        config = replace(config, resume=None, overwrite=True)
+    if not run_rl(config, label=label).finished:
+        raise KeyboardInterrupt
+    return folder
+
+
+def curve(folder: Path, key: str) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[key]) for row in rows if key in row]
+
+
+def tuned(folder: Path, arm: str, task: str) -> float:
+    """The learning rate of highest held-out score over the last two evaluations."""
+    ends = {
+        rate: sum(value for _, value in curve(folder / "tune" / f"{arm}-{rate:g}", f"eval_{task}_score")[-2:])
+        for rate in LEARNING_RATES
+    }
+    return max(ends, key=lambda rate: ends[rate])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["tune", "main", "show"])
+    parser.add_argument("--task", required=True, choices=sorted(TEST))
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--tune-steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, task = arguments.output / arguments.task, arguments.task
+    if arguments.phase == "show":
+        show(folder, task, arguments.arms, arguments.seeds)
+        return
+    if arguments.base is None:
+        parser.error("--base is needed")
+    if arguments.phase == "tune":
+        for arm in arguments.arms:
+            for rate in LEARNING_RATES:
+                run = folder / "tune" / f"{arm}-{rate:g}"
+                carry_out(
+                    config_of(arm, task, arguments.base, run, seed=TUNING_SEED, rate=rate, steps=arguments.tune_steps),
+                    f"{task} {arm} {rate:g}",
+                )
+            print(f"{task}: {arm} at {tuned(folder, arm, task):g}", flush=True)
+        return
+    answer(arguments.base, task, folder / "start" / "eval.json", "start")
+    for seed in arguments.seeds:
+        for arm in arguments.arms:
+            run, rate = folder / "main" / f"{arm}-{seed}", tuned(folder, arm, task)
+            carry_out(
+                config_of(arm, task, arguments.base, run, seed=seed, rate=rate, steps=arguments.steps),
+                f"{task} {arm} seed {seed}",
+            )
+            answer(run, task, run / "eval.json", arm)
+
+
+def answer(model: Path, task: str, path: Path, arm: str) -> None:
+    """Test problems, answered greedily, once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = EvalConfig(model=str(model), tasks=task, n=TEST[task], batch_size=100, json=str(path), arm=arm)
+        evaluate_model(config, label=f"test {path.parent.name}")
+
+
+def show(folder: Path, task: str, arms: list[str], seeds: list[int]) -> None:
+    """Tables: the learning rates, and the test scores after training with intervals over problems × seeds."""
+    print(f"\n{task}: held-out score after tuning runs, by learning rate")
+    for arm in arms:
+        if (folder / "tune" / f"{arm}-{LEARNING_RATES[-1]:g}" / "metrics.jsonl").exists():
+            ends = [curve(folder / "tune" / f"{arm}-{r:g}", f"eval_{task}_score")[-1][1] for r in LEARNING_RATES]
+            print(f"| {arm} | " + " | ".join(f"{100 * end:.1f}" for end in ends) + f" | {tuned(folder, arm, task):g} |")
+    files = [
+        folder / "start" / "eval.json",
+        *(folder / "main" / f"{arm}-{seed}" / "eval.json" for arm in arms for seed in seeds),
+    ]
+    found = pool(load_evaluation(path) for path in files if path.exists())
+    print(f"\n{task}: test accuracy and dense score, % [95 % over problems × seeds]")
+    for name, arm in found.items():
+        accuracy = arm.interval(task, "accuracy")
+        print(f"| {name} | {100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}] |")
+
+
+if __name__ == "__main__":
+    main()

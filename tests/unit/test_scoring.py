@@ -1,0 +1,107 @@
+"""The gradient of a loss of likelihoods, draw by draw: the whole one's, in the memory of one draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.likelihood import Likelihood, estimate, predict_with
+from remask.diffusion.noise import MIN_TIME, Noise
+from remask.rl.policy_loss import policy_terms
+from remask.rl.presets import PRESETS, resolve
+from remask.rl.scoring import draw_by_draw, draws_of
+
+ROWS, PROMPT, CANVAS = 3, 4, 12
+
+
+def batch(seed: int = 0) -> Canvas:
+    ids = torch.randint(10, 200, (ROWS, PROMPT + CANVAS), generator=torch.Generator().manual_seed(seed))
+    response = torch.zeros(ids.shape, dtype=torch.bool)
+    response[:, PROMPT:] = True
+    return Canvas(ids, torch.ones_like(response), response, response)
+
+
+def noise(draws: int) -> list[Noise]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        Noise(
+            MIN_TIME + (1 - MIN_TIME) * torch.rand(ROWS, generator=generator),
+            torch.rand(ROWS, PROMPT + CANVAS, generator=generator),
+        )
+        for _ in range(draws)
+    ]
+
+
+class Peak:
+    """The most bytes of activations that wait for a backward pass at any time."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def __enter__(self) -> Peak:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.__exit__(None, None, None)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        self.now += tensor.nbytes
+        self.peak = max(self.peak, self.now)
+        return tensor
+
+    def _unpack(self, tensor: Tensor) -> Tensor:
+        self.now -= tensor.nbytes
+        return tensor
+
+
+def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False) -> tuple[float, Tensor, int]:
+    """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
+    objective = resolve(name) if PRESETS[name].likelihood == "mean_field" else resolve(name, draws=draws)
+    canvas = batch()
+    views = draws_of(objective, canvas, noise(objective.draws), model.config.mask_token_id)
+    with torch.no_grad():
+        value = estimate(predict_with(model), canvas, views)
+    old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
+    advantage = torch.tensor([1.0, -0.5, 0.25])
+
+    def loss_of(current: Likelihood) -> Tensor:
+        return policy_terms(objective, advantage, current, old, old, canvas.corruptible).row.mean()
+
+    model.zero_grad()
+    with Peak() as memory:
+        if by_draw:
+            loss = draw_by_draw(
+                predict_with(model),
+                canvas,
+                views,
+                loss_of,
+                backward=lambda part: part.backward(),
+                known=value.token if known else None,
+            )
+        else:
+            loss = loss_of(estimate(predict_with(model), canvas, views))
+        loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), memory.peak
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", PRESETS)
+def test_loss_and_gradient_are_the_whole_ones(name: str, known: bool, random_model: Any) -> None:
+    loss, gradient, _ = gradients(random_model, name, 3, by_draw=False)
+    parted, parted_gradient, _ = gradients(random_model, name, 3, by_draw=True, known=known)
+    assert parted == pytest.approx(loss, rel=1e-5)
+    assert torch.allclose(parted_gradient, gradient, rtol=1e-4, atol=1e-6)
+    assert gradient.abs().max() > 0
+
+
+def test_memory_does_not_grow_with_the_draws(random_model: Any) -> None:
+    one, eight = (gradients(random_model, "espo", draws, by_draw=True)[2] for draws in (1, 8))
+    whole = gradients(random_model, "espo", 8, by_draw=False)[2]
+    assert eight < 1.3 * one
+    assert whole > 6 * one
