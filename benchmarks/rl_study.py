@@ -36,8 +36,10 @@ from remask.rl.run import run_rl
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
-VALIDATION = {"sudoku": 200, "countdown": 120}
+VALIDATION = {"sudoku": 120, "countdown": 120}
 TEST = {"sudoku": 500, "countdown": 120}
+STEPS = 10
+"""Of decoding a canvas of 40, in rollouts (temperature 1) and in evaluations (greedy)."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,18 @@ def config_of(arm: str, task: str, base: Path, folder: Path, *, seed: int, rate:
             inner_updates=2,
             batch_size=128,
             keep=2,
-            decoding=DecodingConfig(temperature=1.0),
+            decoding=DecodingConfig(temperature=1.0, steps=STEPS),
         ),
-        held_out=HeldOutConfig(n=VALIDATION[task], batch_size=100),
+        held_out=HeldOutConfig(
+            n=VALIDATION[task], batch_size=120, decoding=DecodingConfig(temperature=0.0, steps=STEPS)
+        ),
         trainer=PolicyEngineConfig(
             learning_rate=rate,
             per_device_train_batch_size=128,
             logging_steps=4,
             eval_steps=20,
             save_steps=40,
+            backward="whole",
             report_to=("none",),
         ),
     )
@@ -123,8 +128,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--tune-steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--tune-steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,7 +164,15 @@ def answer(model: Path, task: str, path: Path, arm: str) -> None:
     """Test problems, answered greedily, once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        config = EvalConfig(model=str(model), tasks=task, n=TEST[task], batch_size=100, json=str(path), arm=arm)
+        config = EvalConfig(
+            model=str(model),
+            tasks=task,
+            n=TEST[task],
+            batch_size=100,
+            json=str(path),
+            arm=arm,
+            decoding=DecodingConfig(steps=STEPS),
+        )
         evaluate_model(config, label=f"test {path.parent.name}")
 
 

@@ -15,8 +15,8 @@ import pytest
 from remask import generate
 from remask import load as load_model
 from remask.cli import COMMANDS, main
-from remask.commands.tour import TOUR_RUN
-from remask.config import SftConfig, load
+from remask.commands.tour import TOUR_RL, TOUR_RUN
+from remask.config import RlConfig, SftConfig, load
 from remask.tasks import get
 
 SMALL = ["--decoding.max-new-tokens", "24", "--decoding.steps", "6", "--n", "4"]
@@ -138,6 +138,11 @@ def test_inspect_colours_writes_json_and_html(
 def test_the_tiny_recipes_say_what_the_tour_does(objective: str) -> None:
     recipe = load(SftConfig, Path(__file__).parents[2] / f"recipes/tiny/{objective}.yaml")
     assert recipe == replace(TOUR_RUN, objective=objective, output_dir=f"runs/tiny-{objective}")
+
+
+def test_the_tiny_rl_recipe_says_what_the_tour_does() -> None:
+    recipe = load(RlConfig, Path(__file__).parents[2] / "recipes/tiny/espo.yaml")
+    assert recipe == replace(TOUR_RL, output_dir="runs/tiny-espo")
 
 
 def test_the_embedded_model_answers_in_its_format() -> None:

@@ -329,7 +329,7 @@ def test_none_and_nan_are_left_out_and_counted(
     rewards = RewardsConfig(functions=(f"{own}:gaps",), on_bad="skip")
     outcome = run_rl(make_rl(rewards=rewards, overwrite=True), quiet=True)
     rows = metrics(outcome.folder)
-    assert all(value == pytest.approx(11 / 16) for value in logged(rows, "reward_missing"))
+    assert all(value == pytest.approx(11 / 16) for value in logged(rows, "missing"))
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert "rollout 0: " in capsys.readouterr().err
 

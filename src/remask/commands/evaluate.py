@@ -94,14 +94,14 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     from remask.models.facts import facts
     from remask.models.lora import base_of, is_adapter
     from remask.sampling.generate import decoding_for
-    from remask.tasks.benchmark import Asking
+    from remask.tasks.benchmark import Asking, read_template
 
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     refuse_unwritable(config.json)
-    template = _template(config.prompt_template)
+    template = read_template(config.prompt_template)
     benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
@@ -166,15 +166,6 @@ def _benchmarks(config: EvalConfig) -> list[Any]:
             f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
         )
     return benchmarks
-
-
-def _template(text: str | None) -> str | None:
-    if text is None or not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt template cannot be read ({error})", where=text[1:]) from None
 
 
 def _device(device: str, local_rank: int) -> str:

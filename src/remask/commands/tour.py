@@ -11,7 +11,19 @@ from pathlib import Path
 
 from remask import config as configs
 from remask.commands.options import console, parse
-from remask.config import CanvasConfig, EvalConfig, InspectConfig, SftConfig, TourConfig, TrainerConfig
+from remask.config import (
+    CanvasConfig,
+    DecodingConfig,
+    EvalConfig,
+    HeldOutConfig,
+    InspectConfig,
+    PolicyEngineConfig,
+    RlConfig,
+    RolloutConfig,
+    SftConfig,
+    TourConfig,
+    TrainerConfig,
+)
 from remask.errors import UserError
 from remask.progress import duration
 
@@ -39,7 +51,22 @@ TOUR_RUN = SftConfig(
         report_to=("none",),
     ),
 )
-"""What every run of the tour trains with; `recipes/tiny/` says the same in YAML."""
+"""What every fine-tuning run of the tour trains with; `recipes/tiny/` says the same in YAML."""
+
+TOUR_RL = RlConfig(
+    model="tiny",
+    tasks="sudoku,countdown",
+    problems=1000,
+    max_steps=24,
+    rollout=RolloutConfig(
+        prompts=8, completions=8, inner_updates=2, batch_size=64, decoding=DecodingConfig(temperature=1.0)
+    ),
+    held_out=HeldOutConfig(tasks="none"),
+    trainer=PolicyEngineConfig(
+        learning_rate=1e-4, per_device_train_batch_size=64, logging_steps=2, report_to=("none",)
+    ),
+)
+"""The reinforcement-learning stage; `recipes/tiny/espo.yaml` says the same."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,10 +81,13 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(f"{name} {' '.join(map(str, values))}: one is given twice")
     if min(config.n, config.rows, *(seed + 1 for seed in config.seeds)) < 1:
         raise UserError("n and rows are 1 or more, seeds 0 or more")
+    from remask.rl.presets import resolve as resolve_policy
     from remask.sft.presets import resolve
 
     for objective in config.objectives:
         resolve(objective)
+    if config.reinforce != "none":
+        resolve_policy(config.reinforce)
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise UserError("holds something other than a tour", where=str(folder), mend="give another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
     records = _run(config, base, folder)
     from remask.report import write_report
 
-    runs = [_run_folder(folder, objective, seed) for seed in config.seeds for objective in config.objectives]
+    runs = [_run_folder(folder, name, seed) for seed in config.seeds for name in _methods(config)]
     report = write_report(
         runs, folder / "report.html", title="Remask tour", evaluations=[folder / "start" / "eval.json"]
     )
@@ -78,14 +108,17 @@ def _run_folder(folder: Path, objective: str, seed: int) -> Path:
     return folder / f"{objective}-{seed}"
 
 
+def _methods(config: TourConfig) -> list[str]:
+    return [*config.objectives, *([config.reinforce] if config.reinforce != "none" else [])]
+
+
 def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
     """Evaluate the start, train and evaluate every arm; the evaluation files, the start's first."""
     from remask.commands.evaluate import evaluate_model
     from remask.commands.inspect import inspect_examples
     from remask.sft.run import run_sft
 
-    jobs = [(seed, objective) for seed in config.seeds for objective in config.objectives]
-    total, done = 2 * len(jobs) + 1, 0
+    total, done = 2 * len(config.seeds) * len(_methods(config)) + 1, 0
 
     def announce(what: str) -> None:
         nonlocal done
@@ -96,7 +129,15 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
     files = [folder / "start" / "eval.json"]
     announce(f"evaluating {base.model} as it is")
     evaluate_model(EvalConfig(model=base.model, n=config.n, json=str(files[0]), batch_size=50), label="start")
-    for seed, objective in jobs:
+
+    def evaluate(output: Path, name: str, seed: int) -> None:
+        announce(f"evaluating {name}, seed {seed}")
+        files.append(output / "eval.json")
+        evaluate_model(
+            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50), label=f"{name}, seed {seed}"
+        )
+
+    for seed, objective in [(seed, objective) for seed in config.seeds for objective in config.objectives]:
         output = _run_folder(folder, objective, seed)
         announce(f"fine-tuning with {objective}, seed {seed}")
         outcome = run_sft(
@@ -113,12 +154,7 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
         )
         if not outcome.finished:  # Ctrl-C: the run noted it, the tour ends
             raise KeyboardInterrupt
-        announce(f"evaluating {objective}, seed {seed}")
-        files.append(output / "eval.json")
-        evaluate_model(
-            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50),
-            label=f"{objective}, seed {seed}",
-        )
+        evaluate(output, objective, seed)
         if seed == config.seeds[0]:
             inspect_examples(
                 InspectConfig(
@@ -128,7 +164,29 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
                     json=str(output / "inspect.json"),
                 )
             )
+    for seed in config.seeds if config.reinforce != "none" else ():
+        start, output = (_run_folder(folder, name, seed) for name in (config.objectives[-1], config.reinforce))
+        announce(f"reinforcing {start.name} with {config.reinforce}")
+        _reinforce(config, start, output, seed)
+        evaluate(output, config.reinforce, seed)
     return files
+
+
+def _reinforce(config: TourConfig, start: Path, output: Path, seed: int) -> None:
+    from remask.rl.run import run_rl
+
+    steps = TOUR_RL.max_steps if config.max_steps is None else min(config.max_steps, TOUR_RL.max_steps)
+    run = replace(
+        TOUR_RL,
+        model=str(start),
+        objective=config.reinforce,
+        seed=seed,
+        output_dir=str(output),
+        max_steps=steps,
+        overwrite=True,
+    )
+    if not run_rl(run, label=f"{config.reinforce}, seed {seed}").finished:
+        raise KeyboardInterrupt
 
 
 def show(files: Sequence[Path], config: TourConfig) -> None:
@@ -142,7 +200,7 @@ def show(files: Sequence[Path], config: TourConfig) -> None:
     from remask.report.words import plural
 
     arms = pool(load_evaluation(path) for path in files)
-    names = [START, *config.objectives]
+    names = [START, *_methods(config)]
     tasks = arms[START].tasks
     seeds = len(config.seeds)
     table = Table(
@@ -165,6 +223,10 @@ def show(files: Sequence[Path], config: TourConfig) -> None:
     for objective in config.objectives[1:]:
         found = compare_arms(arms[config.objectives[0]], arms[objective], arms[START])
         show_comparison(found, config.objectives[0], objective)
+    if config.reinforce != "none":
+        before = config.objectives[-1]
+        found = compare_arms(arms[before], arms[config.reinforce], arms[START])
+        show_comparison(found, before, config.reinforce)
     first = json.loads(Path(files[0]).read_text())
     settings = ", ".join(f"{key} {value}" for key, value in in_force(first["decoding"]).items())
     terminal.print(f"[dim]decoding: {settings}[/dim]", highlight=False)

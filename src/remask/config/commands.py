@@ -123,7 +123,7 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class TourConfig:
-    """Evaluate the tiny model, fine-tune it with sft and gift, compare them, write a report."""
+    """Evaluate the tiny model, fine-tune it with sft and gift, go on from gift with espo, compare, write a report."""
 
     __pydantic_config__ = STRICT
 
@@ -131,6 +131,8 @@ class TourConfig:
     """Where runs and report.html go."""
     objectives: tuple[str, ...] = ("sft", "gift")
     """What to compare; the first is the baseline."""
+    reinforce: str = "espo"
+    """Reinforcement learning from the last objective's runs, by this method, or none."""
     seeds: tuple[int, ...] = (0, 1)
     rows: int = 1000
     """Worked examples to train on."""

@@ -160,7 +160,7 @@ class RlConfig:
     prompt_style: Literal["compact", "instruct"] | None = None
     """Which wording of the prompts (default: the checkpoint's)."""
     prompt_template: str | None = None
-    """A prompt to use instead of the task's; {question} and the like are the problem's."""
+    """A prompt to use instead of the task's, or @FILE that holds it; {question} and the like are the problem's."""
     system: str | None = None
     """A system turn to begin with."""
     prefill: str = ""

@@ -39,12 +39,11 @@ class Reference:
             with model.disable_adapter():
                 return call(model)(ids, attended, positions)
 
-        def copied(*arguments: Any, **keywords: Any) -> Any:
-            assert self.copy is not None
-            copy = {name: value.to(next(model.parameters()).device) for name, value in self.copy.items()}
-            return functional_call(model, copy, arguments, keywords)
-
-        return adapters_off if self.copy is None else call(copied)
+        if self.copy is None:
+            return adapters_off
+        device = next(model.parameters()).device  # the model may have moved since it was copied
+        copy = self.copy = {name: value.to(device) for name, value in self.copy.items()}
+        return call(lambda *arguments, **keywords: functional_call(model, copy, arguments, keywords))
 
     def save(self, folder: Path) -> None:
         """Keep it beside a checkpoint, where it is not simply the starting model."""

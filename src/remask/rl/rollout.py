@@ -209,7 +209,7 @@ class Sampler:
         known: dict[str, float] = {
             "reward_mean": there.mean().item() if len(there) else float("nan"),
             "reward_std": there.std(unbiased=False).item() if len(there) else float("nan"),
-            "reward_missing": 1 - len(there) / reward.numel(),
+            "missing": 1 - len(there) / reward.numel(),
             "zero_spread": 1 - informative(reward).float().mean().item(),
             "diversity": sum(len({a.text for a in g.answers}) / len(g.answers) for g in groups) / len(groups),
             "advantage_std": advantages(self.advantage, reward).std(unbiased=False).item(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from remask.rl.trainer import PolicyTrainer
 from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
 from remask.tasks import GeneratedTask, Split, get
-from remask.tasks.benchmark import Asking, Benchmark
+from remask.tasks.benchmark import Asking, Benchmark, read_template
 from remask.tasks.generator import digest, published_digests
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
@@ -126,6 +126,8 @@ def check_numbers(config: RlConfig) -> None:
 
 def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[PolicyTrainer, Any, dict[str, Any]]:
     """Model, prompts, rewards and trainer, from what the config names, and what run.json says. Writes nothing."""
+    if config.trainer.eval_steps and held_out_tasks(config) is None:
+        print("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)", file=sys.stderr)
     state = PartialState(cpu=config.device == "cpu")
     rollout = config.rollout
     plan = Plan(
@@ -141,7 +143,7 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         folder,
         device=config.device,
         seed=config.seed,
-        evaluates=True,
+        evaluates=held_out_tasks(config) is not None,
         max_steps=config.max_steps,
         per_device_eval_batch_size=config.held_out.batch_size,
         gradient_accumulation_steps=plan.micro_batches,
@@ -154,13 +156,13 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
     decoding = _decoding(model, rollout.decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     asking = Asking(
-        cast(Any, config.prompt_style or known.prompt_style), config.prompt_template, config.system, config.prefill
+        cast(Any, config.prompt_style or known.prompt_style),
+        read_template(config.prompt_template),
+        config.system,
+        config.prefill,
     )
     prompts, dropped = _prompts(config, benchmarks, tokenizer, asking, _room(model, decoding, config))
     held_out = _held_out(config, model, tokenizer, asking, rewards)
-    if config.trainer.eval_steps and held_out is None:
-        print("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)", file=sys.stderr)
-        args = replace(args, eval_strategy="no")
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     model = without_dropout(model)
     sampler = Sampler(
@@ -276,15 +278,18 @@ def _decoding(model: Any, settings: DecodingConfig) -> Decoding:
     return decoding_for(model, **settings.given())
 
 
+def held_out_tasks(config: RlConfig) -> str | None:
+    """Which tasks progress is measured on: those named; by default the generated ones that are trained on."""
+    if config.held_out.tasks is not None:
+        return None if config.held_out.tasks == "none" else config.held_out.tasks
+    names = [] if config.data is not None else [text.strip() for text in config.tasks.split(",")]
+    return ",".join(name for name in names if "=" not in name and isinstance(get(name), GeneratedTask)) or None
+
+
 def _held_out(config: RlConfig, model: Any, tokenizer: Any, asking: Asking, rewards: Any) -> HeldOut | None:
-    """The problems of held_out.tasks; by default those of the generated tasks that are trained on."""
-    tasks = config.held_out.tasks
-    if tasks is None and config.data is None:
-        names = [text.strip() for text in config.tasks.split(",")]
-        tasks = ",".join(name for name in names if "=" not in name and isinstance(get(name), GeneratedTask)) or None
-    if tasks in (None, "none"):
+    tasks = held_out_tasks(config)
+    if tasks is None:
         return None
-    assert tasks is not None
     benchmarks = _parsed(config, tasks, count=config.held_out.n, split="validation")
     prompts = [prompt for benchmark in benchmarks for prompt in task_prompts(benchmark, tokenizer, asking)]
     decoding = _decoding(model, config.held_out.decoding)

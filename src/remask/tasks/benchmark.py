@@ -96,6 +96,16 @@ class Asking:
         return {"prompt_style": self.style, **{key: value for key, value in further.items() if value is not None}}
 
 
+def read_template(text: str | None) -> str | None:
+    """A prompt template as given, or from the file that `@FILE` names. Raises UserError where that cannot be read."""
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt template cannot be read ({error})", where=text[1:]) from None
+
+
 def problem_seed(problem: Problem) -> int:
     """The number that ties a problem's random draws to the problem, not to its place in a batch."""
     return int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=7).digest(), "big")

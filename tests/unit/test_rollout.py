@@ -1,0 +1,160 @@
+"""From sampled answers to micro-batches: what is scored, which rows go where, and noise that knows of no batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from remask.diffusion.likelihood import estimate, predict_with
+from remask.errors import UserError
+from remask.rl.batches import Plan, PolicyBatch, batches_of
+from remask.rl.presets import PRESETS
+from remask.rl.prompts import PromptOrder
+from remask.rl.rollout import Rollout, length_of, row_seed, until_end
+from remask.rl.scoring import draws_of
+
+END, EOS, CANVAS = 5, 0, 8
+LENGTHS = [3, 7, 5, 6, 4, 7]
+
+
+def rollout(rows: int = 6, number: int = 0) -> Rollout:
+    """Rows of unequal prompts, left-padded, and answers of which some end early."""
+    generator = torch.Generator().manual_seed(number)
+    width = max(LENGTHS[:rows]) + CANVAS
+    ids = torch.randint(10, 200, (rows, width), generator=generator)
+    attended = torch.zeros(ids.shape, dtype=torch.bool)
+    for row in range(rows):
+        attended[row, width - CANVAS - LENGTHS[row] :] = True
+        ids[row, width - CANVAS + 2 + row % 3] = END
+    response = torch.zeros_like(attended)
+    response[:, width - CANVAS :] = True
+    scored = until_end(ids, response, torch.tensor([END, EOS]))
+    return Rollout(
+        number, ids, attended, response, scored, torch.arange(rows) - 2.5, torch.ones(rows).bool(), {}, [], []
+    )
+
+
+def test_an_answer_counts_up_to_its_end() -> None:
+    ids = torch.tensor([[9, 9, END, END, EOS], [END, 9, 9, 9, 9], [9, 9, 9, 9, EOS]])
+    response = torch.tensor([[False, True, True, True, True]] * 3)
+    scored = until_end(ids, response, torch.tensor([END, EOS]))
+    assert scored.long().tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    assert [length_of(row, {END, EOS}) for row in ([9, END, EOS], [9, 9, 9], [END, 9, 9])] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("minibatches", "batch_size"), [(1, 6), (1, 4), (2, 1), (2, 5)])
+def test_a_pass_uses_every_row_once_and_ranks_share_each_step(world: int, minibatches: int, batch_size: int) -> None:
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()
+    plans = [Plan(12, 3, minibatches, batch_size, rank, world) for rank in range(world)]
+    members = [plan.members(order) for plan in plans]
+    assert sorted(int(row) for own in members for batch in own for row in batch) == list(range(12))
+    assert plans[0].steps == 3 * minibatches
+    for own in members:
+        assert len(own) == minibatches * plans[0].micro_batches
+        assert max(map(len, own)) <= batch_size
+    first = [{int(r) for batch in own[: plans[0].micro_batches] for r in batch} for own in members]
+    assert set().union(*first) == set(order[: 12 // minibatches].tolist())
+
+
+def test_rows_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="10 answers does not divide into 2 minibatches on 2 processes"):
+        Plan(10, 1, 2, 4, 0, 2)
+
+
+def of_row(batches: list[PolicyBatch], plan: Plan, row: int) -> tuple[PolicyBatch, int]:
+    """The micro-batch of the first pass that holds the row, and its place there (rows in order: one minibatch)."""
+    for batch, members in zip(batches, plan.members(torch.arange(plan.rows).numpy()), strict=False):
+        if row in members:
+            return batch, members.tolist().index(row)
+    raise AssertionError(row)
+
+
+def test_noise_knows_of_no_batch_rank_or_width() -> None:
+    whole = rollout()
+    wider = replace(
+        whole,
+        **{
+            name: torch.nn.functional.pad(getattr(whole, name), (9, 0))
+            for name in ("ids", "attended", "response", "scored")
+        },
+    )
+    seen = []
+    for source, plan in ((whole, Plan(6, 1, 1, 6)), (wider, Plan(6, 1, 1, 2)), (whole, Plan(6, 1, 1, 1, 1, 2))):
+        batches = list(batches_of(source, plan, draws=2, fresh=True, seed=3))
+        batch, place = of_row(batches, plan, 4)
+        length = LENGTHS[4] + CANVAS
+        seen.append([(noise.t[place].item(), noise.u[place, -length:].tolist()) for noise in batch.noise])
+        assert all(noise.u.shape == batch.canvas.ids.shape for noise in batch.noise)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] != seen[0][1]
+
+
+def test_times_are_stratified_over_the_rollout_and_new_in_every_pass_draw_and_rollout() -> None:
+    plan = Plan(6, 2, 1, 6)
+    found = [
+        (noise.t, noise.u)
+        for number in (0, 1)
+        for batch in batches_of(rollout(number=number), plan, draws=2, fresh=True, seed=0)
+        for noise in batch.noise
+    ]
+    assert len(found) == 8
+    for t, _ in found:  # golden-ratio steps: any six consecutive ones are spread
+        gaps = t.sort().values.diff()
+        assert gaps.min() > 0.05
+        assert gaps.max() < 0.4
+    assert len({round(u[0, -1].item(), 6) for _, u in found}) == 8
+
+
+def test_kept_noise_is_one_pass_that_is_used_again() -> None:
+    assert len(list(batches_of(rollout(), Plan(6, 4, 1, 3), draws=1, fresh=False, seed=0))) == 2
+    assert len(list(batches_of(rollout(), Plan(6, 4, 1, 3), draws=1, fresh=True, seed=0))) == 8
+
+
+def test_only_the_first_step_is_on_policy() -> None:
+    batches = list(batches_of(rollout(), Plan(6, 2, 3, 1), draws=1, fresh=True, seed=0))
+    assert [batch.on_policy for batch in batches] == [True] * 2 + [False] * 10
+
+
+def test_padding_that_no_row_needs_is_cut_off() -> None:
+    short = next(iter(batches_of(rollout(), Plan(6, 1, 1, 1), draws=1, fresh=True, seed=0)))
+    assert short.canvas.ids.shape == (1, LENGTHS[0] + CANVAS)
+    assert short.canvas.attended.all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_row_is_worth_the_same_whatever_its_batch_mates(name: str, random_model: Any) -> None:
+    objective, found = PRESETS[name], []
+    for size in (1, 6):
+        plan = Plan(6, 1, 1, size)
+        batches = list(batches_of(rollout(), plan, draws=objective.draws, fresh=True, seed=1))
+        values = []
+        for row in range(6):
+            batch, place = of_row(batches, plan, row)
+            views = draws_of(objective, batch.canvas, batch.noise, random_model.config.mask_token_id)
+            with torch.no_grad():
+                value = estimate(predict_with(random_model), batch.canvas, views)
+            values.append((value.sequence[place].item(), int(value.scored[place])))
+        found.append(values)
+    for alone, together in zip(*found, strict=True):
+        assert alone[0] == pytest.approx(together[0], rel=1e-4)
+        assert alone[1] == together[1]
+
+
+def test_prompts_come_in_epochs_and_by_rollout_alone() -> None:
+    order = PromptOrder(5, per_rollout=3, seed=0)
+    taken = [order.of(number) for number in range(10)]
+    flat = [place for rollout_ in taken for place in rollout_]
+    for epoch in range(6):
+        assert sorted(flat[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+    assert flat[:5] != flat[5:10]
+    assert order.of(7) == taken[7]
+    assert PromptOrder(5, per_rollout=3, seed=1).of(0) != taken[0]
+
+
+def test_every_answer_has_its_own_random_numbers() -> None:
+    seeds = {row_seed(s, number, row) for s in (0, 1) for number in range(20) for row in range(64)}
+    assert len(seeds) == 2 * 20 * 64
