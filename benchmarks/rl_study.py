@@ -6,7 +6,7 @@
     python benchmarks/rl_study.py main --task sudoku --base base-sudoku --output study
     python benchmarks/rl_study.py show --task sudoku --output study
 
-`tune` tries every method at the same three learning rates on one seed that is not used again; `main` runs each at its
+`tune` tries every method at the same two learning rates on one seed that is not used again; `main` runs each at its
 best one (held-out accuracy on validation problems at the end), three seeds, and answers test problems once; `show`
 prints the tables. A run that is done is not done again: stop and start as you like.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from remask import config as configs
 from remask.commands.evaluate import evaluate_model
 from remask.config import (
     DecodingConfig,
@@ -33,8 +34,9 @@ from remask.config import (
 )
 from remask.evaluation.compare import load_evaluation, pool
 from remask.rl.run import run_rl
+from remask.training.folder import status_of
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (1e-4, 3e-4)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 VALIDATION = {"sudoku": 120, "countdown": 120}
 TEST = {"sudoku": 500, "countdown": 120}
@@ -100,6 +102,8 @@ def config_of(arm: str, task: str, base: Path, folder: Path, *, seed: int, rate:
 
 def carry_out(config: RlConfig, label: str) -> Path:
     folder = Path(config.output_dir)
+    if status_of(folder) == "finished" and configs.load(RlConfig, folder / "config.yaml").max_steps == config.max_steps:
+        return folder
     if not (folder / "run.json").exists():
         config = replace(config, resume=None, overwrite=True)
     if not run_rl(config, label=label).finished:
@@ -128,8 +132,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--tune-steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--tune-steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

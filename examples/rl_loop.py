@@ -2,8 +2,8 @@
 
     python examples/rl_loop.py
 
-Every step is a function of `remask.diffusion`, `remask.sampling` or `remask.rl`; change one to try another method. There
-is one update a rollout, so the old likelihood is the current one.
+Every step is a function of `remask.diffusion`, `remask.sampling` or `remask.rl`; change one to try another method. One
+update a rollout, so the old likelihood is the current one.
 """
 
 from __future__ import annotations
