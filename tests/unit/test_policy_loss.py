@@ -58,6 +58,19 @@ def test_kl_by_hand() -> None:
     assert kl_estimate("none", d).tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(("name", "forward", "backward"), [("k1", 0, 0), ("k2", 1, 0), ("k3", 0, 1)])
+def test_what_each_kl_loss_has_for_a_gradient(name: str, forward: int, backward: int) -> None:
+    """Exactly, over all outcomes of a three-way choice: none, that of KL(π ‖ π_ref), that of KL(π_ref ‖ π)."""
+    logits = torch.tensor([0.5, -0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.2, 0.9, -0.4], dtype=torch.float64).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    loss = (policy.detach().exp() * kl_estimate(name, policy - reference)).sum()  # type: ignore[arg-type]
+    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    kl = forward * (policy.exp() * (policy - reference)).sum() + backward * -(reference.exp() * policy).sum()
+    (expected,) = torch.autograd.grad(kl, logits)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_where_nothing_has_moved_ratios_are_one_and_kl_is_zero(name: str) -> None:
     value, scored = likelihood([-1.0, -2.5, -0.125], [-4.0, -0.5])
