@@ -77,8 +77,8 @@ class PolicyTerms:
 def kl_estimate(name: KlName, log_ratio: Tensor) -> Tensor:
     """KL(π ‖ π_ref) from d = ℓ − ℓ_ref: k1 = d, k2 = ½d², k3 = e^(−d) + d − 1 (Schulman 2020).
 
-    As a loss on the policy's own samples k2's gradient is that of this KL, k3's that of KL(π_ref ‖ π), and k1's vanishes
-    in expectation.
+    As a loss on the policy's own samples k2's gradient is that of this KL, k3's that of KL(π_ref ‖ π), and k1's
+    vanishes in expectation.
     """
     if name == "k1":
         return log_ratio
