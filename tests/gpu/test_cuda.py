@@ -1,7 +1,9 @@
-"""On a CUDA device: a run, its resume, the sampler, and mixed precision. Skipped where there is none."""
+"""On a CUDA device: runs of both kinds, resuming, the sampler, and mixed precision. Skipped where there is none."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,19 @@ import pytest
 import torch
 
 from remask import generate, load
-from remask.config import CanvasConfig, LoraConfig, SftConfig, TrainerConfig
+from remask.config import (
+    CanvasConfig,
+    DecodingConfig,
+    HeldOutConfig,
+    LoraConfig,
+    PolicyEngineConfig,
+    ReferenceConfig,
+    RlConfig,
+    RolloutConfig,
+    SftConfig,
+    TrainerConfig,
+)
+from remask.rl.run import run_rl
 from remask.sft.run import run_sft
 
 pytestmark = [
@@ -44,6 +58,37 @@ def test_lora_and_gradient_checkpointing_on_cuda(config: SftConfig) -> None:
         config, lora=LoraConfig(rank=8), trainer=replace(config.trainer, bf16=True, gradient_checkpointing=True)
     )
     assert run_sft(changed, quiet=True).finished
+
+
+@pytest.mark.parametrize("objective", ["espo", "diffu-grpo", "coupled-grpo", "wd1"])
+@pytest.mark.parametrize("adapters", [0, 8])
+def test_reinforcement_learning_on_cuda(objective: str, adapters: int, tmp_path: Path) -> None:
+    """In mixed precision with gradient checkpointing: at the first inner update ratios are 1, and losses are finite."""
+    run = run_rl(
+        RlConfig(
+            objective=objective,
+            max_steps=4,
+            problems=50,
+            output_dir=str(tmp_path / "run"),
+            device="cuda",
+            rollout=RolloutConfig(
+                prompts=4, completions=4, inner_updates=2, decoding=DecodingConfig(temperature=1.0, steps=8)
+            ),
+            held_out=HeldOutConfig(n=8),
+            reference=ReferenceConfig(sync_every=3),
+            lora=LoraConfig(rank=adapters),
+            trainer=PolicyEngineConfig(
+                learning_rate=1e-4, bf16=True, gradient_checkpointing=True, logging_steps=1, report_to=("none",)
+            ),
+        ),
+        quiet=True,
+    )
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 4
+    assert all(math.isfinite(row["loss"]) for row in steps)
+    if objective != "wd1":
+        assert [row["ratio_max"] for row in steps[::2]] == [1.0, 1.0]
 
 
 def test_adapters_on_4_bit_weights(config: SftConfig) -> None:
