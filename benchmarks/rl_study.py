@@ -1,7 +1,8 @@
 """Which policy objective learns best: every method from the same start, on the same budget, over several seeds.
 
-    python scripts/pretrain_tiny.py --output base-sudoku --direct --tasks sudoku --width 64 --layers 3 \\
-        --steps 2500 --stop-after 700 --learning-rate 3e-3 --batch-size 64
+    python scripts/pretrain_tiny.py --output base-sudoku --direct --tasks sudoku --canvas 20 --width 64 --layers 3 \\
+        --steps 2500 --stop-after 450 --learning-rate 3e-3 --batch-size 64
+    (countdown: --canvas 32 --stop-after 1500)
     python benchmarks/rl_study.py tune --task sudoku --base base-sudoku --output study
     python benchmarks/rl_study.py main --task sudoku --base base-sudoku --output study
     python benchmarks/rl_study.py show --task sudoku --output study
@@ -40,8 +41,8 @@ LEARNING_RATES = (1e-4, 3e-4)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 VALIDATION = {"sudoku": 120, "countdown": 120}
 TEST = {"sudoku": 500, "countdown": 120}
-STEPS = 10
-"""Of decoding a canvas of 40, in rollouts (temperature 1) and in evaluations (greedy)."""
+STEPS = {"sudoku": 20, "countdown": 16}
+"""Of decoding a canvas of 20 or 32, in rollouts (temperature 1) and in evaluations (greedy)."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def config_of(arm: str, task: str, base: Path, folder: Path, *, seed: int, rate:
             inner_updates=2,
             batch_size=128,
             keep=2,
-            decoding=DecodingConfig(temperature=1.0, steps=STEPS),
+            decoding=DecodingConfig(temperature=1.0, steps=STEPS[task]),
         ),
         held_out=HeldOutConfig(
-            n=VALIDATION[task], batch_size=120, decoding=DecodingConfig(temperature=0.0, steps=STEPS)
+            n=VALIDATION[task], batch_size=120, decoding=DecodingConfig(temperature=0.0, steps=STEPS[task])
         ),
         trainer=PolicyEngineConfig(
             learning_rate=rate,
@@ -175,7 +176,7 @@ def answer(model: Path, task: str, path: Path, arm: str) -> None:
             batch_size=100,
             json=str(path),
             arm=arm,
-            decoding=DecodingConfig(steps=STEPS),
+            decoding=DecodingConfig(steps=STEPS[task]),
         )
         evaluate_model(config, label=f"test {path.parent.name}")
 

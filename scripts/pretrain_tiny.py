@@ -5,7 +5,7 @@
 
 A smaller one that answers without working, for studies of many runs:
 
-    python scripts/pretrain_tiny.py --output small --direct --tasks sudoku --width 64 --layers 3 --steps 3000
+    python scripts/pretrain_tiny.py --output small --direct --tasks sudoku --canvas 20 --width 64 --layers 3
 
 The embedded weights are those of phase2. (The first phase shows Countdown with larger numbers, the second the generated
 task's own.)
@@ -44,8 +44,7 @@ TEMPLATE = (
     "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-CANVAS, DIRECT_CANVAS = 80, 40
-"""Of worked answers, and of those that are nothing but the answer tag."""
+CANVAS = 80
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -108,8 +107,14 @@ def rows(
             messages = [{"role": "user", "content": task.prompt(problem, "compact")}]
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             answer = task.solve(problem, rng, wrong=rng.random() < messy)
-            answer = answer[answer.index("<answer>") :] if direct else answer
+            answer = without_work(task, answer) if direct else answer
             yield tokenizer.encode(text), [*tokenizer.encode(answer), end]
+
+
+def without_work(task: GeneratedTask, answer: str) -> str:
+    """The answer tag alone; of a Sudoku its 16 digits alone, which its grader reads as well."""
+    tagged = answer[answer.index("<answer>") :]
+    return "".join(filter(str.isdigit, tagged)) if task.name == "sudoku" else tagged
 
 
 def batch(
@@ -143,6 +148,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=["sudoku", "countdown"], choices=["sudoku", "countdown"])
     parser.add_argument("--direct", action="store_true", help="answers without working")
+    parser.add_argument("--canvas", type=int, default=CANVAS, help="tokens of an answer with its fill")
     parser.add_argument(
         "--countdown",
         type=int,
@@ -160,8 +166,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = build_tokenizer()
-    usual = DIRECT_CANVAS if arguments.direct else CANVAS
-    config = build_config(tokenizer, arguments.width, arguments.layers, usual)
+    config = build_config(tokenizer, arguments.width, arguments.layers, arguments.canvas)
     model = LLaDAModelLM.from_pretrained(arguments.init) if arguments.init else LLaDAModelLM(config)
     model.train()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -183,7 +188,7 @@ def main() -> None:
     started, window = time.perf_counter(), []
     for step in range(arguments.stop_after or arguments.steps):
         samples = list(itertools.islice(stream, arguments.batch_size))
-        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id, usual)
+        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id, arguments.canvas)
         corrupted = corrupt(objective, canvas, noise, config.mask_token_id)
         where = scored_positions(canvas, corrupted)
         logits = model(input_ids=corrupted.ids, attention_mask=canvas.attended.long(), positions=where).logits
