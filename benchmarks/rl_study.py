@@ -5,11 +5,11 @@
     (countdown: --canvas 32 --stop-after 1500)
     python benchmarks/rl_study.py tune --task sudoku --base base-sudoku --output study
     python benchmarks/rl_study.py main --task sudoku --base base-sudoku --output study
-    python benchmarks/rl_study.py show --task sudoku --output study
+    python benchmarks/rl_results.py --task sudoku --output study --figure rl-sudoku.svg
 
 `tune` tries every method at the same two learning rates on one seed that is not used again; `main` runs each at its
-best one (held-out accuracy on validation problems at the end), three seeds, and answers test problems once; `show`
-prints the tables. A run that is done is not done again: stop and start as you like.
+best one (held-out score on validation problems at the end), three seeds, and answers test problems once. A run that is
+done is not done again: stop and start as you like.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from remask.config import (
     RlConfig,
     RolloutConfig,
 )
-from remask.evaluation.compare import load_evaluation, pool
 from remask.rl.run import run_rl
 from remask.training.folder import status_of
 
@@ -128,9 +127,9 @@ def tuned(folder: Path, arm: str, task: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["tune", "main", "show"])
+    parser.add_argument("phase", choices=["tune", "main"])
     parser.add_argument("--task", required=True, choices=sorted(TEST))
-    parser.add_argument("--base", type=Path)
+    parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--steps", type=int, default=160)
@@ -139,11 +138,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder, task = arguments.output / arguments.task, arguments.task
-    if arguments.phase == "show":
-        show(folder, task, arguments.arms, arguments.seeds)
-        return
-    if arguments.base is None:
-        parser.error("--base is needed")
     if arguments.phase == "tune":
         for arm in arguments.arms:
             for rate in LEARNING_RATES:
@@ -179,24 +173,6 @@ def answer(model: Path, task: str, path: Path, arm: str) -> None:
             decoding=DecodingConfig(steps=STEPS[task]),
         )
         evaluate_model(config, label=f"test {path.parent.name}")
-
-
-def show(folder: Path, task: str, arms: list[str], seeds: list[int]) -> None:
-    """Tables: the learning rates, and the test scores after training with intervals over problems × seeds."""
-    print(f"\n{task}: held-out score after tuning runs, by learning rate")
-    for arm in arms:
-        if (folder / "tune" / f"{arm}-{LEARNING_RATES[-1]:g}" / "metrics.jsonl").exists():
-            ends = [curve(folder / "tune" / f"{arm}-{r:g}", f"eval_{task}_score")[-1][1] for r in LEARNING_RATES]
-            print(f"| {arm} | " + " | ".join(f"{100 * end:.1f}" for end in ends) + f" | {tuned(folder, arm, task):g} |")
-    files = [
-        folder / "start" / "eval.json",
-        *(folder / "main" / f"{arm}-{seed}" / "eval.json" for arm in arms for seed in seeds),
-    ]
-    found = pool(load_evaluation(path) for path in files if path.exists())
-    print(f"\n{task}: test accuracy and dense score, % [95 % over problems × seeds]")
-    for name, arm in found.items():
-        accuracy = arm.interval(task, "accuracy")
-        print(f"| {name} | {100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}] |")
 
 
 if __name__ == "__main__":
