@@ -71,7 +71,7 @@ def test_table(folder: Path, task: str) -> list[str]:
         if name != "espo" and len(runs) == len(done["espo"]):
             found = next(c for c in compare_arms(arms["espo"], arms[name], arms["start"]) if c.metric == "accuracy")
             d = found.difference
-            against = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{d.p:.3f}"]
+            against = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{d.p_value:.3f}"]
         cells = [percent(arms[name], task, metric) for metric in ("accuracy", further)]
         lines.append(f"| {name} | {len(runs)} | {' | '.join([*cells, *against])} | {seconds_per_step(runs):.1f} |")
     return lines
