@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
     "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
     "rl": ("remask.commands.rl", "reinforcement learning with verifiable rewards: ESPO and its relatives"),
+    "dpo": ("remask.commands.dpo", "preference optimisation on pairs: DPO, with VRPO's variance reductions"),
     "eval": ("remask.commands.evaluate", "evaluate a model on tasks"),
     "lm-eval": ("remask.commands.lm_eval", "evaluate with the lm-evaluation-harness"),
     "grade": ("remask.commands.grade", "grade stored answers again, by the published rules"),
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   remask sft --config recipes/tiny/gift.yaml --trainer.learning_rate 1e-4 --output-dir runs/x
   remask sft --config runs/x/config.yaml --resume auto
   remask rl --model runs/gift --tasks sudoku --objective espo --output-dir runs/espo
+  remask dpo --model runs/gift --data pairs.jsonl --output-dir runs/vrpo
   remask eval --model runs/x --tasks sudoku,countdown --json x.json
   remask grade gsm8k generations.jsonl
   remask compare sft.json x.json

@@ -32,6 +32,7 @@ LOWER: dict[str, set[str]] = {
     "training": BASE | {"diffusion", "models"},
     "sft": BASE | {"diffusion", "models", "data", "sampling", "tasks", "training"},
     "rl": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks", "training"},
+    "preference": BASE | {"diffusion", "models", "data", "tasks", "training", "rl"},
     "evaluation": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks"},
     "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks"},
     "report": BASE | {"tasks", "evaluation", "analysis"},

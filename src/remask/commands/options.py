@@ -28,7 +28,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     path, rest = _take(arguments, "--config")
     base = configs.load(kind, path) if path is not None else kind()
     description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
-    if issubclass(kind, configs.SftConfig | configs.RlConfig):
+    if issubclass(kind, configs.SftConfig | configs.RlConfig | configs.DpoConfig):
         description += "\n\n--config FILE reads a YAML file of these options; flags override it."
     said = io.StringIO()
     try:

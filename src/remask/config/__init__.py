@@ -15,6 +15,7 @@ from remask.config.common import (
     Quantization,
     TrainerConfig,
 )
+from remask.config.preference import DpoConfig, PreferenceChoicesConfig, PreferenceEngineConfig
 from remask.config.read import dump, from_dict, load
 from remask.config.rl import (
     HeldOutConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "ConvertConfig",
     "DecodingConfig",
     "Device",
+    "DpoConfig",
     "Dtype",
     "EngineConfig",
     "EvalConfig",
@@ -45,6 +47,8 @@ __all__ = [
     "OverLong",
     "PolicyChoicesConfig",
     "PolicyEngineConfig",
+    "PreferenceChoicesConfig",
+    "PreferenceEngineConfig",
     "ProbeConfig",
     "Quantization",
     "ReferenceConfig",

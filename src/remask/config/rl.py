@@ -82,7 +82,7 @@ class RolloutConfig:
     keep: int = 8
     """Groups of each rollout to write to completions.jsonl (-1: all)."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
-    """How answers are sampled; what is not given comes from the checkpoint."""
+    """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class HeldOutConfig:
     """Problems of each task."""
     batch_size: int = 64
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=0.0))
-    """How they are answered; what is not given comes from the checkpoint."""
+    """How they are answered; what is not given comes from the checkpoint, but for the temperature: 0."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class RlConfig:
     data: str | None = None
     """Prompts of your own instead of tasks: rows with prompt or messages; other columns go to the reward functions."""
     problems: int | None = None
-    """Distinct problems of each task to train on (default: 1500 generated ones, or all of a source)."""
+    """Distinct problems of each task to train on, or rows of data, the first ones (default: 1500 generated ones, or all
+    of a source)."""
     objective: str = "espo"
     """Which method: espo, diffu-grpo, coupled-grpo, wd1, token-elbo, sequence-mean-field, token-mean-field; gspo-elbo,
     gspo-mean-field and grpo-elbo are other names for three of them."""
@@ -160,9 +161,9 @@ class RlConfig:
     prompt_style: Literal["compact", "instruct"] | None = None
     """Which wording of the prompts (default: the checkpoint's)."""
     prompt_template: str | None = None
-    """A prompt to use instead of the task's, or @FILE that holds it; {question} and the like are the problem's."""
+    """A prompt to use instead of a task's, or @FILE that holds it; {question} and the like are the problem's."""
     system: str | None = None
-    """A system turn to begin with."""
+    """A system turn to begin with, where messages have none of their own."""
     prefill: str = ""
     """What every answer begins with, such as <reasoning>."""
     dtype: Dtype = "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -52,12 +53,19 @@ class Row:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
+    def truncated(self, length: int) -> Row:
+        """At most `length` tokens of it: the answer is cut, the prompt never."""
+        return Row(self.prompt, self.response[: length - len(self.prompt)], self.where)
+
+
+R = TypeVar("R")
+
 
 @dataclass
-class Rows:
-    """Tokenised rows and what became of the over-long ones."""
+class Rows(Generic[R]):
+    """Tokenised rows (or pairs of them) and what became of the others."""
 
-    rows: list[Row]
+    rows: list[R]
     truncated: int = 0
     dropped: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -70,29 +78,12 @@ def build_rows(
     max_length: int,
     over_long: OverLong,
     on_bad_row: OnBadRow = "error",
-) -> Rows:
-    """Tokenise examples into rows of at most `max_length` tokens.
-
-    A prompt that leaves no room for a response is a bad row whatever `over_long` says: truncating it would train on
-    nothing. Raises UserError naming the row.
-    """
-    built = Rows([])
+) -> Rows[Row]:
+    """Tokenise examples into rows of at most `max_length` tokens. Raises UserError naming the row (`row_of`)."""
+    built = Rows[Row]([])
     for example in examples:
         try:
-            encoded = encode(tokenizer, example.messages, example.completion, where=example.where)
-            row = Row(encoded.prompt, encoded.response, example.where)
-            if len(row.prompt) >= max_length:
-                raise UserError(
-                    f"the prompt takes {len(row.prompt)} tokens of a canvas of {max_length}: no response fits",
-                    where=row.where,
-                    mend="raise canvas.max_length, or skip such rows with --on-bad-row skip",
-                )
-            if len(row) > max_length and over_long == "error":
-                raise UserError(
-                    f"the row takes {len(row)} tokens, the canvas holds {max_length}",
-                    where=row.where,
-                    mend="raise canvas.max_length, or set canvas.over_long to truncate or drop",
-                )
+            row = row_of(example, tokenizer, max_length=max_length, over_long=over_long)
         except UserError as error:
             if on_bad_row == "error":
                 raise
@@ -102,9 +93,32 @@ def build_rows(
             if over_long == "drop":
                 built.dropped += 1
                 continue
-            row = Row(row.prompt, row.response[: max_length - len(row.prompt)], row.where)
+            row = row.truncated(max_length)
             built.truncated += 1
         built.rows.append(row)
     if not built.rows:
         raise UserError("no rows are left", mend="raise canvas.max_length, or look at the rows that were skipped")
     return built
+
+
+def row_of(example: Example, tokenizer: PreTrainedTokenizerBase, *, max_length: int, over_long: OverLong) -> Row:
+    """The example's tokens, of any length unless `over_long` is error.
+
+    A prompt that leaves no room for a response is a bad row whatever `over_long` says: truncating it would train on
+    nothing. Raises UserError naming the row.
+    """
+    encoded = encode(tokenizer, example.messages, example.completion, where=example.where)
+    row = Row(encoded.prompt, encoded.response, example.where)
+    if len(row.prompt) >= max_length:
+        raise UserError(
+            f"the prompt takes {len(row.prompt)} tokens of a canvas of {max_length}: no response fits",
+            where=row.where,
+            mend="raise canvas.max_length, or skip such rows with --on-bad-row skip",
+        )
+    if len(row) > max_length and over_long == "error":
+        raise UserError(
+            f"the row takes {len(row)} tokens, the canvas holds {max_length}",
+            where=row.where,
+            mend="raise canvas.max_length, or set canvas.over_long to truncate or drop",
+        )
+    return row

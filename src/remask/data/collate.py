@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.utils.data import Dataset, Sampler
 from remask.data.canvas import Fill, Row
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise, collate_noise, row_noise
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -55,24 +58,41 @@ class VisitSampler(Sampler[Visit]):
             yield Visit(int(order[place % self.size]), epoch, epoch * self.size + place, counted=False)
 
 
-class RowDataset(Dataset):
-    """Rows by visit."""
+class RowDataset(Dataset, Generic[R]):
+    """Rows (or pairs of them) by visit."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[R]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, visit: Visit) -> tuple[Row, Visit]:
+    def __getitem__(self, visit: Visit) -> tuple[R, Visit]:
         return self.rows[visit.index], visit
+
+
+def lay_out(rows: Sequence[Row], canvases: Sequence[int], eos_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, attended, response) [B, L]: each row's prompt, then its answer extended with EOS to `canvases` tokens.
+
+    Rows are right-padded to the longest; padding is neither attended nor response.
+    """
+    width = max(len(row.prompt) + canvas for row, canvas in zip(rows, canvases, strict=True))
+    ids = torch.full((len(rows), width), eos_id)
+    attended = torch.zeros(ids.shape, dtype=torch.bool)
+    response = torch.zeros(ids.shape, dtype=torch.bool)
+    for b, (row, canvas) in enumerate(zip(rows, canvases, strict=True)):
+        start = len(row.prompt)
+        ids[b, : len(row)] = torch.tensor(row.prompt + row.response)
+        attended[b, : start + canvas] = True
+        response[b, start : start + canvas] = True
+    return ids, attended, response
 
 
 @dataclass(frozen=True)
 class Collator:
     """Rows and visits to tensors: ids, the three facts of the canvas, noise, and each row's index.
 
-    Rows are right-padded to the longest; padding is none of the three. `seed` seeds the noise.
+    Padding is none of the three. `seed` seeds the noise.
     """
 
     fill: Fill
@@ -86,19 +106,13 @@ class Collator:
             self.fill.length(len(row.prompt), len(row.response), longest_row=longest, max_length=self.max_length)
             for row, _ in items
         ]
-        width = max(len(row.prompt) + canvas for (row, _), canvas in zip(items, canvases, strict=True))
-        ids = torch.full((len(items), width), self.eos_id)
-        attended = torch.zeros(ids.shape, dtype=torch.bool)
-        response = torch.zeros(ids.shape, dtype=torch.bool)
-        noises, starts = [], []
-        for b, ((row, visit), canvas) in enumerate(zip(items, canvases, strict=True)):
-            start = len(row.prompt)
-            ids[b, : len(row)] = torch.tensor(row.prompt + row.response)
-            attended[b, : start + canvas] = True
-            response[b, start : start + canvas] = visit.counted
-            noises.append(row_noise(self.seed, visit.epoch, visit.index, visit.visit, canvas))
-            starts.append(start)
-        noise = collate_noise(noises, starts, width)
+        ids, attended, response = lay_out([row for row, _ in items], canvases, self.eos_id)
+        response &= torch.tensor([visit.counted for _, visit in items])[:, None]
+        noises = [
+            row_noise(self.seed, visit.epoch, visit.index, visit.visit, canvas)
+            for (_, visit), canvas in zip(items, canvases, strict=True)
+        ]
+        noise = collate_noise(noises, [len(row.prompt) for row, _ in items], ids.shape[1])
         assert noise.s is not None
         assert noise.v is not None
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from remask.config import OnBadRow
 from remask.data.files import Unreadable, read_rows
@@ -16,6 +16,7 @@ from remask.data.named import Source
 from remask.errors import UserError
 
 Message = dict[str, str]
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,38 @@ class Example:
 
 
 @dataclass
-class Loaded:
+class Loaded(Generic[E]):
     """The usable examples and what was skipped, with the reason."""
 
-    examples: list[Example]
+    examples: list[E]
     skipped: list[str] = field(default_factory=list)
 
 
-def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded:
+def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded[Example]:
+    """The examples of a source (`load_rows`), one a row."""
+    return load_rows(source, example, on_bad_row=on_bad_row, split=split, command="sft")
+
+
+def load_rows(
+    source: str, read: Callable[[Any, str], E], *, on_bad_row: OnBadRow, split: str, command: str
+) -> Loaded[E]:
     """Read a named data set, a file, a folder in the hub's layout or a hub id, or a sample of one (`Source.parse`).
 
-    Raises UserError naming the file and line at fault.
+    `read` is given a row and where it stands. Raises UserError naming the file and line at fault.
     """
-    loaded = Loaded([])
+    loaded = Loaded[E]([])
     parsed = Source.parse(source)
     for where, row in parsed.sample(read_rows(parsed.place, split=split, config=parsed.config), where=source):
         try:
             if isinstance(row, Unreadable):
                 raise UserError(row.reason, where=where)
-            loaded.examples.append(example(row, where))
+            loaded.examples.append(read(row, where))
         except UserError as error:
             if on_bad_row == "error":
                 raise
             loaded.skipped.append(str(error))
     if not loaded.examples:
-        raise UserError("holds no usable rows", where=source, mend="see the columns `remask sft --help` lists")
+        raise UserError("holds no usable rows", where=source, mend=f"see the columns `remask {command} --help` lists")
     return loaded
 
 
@@ -86,7 +94,8 @@ def _text(value: Any, name: str, where: str) -> str:
     return value
 
 
-def _conversation(value: Any, name: str, where: str) -> list[Message]:
+def conversation(value: Any, name: str, where: str) -> list[Message]:
+    """A column of text (the user's turn) or of messages. Raises UserError for anything else."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
@@ -102,7 +111,7 @@ def _conversation(value: Any, name: str, where: str) -> list[Message]:
 
 def _messages(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
     """The last assistant turn is the answer; all before it is the prompt."""
-    turns = _conversation(row["messages"], "messages", where)
+    turns = conversation(row["messages"], "messages", where)
     if not turns or turns[-1]["role"] != "assistant":
         raise UserError("messages do not end with an assistant's turn: there is no response", where=where)
     return turns[:-1], turns[-1]["content"]
@@ -111,11 +120,11 @@ def _messages(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
 def _prompt_completion(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
     completion = row["completion"]
     if isinstance(completion, list):
-        turns = _conversation(completion, "completion", where)
+        turns = conversation(completion, "completion", where)
         if len(turns) != 1 or turns[0]["role"] != "assistant":
             raise UserError("completion is not one assistant's turn", where=where)
         completion = turns[0]["content"]
-    return _conversation(row["prompt"], "prompt", where), _text(completion, "completion", where)
+    return conversation(row["prompt"], "prompt", where), _text(completion, "completion", where)
 
 
 def _question_answer(row: dict[str, Any], where: str) -> tuple[list[Message], str]:

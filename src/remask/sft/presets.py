@@ -4,11 +4,11 @@ needed, one line here, and its test.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from remask.diffusion.objective import Objective
-from remask.errors import UserError
+from remask.training.presets import choose
 
 GIFT = Objective(rate="importance", signal="entropy", transform="sqrt", weight="inverse_rate", normaliser="masked")
 
@@ -33,12 +33,4 @@ PRESETS: dict[str, Objective] = {
 
 def resolve(name: str, **choices: Any) -> Objective:
     """The preset of that name, with choices replaced. Raises UserError naming what is unknown."""
-    if name not in PRESETS:
-        raise UserError(f"unknown objective {name!r}", mend=f"the presets are {', '.join(PRESETS)}")
-    unknown = set(choices) - {field.name for field in fields(Objective)}
-    if unknown:
-        raise UserError(
-            f"{', '.join(sorted(unknown))}: not a choice of the objective",
-            mend=f"the choices are {', '.join(field.name for field in fields(Objective))}",
-        )
-    return replace(PRESETS[name], **choices)
+    return choose(PRESETS, name, choices)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from remask.config import SftConfig
-from remask.data.canvas import Fill, Rows, build_rows
+from remask.data.canvas import Fill, Row, Rows, build_rows
 from remask.data.collate import Collator
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
@@ -23,13 +23,14 @@ from remask.models.facts import Facts
 from remask.sft.diagnostics import masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
-from remask.sft.trainer import EpochCallback, SftTrainer
+from remask.sft.trainer import SftTrainer
 from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
 from remask.training.model import frozen_copy, load_trainable, trainable
+from remask.training.rows import EpochCallback, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
@@ -100,7 +101,7 @@ def check_numbers(config: SftConfig) -> None:
         print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
 
 
-def _described(config: SftConfig, objective: Objective, rows: Rows) -> dict[str, Any]:
+def _described(config: SftConfig, objective: Objective, rows: Rows[Row]) -> dict[str, Any]:
     """What run.json says of a fine-tuning run."""
     return {
         "objective": {"name": config.objective, **asdict(objective)},
@@ -117,7 +118,7 @@ def _described(config: SftConfig, objective: Objective, rows: Rows) -> dict[str,
     }
 
 
-def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTrainer, Any, Rows]:
+def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTrainer, Any, Rows[Row]]:
     """Model, rows and trainer, from what the config names. Writes nothing."""
     t = config.trainer
     if t.eval_steps and not config.eval_data:
@@ -167,8 +168,8 @@ def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTr
     return trainer, tokenizer, train
 
 
-def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows, Rows | None]:
-    def read(source: str, split: Split) -> Rows:
+def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], Rows[Row] | None]:
+    def read(source: str, split: Split) -> Rows[Row]:
         if is_generated(source):
             loaded = Loaded(generated_examples(source, split=split, prompt_style=known.prompt_style))
         else:
@@ -181,13 +182,8 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows, Rows |
             on_bad_row=config.on_bad_row,
         )
         built.skipped = loaded.skipped + built.skipped
-        for name, count in (
-            ("truncated", built.truncated),
-            ("dropped", built.dropped),
-            ("skipped", len(built.skipped)),
-        ):
-            if count:
-                print(f"{source}: {count} of {len(loaded.examples)} rows {name}", file=sys.stderr)
+        total = len(loaded.examples) + len(loaded.skipped)
+        tell_faults(source, total, truncated=built.truncated, dropped=built.dropped, skipped=built.skipped)
         return built
 
     return read(config.data, "train"), read(config.eval_data, "validation") if config.eval_data else None

@@ -7,7 +7,6 @@ with fixed noise. What a method is stands in `remask.diffusion.objective`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
@@ -35,10 +34,9 @@ from remask.diffusion.objective import (
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
 from remask.sft.probe import SignalCache
+from remask.training.model import predict_under
+from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
 from remask.training.window import Window
-
-EVALUATION_SEED = 1 << 20
-"""Seeds the noise of held-out rows, the same for every run and seed."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,7 @@ class SftTrainer(Trainer):
         self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
         self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
         self.cache, self.reference = cache, reference
-        ranks = args.world_size
-        multiple = args.per_device_train_batch_size * ranks if ranks > 1 else 1
-        self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=multiple)
+        self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=even_multiple(args))
         self._window = Window(log_every)
         self._statistics: list[dict[str, float]] = []
         self._step_started = time.perf_counter()
@@ -92,18 +88,7 @@ class SftTrainer(Trainer):
     # ---- batches ----------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        args = self.args
-        return self.accelerator.prepare(
-            DataLoader(
-                RowDataset(self.rows),
-                batch_size=args.per_device_train_batch_size,
-                sampler=self.sampler,
-                collate_fn=self.collator,
-                num_workers=args.dataloader_num_workers,
-                pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-                drop_last=args.dataloader_drop_last,
-            )
-        )
+        return row_loader(self, RowDataset(self.rows), self.sampler, self.collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -121,12 +106,7 @@ class SftTrainer(Trainer):
 
     def predict_logits(self, model: Any) -> Predict:
         """(ids, attended, positions) → logits, under the run's mixed precision."""
-
-        def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-            with self.compute_loss_context_manager():
-                return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
-
-        return predict
+        return predict_under(self.compute_loss_context_manager, model)
 
     def read_only(self, model: Any) -> Predict:
         """As `predict_logits`, without gradient or dropout."""
@@ -223,7 +203,7 @@ class SftTrainer(Trainer):
         """(1/N) Σ w·m·ce over this micro-batch; times the number of ranks, whose gradients are averaged afterwards."""
         prepared: Prepared = inputs["prepared"]
         rows = self.loss_rows(model, prepared)
-        self._refuse_nonfinite(rows, prepared)
+        refuse_nonfinite(self, rows, lambda i: self.rows[int(prepared.index[i])].where)
         self._statistics.append(prepared.statistics)
         assert num_items_in_batch is not None
         total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
@@ -236,17 +216,6 @@ class SftTrainer(Trainer):
         logits = self.predict_logits(model)(corrupted.ids, canvas.attended, where)
         ce = token_cross_entropy(logits, canvas.ids[where])
         return row_losses(objective or self.objective, canvas, corrupted, ce, prepared.ce_reference)
-
-    def _refuse_nonfinite(self, rows: Tensor, prepared: Prepared) -> None:
-        bad = ~torch.isfinite(rows.detach())
-        if bad.any():
-            where = [self.rows[i].where for i in prepared.index[bad].tolist()]
-            raise UserError(
-                f"the loss is not finite at step {self.state.global_step + 1}, on {'; '.join(where[:4])}"
-                + (f" and {len(where) - 4} more rows" if len(where) > 4 else ""),
-                where=self.args.output_dir,
-                mend="the last checkpoint is whole; see those rows or lower trainer.learning_rate, then --resume auto",
-            )
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -309,13 +278,3 @@ class SftTrainer(Trainer):
         self._window.add({**logs, **step, "seconds": time.perf_counter() - self._step_started})
         if self._window.is_full(self.state.global_step, self.state.max_steps):
             super().log(self._window.averaged(), start_time)
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins, resumed or not."""
-
-    def __init__(self, sampler: VisitSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))

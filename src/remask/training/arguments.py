@@ -51,6 +51,9 @@ def training_arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": [],
+        # Ranks may take different numbers of forwards (a view that scores nothing is passed over): one that waited in a
+        # forward for the buffers of another, which are constants, would wait for ever.
+        "ddp_broadcast_buffers": False,
         "log_level": "error",
         **own,
     }

@@ -1,0 +1,32 @@
+"""How a command that trains ends: what it says, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from remask.progress import duration
+
+if TYPE_CHECKING:
+    from remask.training.run import Outcome
+
+
+def tell(outcome: Outcome, *, command: str, objective: str, names: Sequence[str]) -> int:
+    """0, or 128 + the signal that stopped the run. Of the metrics those of the given names are shown."""
+    if outcome.signal is not None:
+        print(
+            f"stopped by signal {outcome.signal}; a checkpoint is saved. "
+            f"Go on with: remask {command} --config {outcome.folder}/config.yaml --resume auto",
+            file=sys.stderr,
+        )
+        return 128 + outcome.signal
+    if not outcome.metrics:
+        print(f"{outcome.folder} is already finished", file=sys.stderr)
+        return 0
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    numbers = "  ".join(f"{name} {outcome.metrics[name]:.4f}" for name in names if name in outcome.metrics)
+    print(f"{outcome.folder}: {objective} finished in {duration(outcome.seconds)}  {numbers}")
+    return 0

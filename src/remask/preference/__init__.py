@@ -1,0 +1,1 @@
+"""Preference optimisation: DPO on likelihood estimates, with VRPO's variance reductions."""

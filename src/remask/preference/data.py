@@ -1,0 +1,277 @@
+"""Pairs of answers to one prompt: from the columns people have to tokens on a canvas, with their noise.
+
+A pair that cannot be used is an error naming file and line, or is counted and listed under `on_bad_row="skip"`.
+
+Shapes: P pairs, 2P rows (the chosen answers, then the rejected ones), L length, K draws.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from remask.config import OnBadRow, OverLong
+from remask.data.canvas import Fill, Row, Rows, row_of
+from remask.data.collate import Visit, lay_out
+from remask.data.sources import Example, Loaded, Message, conversation, load_rows
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.noise import Noise, collate_noise, row_noise
+from remask.errors import UserError
+from remask.tasks.generated import generated_examples, is_generated
+from remask.tasks.generator import Split
+
+REFERENCE_SEED = 1 << 21
+"""Added to the seed for the noise of a reference that is not read on the policy's."""
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+"""What begins a turn in conversations written as one text (hh-rlhf)."""
+
+
+@dataclass(frozen=True)
+class PairExample:
+    """`messages` end with the turn to be answered; `where` is for error messages."""
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tokenised answers to one prompt."""
+
+    chosen: Row
+    rejected: Row
+    where: str
+
+    def __len__(self) -> int:
+        """The longer row."""
+        return max(len(self.chosen), len(self.rejected))
+
+    def truncated(self, length: int) -> Pair:
+        return Pair(self.chosen.truncated(length), self.rejected.truncated(length), self.where)
+
+
+def load_pairs(source: str, *, split: Split, prompt_style: str, on_bad_row: OnBadRow) -> Loaded[PairExample]:
+    """The pairs of a file, a data set, or of `generated:<task>[+<task>]:<pairs>[:<seed>]`: a worked answer and a
+    plausible wrong one to each problem.
+
+    Raises UserError naming the file and line at fault.
+    """
+    if not is_generated(source):
+        return load_rows(source, pair_example, on_bad_row=on_bad_row, split="train", command="dpo")
+    right, wrong = (
+        generated_examples(source, split=split, prompt_style=prompt_style, wrong=wrong) for wrong in (False, True)
+    )
+    return Loaded(
+        [
+            PairExample(good.messages, good.completion, bad.completion, good.where)
+            for good, bad in zip(right, wrong, strict=True)
+        ]
+    )
+
+
+def pair_example(row: Any, where: str) -> PairExample:
+    """The pair in one row: `chosen` and `rejected`, and `prompt` where they do not begin with it.
+
+    Each of the three is text or messages. The answer is the last turn of `chosen` and of `rejected`, and what comes
+    before it must be the same in both. Raises UserError naming what is missing or wrong.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"a row is a mapping of columns, this is a {type(row).__name__}", where=where)
+    absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
+    if absent:
+        raise UserError(
+            f"no {' and no '.join(absent)} among the columns {', '.join(map(str, row)) or '(none)'}",
+            where=where,
+            mend="give prompt + chosen + rejected, or chosen + rejected as conversations that begin with the prompt",
+        )
+    before, chosen = _answered(row["chosen"], "chosen", where)
+    before_rejected, rejected = _answered(row["rejected"], "rejected", where)
+    if before != before_rejected:
+        raise UserError("chosen and rejected do not answer the same conversation", where=where)
+    prompt = [] if row.get("prompt") is None else conversation(row["prompt"], "prompt", where)
+    messages = _joined(prompt, before, where)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer.strip():
+            raise UserError(f"{name} is empty", where=where)
+    if chosen.strip() == rejected.strip():
+        raise UserError("chosen and rejected are the same: there is nothing to prefer", where=where)
+    return PairExample(tuple(messages), chosen, rejected, where)
+
+
+def _answered(value: Any, name: str, where: str) -> tuple[list[Message], str]:
+    """(the conversation before the answer, the answer). Text is the answer itself, or a conversation in one text."""
+    if isinstance(value, str) and not SPEAKER.match(value):
+        return [], value
+    turns = _spoken(value) if isinstance(value, str) else conversation(value, name, where)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise UserError(f"{name} does not end with an assistant's turn: there is no answer", where=where)
+    return turns[:-1], turns[-1]["content"]
+
+
+def _spoken(text: str) -> list[Message]:
+    """The turns of a conversation in one text: `\\n\\nHuman: …\\n\\nAssistant: …`."""
+    _, *parts = SPEAKER.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _joined(prompt: list[Message], before: list[Message], where: str) -> list[Message]:
+    """The whole conversation up to the answer. Data sets often give `prompt` and repeat it in the conversation."""
+    if not prompt and not before:
+        raise UserError(
+            "there is no prompt", where=where, mend="give prompt, or chosen and rejected that begin with it"
+        )
+    if not before or (prompt and before[0]["role"] == "assistant"):
+        return prompt + before
+    said = [turn["content"].strip() for turn in before]
+    if all(turn["content"].strip() in said for turn in prompt):
+        return before
+    raise UserError("prompt is not part of the conversation that chosen and rejected begin with", where=where)
+
+
+def build_pairs(
+    examples: Sequence[PairExample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    on_bad_row: OnBadRow,
+) -> Rows[Pair]:
+    """Tokenise pairs, each row of at most `max_length` tokens. Raises UserError naming the row."""
+    built = Rows[Pair]([])
+    for example in examples:
+        try:
+            pair = _tokenised(example, tokenizer, max_length, over_long)
+            whole = len(pair) <= max_length
+            cut = pair.truncated(max_length)
+            if cut.chosen.response == cut.rejected.response:
+                raise UserError(
+                    f"chosen and rejected are the same tokens{'' if whole else f' in a canvas of {max_length}'}",
+                    where=example.where,
+                    mend="look at the row, or skip such rows with --on-bad-row skip",
+                )
+        except UserError as error:
+            if on_bad_row == "error":
+                raise
+            built.skipped.append(str(error))
+            continue
+        if not whole and over_long == "drop":
+            built.dropped += 1
+            continue
+        built.truncated += not whole
+        built.rows.append(cut)
+    if not built.rows:
+        raise UserError("no pairs are left", mend="raise canvas.max_length, or look at the rows that were skipped")
+    return built
+
+
+def _tokenised(example: PairExample, tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: OverLong) -> Pair:
+    def row(answer: str, name: str) -> Row:
+        one = Example(example.messages, answer, f"{example.where}, {name}")
+        return row_of(one, tokenizer, max_length=max_length, over_long=over_long)
+
+    return Pair(row(example.chosen, "chosen"), row(example.rejected, "rejected"), example.where)
+
+
+def _rows(pair: Pair) -> tuple[Row, Row]:
+    return pair.chosen, pair.rejected
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch: 2P rows on a canvas, the noise the policy is read on and that of the reference (one each draw),
+    which pairs count, and their indices.
+    """
+
+    canvas: Canvas
+    noise: list[Noise]
+    reference_noise: list[Noise]
+    counted: Bool[Tensor, "P"]
+    index: Int[Tensor, "P"]
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Pairs and visits to tensors. A pair's canvases and noise depend on nothing but the pair, its visit and the seed.
+
+    Both answers are filled by the same rule; `batch` here means the pair: up to its longer row. With `shared_noise` the
+    policy and the reference are read on the same `draws`.
+    """
+
+    fill: Fill
+    eos_id: int
+    max_length: int
+    seed: int
+    draws: int
+    shared_noise: bool
+
+    def __call__(self, items: Sequence[tuple[Pair, Visit]]) -> dict[str, Tensor]:
+        rows = [_rows(pair)[answer] for answer in (0, 1) for pair, _ in items]
+        canvases = [self._canvas(_rows(pair)[answer], pair) for answer in (0, 1) for pair, _ in items]
+        ids, attended, response = lay_out(rows, canvases, self.eos_id)
+        batch = {
+            "ids": ids,
+            "attended": attended,
+            "response": response,
+            "counted": torch.tensor([visit.counted for _, visit in items]),
+            "index": torch.tensor([visit.index for _, visit in items]),
+        }
+        visits = [
+            Visit(2 * visit.index + answer, visit.epoch, 2 * visit.visit + answer)
+            for answer in (0, 1)
+            for _, visit in items
+        ]
+        starts = [len(row.prompt) for row in rows]
+        batch["t"], batch["u"] = self._noise(self.seed, visits, starts, canvases, ids.shape[1])
+        if not self.shared_noise:
+            other = self._noise(self.seed + REFERENCE_SEED, visits, starts, canvases, ids.shape[1])
+            batch["reference_t"], batch["reference_u"] = other
+        return batch
+
+    def _canvas(self, row: Row, pair: Pair) -> int:
+        return self.fill.length(len(row.prompt), len(row.response), longest_row=len(pair), max_length=self.max_length)
+
+    def _noise(
+        self, seed: int, visits: Sequence[Visit], starts: list[int], canvases: list[int], width: int
+    ) -> tuple[Tensor, Tensor]:
+        """t [K, 2P] and u [K, 2P, L]. The draws of an answer follow each other in the sequence of times, so that they
+        are stratified among themselves.
+        """
+        draws = [
+            collate_noise(
+                [
+                    row_noise(seed, visit.epoch * self.draws + k, visit.index, visit.visit * self.draws + k, canvas)
+                    for visit, canvas in zip(visits, canvases, strict=True)
+                ],
+                starts,
+                width,
+            )
+            for k in range(self.draws)
+        ]
+        return torch.stack([draw.t for draw in draws]), torch.stack([draw.u for draw in draws])
+
+
+def batch_of(tensors: dict[str, Tensor], device: torch.device) -> PairBatch:
+    """What the collator made, on a device."""
+    on = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    noise = _unstacked(on["t"], on["u"])
+    return PairBatch(
+        Canvas(on["ids"], on["attended"], on["response"], on["response"]),
+        noise,
+        _unstacked(on["reference_t"], on["reference_u"]) if "reference_t" in on else noise,
+        on["counted"],
+        on["index"],
+    )
+
+
+def _unstacked(t: Tensor, u: Tensor) -> list[Noise]:
+    return [Noise(*draw) for draw in zip(t, u, strict=True)]

@@ -1,0 +1,197 @@
+"""Preference optimisation on transformers' Trainer, through its public hooks only.
+
+`get_batch_samples` counts the pairs of one optimiser step over accumulation and ranks; `compute_loss` reads reference
+and policy on a micro-batch of pairs; `evaluate` does the same on held-out pairs with fixed noise. What a method is
+stands in `preference.loss`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerControl, TrainingArguments
+
+from remask.data.collate import RowDataset, Visit, VisitSampler
+from remask.diffusion.importance import Predict
+from remask.diffusion.likelihood import VIEWS, Likelihood, View, estimate
+from remask.diffusion.noise import Noise
+from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
+from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
+from remask.rl.reference import Reference
+from remask.rl.scoring import draw_by_draw
+from remask.training.model import predict_under
+from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
+from remask.training.window import Window, over_ranks
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a policy with one `PreferenceObjective` on pairs.
+
+    The reference is what the model is now: the base with its adapters off, or a copy of the weights. `whole_backward`
+    takes all noise draws in one backward pass.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        objective: PreferenceObjective,
+        pairs: Sequence[Pair],
+        collator: PairCollator,
+        mask_id: int,
+        eval_pairs: Sequence[Pair] = (),
+        eval_draws: int = 8,
+        log_every: int = 10,
+        whole_backward: bool = False,
+        **keywords: Any,
+    ) -> None:
+        self.objective, self.pairs, self.eval_pairs = objective, pairs, eval_pairs
+        self.collator, self.mask_id, self.whole_backward = collator, mask_id, whole_backward
+        # Fixed, and shared whatever the objective does: the model is measured, not the estimate it is trained by.
+        draws = 1 if objective.likelihood == "mean_field" else eval_draws
+        self.eval_collator = replace(collator, seed=EVALUATION_SEED, draws=draws, shared_noise=True)
+        self.sampler = VisitSampler(len(pairs), seed=collator.seed, multiple=even_multiple(args))
+        self._window = Window(log_every)
+        self._micro: list[dict[str, Tensor]] = []
+        self._total = 1.0
+        self._seconds_reference = 0.0
+        self._step_started = time.perf_counter()
+        keywords.setdefault("eval_dataset", eval_pairs)
+        super().__init__(model, args, train_dataset=RowDataset(pairs), data_collator=collator, **keywords)
+        self.reference = Reference(self.model)  # after the engine has put the model on its device
+
+    # ---- batches ----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        return row_loader(self, RowDataset(self.pairs), self.sampler, self.collator)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of one optimiser step, and the number of pairs in all of them and on all ranks."""
+        self._step_started = time.perf_counter()
+        tensors, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [batch_of(each, device) for each in tensors]
+        count = sum((batch.counted.sum() for batch in batches), torch.zeros((), device=device))
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count.reshape(1)).sum()
+        self._total = max(float(count), 1.0)
+        return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches], count
+
+    def predict(self, model: Any) -> Predict:
+        """(ids, attended, positions) → logits, under the run's mixed precision."""
+        return predict_under(self.compute_loss_context_manager, model)
+
+    def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> list[tuple[View, ...]]:
+        """What a model is shown, draw by draw."""
+        return [VIEWS[self.objective.likelihood](batch.canvas, draw, self.mask_id) for draw in noise]
+
+    @torch.no_grad()
+    def read_reference(self, batch: PairBatch) -> Likelihood:
+        predict = self.reference.predict(self.model, self.predict)
+        return estimate(predict, batch.canvas, self.draws(batch, batch.reference_noise))
+
+    # ---- loss -------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The sum of this micro-batch's losses over the pairs of the step; times the number of ranks, whose gradients
+        are averaged afterwards.
+        """
+        batch: PairBatch = inputs["batch"]
+        started = time.perf_counter()
+        reference = self.read_reference(batch)
+        self._seconds_reference += time.perf_counter() - started
+        assert num_items_in_batch is not None
+        total = torch.as_tensor(num_items_in_batch, device=batch.canvas.ids.device).clamp(min=1)
+        read: list[tuple[Likelihood, PreferenceTerms]] = []
+
+        def loss_of(current: Likelihood) -> Tensor:
+            terms = preference_terms(self.objective, current, reference)
+            refuse_nonfinite(self, terms.pair, lambda i: self.pairs[int(batch.index[i])].where)
+            read.append((current, terms))
+            return torch.where(batch.counted, terms.pair, 0.0).sum() / total * self.args.world_size
+
+        views = self.draws(batch, batch.noise)
+        if len(views) > 1 and not self.whole_backward:
+            loss = draw_by_draw(
+                self.predict(model),
+                batch.canvas,
+                views,
+                loss_of,
+                backward=self.accelerator.backward,
+                no_sync=lambda: self._no_sync(model),
+            )
+        else:
+            loss = loss_of(estimate(self.predict(model), batch.canvas, views))
+        current, terms = read[0]
+        of_pairs = {name: torch.where(batch.counted, v, 0.0).sum() for name, v in measured(terms, current).items()}
+        self._micro.append({**of_pairs, "tokens": batch.canvas.attended.sum()})
+        return loss
+
+    def _no_sync(self, model: Any) -> AbstractContextManager[None]:
+        return self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext()
+
+    # ---- evaluation and logging -------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The held-out pairs' loss, accuracy, margin, rewards and ELBOs, on the same noise every time."""
+        size, batch_size = len(self.eval_pairs), self.args.per_device_eval_batch_size
+        members = [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            own = [self._held_out(each) for each in members[self.args.process_index :: self.args.world_size]]
+        finally:
+            self.model.train(was_training)
+        found = [pair for each in gather_object(own) for pair in each]
+        metrics = {f"{metric_key_prefix}_{name}": math.fsum(pair[name] for pair in found) / size for name in found[0]}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _held_out(self, members: Sequence[int]) -> list[dict[str, float]]:
+        """What is measured of each of these held-out pairs."""
+        tensors = self.eval_collator([(self.eval_pairs[i], Visit(i, 0, i)) for i in members])
+        batch = batch_of(tensors, self.args.device)
+        current = estimate(self.predict(self.model), batch.canvas, self.draws(batch, batch.noise))
+        terms = preference_terms(self.objective, current, self.read_reference(batch))
+        of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}
+        return [dict(zip(of_pairs, values, strict=True)) for values in zip(*of_pairs.values(), strict=True)]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Average each step's metrics over `log_every` steps and the ranks, then pass them on; others pass at once."""
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        micro, self._micro = self._micro, []
+        # Of this rank, times the ranks: the mean over the ranks is then the sum over all pairs by their number.
+        step = {name: torch.stack([m[name] for m in micro]).sum().item() * self.args.world_size for name in micro[0]}
+        step = {name: value if name == "tokens" else value / self._total for name, value in step.items()}
+        # What happens between steps (evaluation, checkpoints) is not counted.
+        seconds = time.perf_counter() - self._step_started
+        step |= {"seconds": seconds, "seconds_reference": self._seconds_reference}
+        self._seconds_reference = 0.0
+        self._window.add({**step, **logs})
+        if self._window.is_full(self.state.global_step, self.state.max_steps):
+            super().log(over_ranks(self._window.averaged()), start_time)

@@ -1,0 +1,74 @@
+"""What training on rows of data shares, whatever a row is: its loader and epochs, its rows' faults and their names."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from remask.errors import UserError
+
+EVALUATION_SEED = 1 << 20
+"""Seeds the noise of held-out rows, the same for every run and seed."""
+
+
+def even_multiple(args: TrainingArguments) -> int:
+    """Of how many rows an epoch is made, so that each rank has as many batches as the others."""
+    return args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
+
+
+def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: Callable[[Any], Any]) -> DataLoader:
+    """The batches of an epoch, shared among the ranks."""
+    args = trainer.args
+    return trainer.accelerator.prepare(
+        DataLoader(
+            dataset,
+            batch_size=args.per_device_train_batch_size,
+            sampler=sampler,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            drop_last=args.dataloader_drop_last,
+        )
+    )
+
+
+def refuse_nonfinite(trainer: Trainer, rows: Tensor, where: Callable[[int], str]) -> None:
+    """Raises UserError naming the rows of the micro-batch whose value is not finite; `where` tells row i's place."""
+    bad = (~torch.isfinite(rows.detach())).nonzero().flatten().tolist()
+    if bad:
+        named = "; ".join(where(i) for i in bad[:4]) + (f" and {len(bad) - 4} more rows" if len(bad) > 4 else "")
+        raise UserError(
+            f"the loss is not finite at step {trainer.state.global_step + 1}, on {named}",
+            where=trainer.args.output_dir,
+            mend="the last checkpoint is whole; see those rows or lower trainer.learning_rate, then --resume auto",
+        )
+
+
+class ByEpoch(Protocol):
+    """A sampler whose order depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins, resumed or not."""
+
+    def __init__(self, sampler: ByEpoch) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+
+
+def tell_faults(source: str, total: int, *, truncated: int, dropped: int, skipped: Sequence[str]) -> None:
+    """Say on stderr how many of a source's rows are not as they stand in it."""
+    for name, count in (("truncated", truncated), ("dropped", dropped), ("skipped", len(skipped))):
+        if count:
+            print(f"{source}: {count} of {total} rows {name}", file=sys.stderr)
