@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from remask import config as configs
 from remask.config import (
@@ -32,7 +34,7 @@ from remask.config import (
 from remask.errors import UserError
 from remask.rl.presets import PRESETS
 from remask.rl.run import run_rl
-from remask.training.checkpoints import checkpoints
+from remask.training.checkpoints import checkpoints, seal
 
 MakeRl = Callable[..., RlConfig]
 Metrics = Callable[[Path], list[dict[str, Any]]]
@@ -47,6 +49,17 @@ OWN = """
 
     def gaps(prompts, completions, **columns):
         return [None if i % 3 == 0 else float("nan") if i % 3 == 1 else len(set(t)) for i, t in enumerate(completions)]
+
+    def full(prompts, completions, **columns):
+        if len(completions) < 16:
+            raise ValueError(len(completions))
+        return [1.0] * len(completions)
+
+    def nothing(prompts, completions, **columns):
+        return [None] * len(completions)
+
+    def gold(completions, gold):
+        return [1.0] * len(completions)
 
     def zero(prompts, completions, **columns):
         return [0.0] * len(completions)
@@ -224,6 +237,7 @@ def launched(config: RlConfig, folder: Path, *launcher: str) -> subprocess.Popen
 CASES: dict[str, dict[str, Any]] = {
     "in the middle of a rollout": {"rollout": {"inner_updates": 4, "minibatches": 2}},
     "reference synchronised": {"reference": ReferenceConfig(sync_every=3), "rollout": {"inner_updates": 2}},
+    "kept noise": {"choices": {"fresh_noise": False}, "rollout": {"inner_updates": 4}},
     "adapters": {"lora": LoraConfig(rank=4), "objective": "diffu-grpo", "rollout": {"inner_updates": 2}},
 }
 
@@ -260,6 +274,58 @@ def test_killed_and_resumed_equals_never_stopped(
             [(row["step"], row.get("loss"), row.get("rollout"), row.get("completions")) for row in r] for r in lines
         ]
         assert [row for row in found[0] if row[1] or row[3]] == [row for row in found[1] if row[1] or row[3]]
+
+
+TIMES = ("seconds", "share_", "_per_second", "epoch")
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was logged of steps, but for how long they took."""
+    return [
+        {name: value for name, value in row.items() if not any(part in name for part in TIMES)}
+        for row in rows
+        if "train_runtime" not in row
+    ]
+
+
+def test_what_is_averaged_over_steps_is_too_where_a_run_was_stopped_among_them(
+    make_rl: MakeRl, metrics: Metrics
+) -> None:
+    """Metrics are averaged over four steps, and checkpoints come every three."""
+    config = make_rl({"inner_updates": 4}, {"logging_steps": 4, "save_steps": 3, "save_total_limit": None}, max_steps=8)
+    folder = run_rl(config, quiet=True).folder
+    whole = metrics(folder)
+    assert len(logged(whole, "reward_mean")) == 2
+    for checkpoint in checkpoints(folder)[1:]:
+        shutil.rmtree(checkpoint)
+    assert run_rl(replace(config, resume="auto"), quiet=True).finished
+    assert untimed(metrics(folder)) == untimed(whole)
+
+
+def test_a_run_that_stopped_after_its_last_step_takes_none_more(
+    make_rl: MakeRl, weights: Weights, metrics: Metrics
+) -> None:
+    config = make_rl(trainer={"save_steps": 2}, max_steps=4)
+    folder = run_rl(config, quiet=True).folder
+    end, rows, kept = weights(folder), metrics(folder), (folder / "completions.jsonl").read_text()
+    (folder / "model.safetensors").unlink()
+    again = run_rl(replace(config, resume="auto"), quiet=True)
+    assert again.finished
+    assert all(torch.equal(value, end[name]) for name, value in weights(folder).items())
+    assert untimed(metrics(folder)) == untimed(rows)
+    assert (folder / "completions.jsonl").read_text() == kept
+
+
+def test_another_number_of_processes_is_refused_before_the_run_is_touched(make_rl: MakeRl) -> None:
+    config = make_rl(trainer={"save_steps": 2}, max_steps=4)
+    folder = run_rl(config, quiet=True).folder
+    record = (folder / "run.json").read_text()
+    newest = checkpoints(folder)[-1]
+    (newest / "rollout-0-of-1.safetensors").rename(newest / "rollout-0-of-2.safetensors")
+    seal(newest)
+    with pytest.raises(UserError, match=r"no rollout for process 0 of 1.*with as many processes"):
+        run_rl(replace(config, resume="auto"), quiet=True)
+    assert (folder / "run.json").read_text() == record
 
 
 def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path, metrics: Metrics) -> None:
@@ -321,6 +387,19 @@ def test_a_reward_that_raises_stops_the_run_and_says_so(make_rl: MakeRl, capsys:
     assert record["status"] == "failed"
 
 
+def test_a_reward_that_raises_in_an_evaluation_says_where(make_rl: MakeRl) -> None:
+    """Sixteen answers come in a rollout, three in an evaluation."""
+    held_out = HeldOutConfig(n=3, decoding=DecodingConfig(steps=2))
+    config = make_rl(trainer={"eval_steps": 1}, reward="full", held_out=held_out)
+    with pytest.raises(UserError, match=r"in the evaluation, the reward function raised ValueError"):
+        run_rl(config, quiet=True)
+
+
+def test_rollouts_without_any_reward_are_told(make_rl: MakeRl, capsys: pytest.CaptureFixture[str]) -> None:
+    run_rl(make_rl(reward="nothing", max_steps=1), quiet=True)
+    assert "rollout 0: no answer has a reward" in capsys.readouterr().err
+
+
 def test_none_and_nan_are_left_out_and_counted(
     make_rl: MakeRl, metrics: Metrics, capsys: pytest.CaptureFixture[str], own: Path
 ) -> None:
@@ -343,9 +422,15 @@ def test_none_and_nan_are_left_out_and_counted(
         ({"rollout": {"completions": 1}}, r"rollout.completions = 1.*2 or more"),
         ({"rollout": {"prompts": 3, "completions": 3, "minibatches": 2}}, "9 answers does not divide into 2"),
         ({"rollout": {"decoding": DecodingConfig(temperature=0.0)}}, "all answers of a group would be the same"),
+        ({"rollout": {"decoding": DecodingConfig(top_k=1)}}, "top_k = 1: all answers of a group would be the same"),
         ({"rollout": {"max_prompt_tokens": 5}}, r"6 of 6 prompts are longer than 5 tokens.*over_long"),
         ({"rollout": {"max_prompt_tokens": 5, "over_long": "drop"}}, "all 6 prompts are longer than 5 tokens"),
         ({"rollout": {"decoding": DecodingConfig(max_new_tokens=250, steps=10)}}, "longer than 6 tokens"),
+        ({"rollout": {"decoding": DecodingConfig(max_new_tokens=256)}}, "canvas of 256 leaves no room for a prompt"),
+        ({"held_out": HeldOutConfig(decoding=DecodingConfig(max_new_tokens=250))}, "shorten held_out.decoding"),
+        ({"reward": "gold"}, "takes gold, which no row has"),
+        ({"data": "prompts.jsonl", "reward": "task"}, "rows of data belong to no task"),
+        ({"data": "prompts.jsonl", "prompt_template": "{question}"}, "prompt_template is for the problems of tasks"),
         ({"lora": LoraConfig(rank=4, dropout=0.1)}, "dropout"),
         ({"objective": "grpoo"}, "unknown objective 'grpoo'"),
         ({"choices": {"kl_weight": -1.0}}, "kl_weight = -1.0"),
@@ -381,9 +466,43 @@ def test_prompts_of_ones_own(make_rl: MakeRl, tmp_path: Path, own: Path, metrics
     config = make_rl(data=str(path), rewards=RewardsConfig(functions=(f"{own_file}:gold", "length")), max_steps=2)
     rows_logged = metrics(run_rl(config, quiet=True).folder)
     assert logged(rows_logged, f"reward_{own_file}:gold") == [1.0, 1.0]
+    first = replace(config, problems=1, output_dir=f"{config.output_dir}-first", max_steps=1)
+    assert json.loads((run_rl(first, quiet=True).folder / "run.json").read_text())["data"]["prompts"] == 1
+    held_out = HeldOutConfig(tasks="countdown", n=2)
+    with pytest.raises(UserError, match="takes gold, which no held-out problem has"):
+        run_rl(replace(config, held_out=held_out, overwrite=True), quiet=True)
     path.write_text(json.dumps({"question": "hi"}) + "\n")
     with pytest.raises(UserError, match=r"prompts.jsonl, line 1: the row has no prompt"):
         run_rl(replace(config, overwrite=True), quiet=True)
+
+
+def test_a_file_that_names_other_settings_of_decoding_leaves_the_temperature(
+    make_rl: MakeRl, tmp_path: Path, metrics: Metrics
+) -> None:
+    """Rollouts are sampled and held-out problems answered greedily, whatever else a config's file says of decoding."""
+    path = tmp_path / "config.yaml"
+    config = make_rl(held_out=HeldOutConfig(n=2), max_steps=1)
+    values = yaml.safe_load(configs.dump(config))
+    values["rollout"]["decoding"] = {"max_new_tokens": 8, "steps": 4}
+    values["held_out"]["decoding"] = {"max_new_tokens": 8, "steps": 2}
+    path.write_text(yaml.safe_dump(values))
+    outcome = run_rl(configs.load(RlConfig, path), quiet=True)
+    record = json.loads((outcome.folder / "run.json").read_text())
+    assert record["rollout"]["decoding"]["temperature"] == 1
+    assert logged(metrics(outcome.folder), "diversity") > [0.25]
+
+
+def test_settings_without_effect_are_told(make_rl: MakeRl, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_rl(
+        trainer={"eval_steps": 2, "extra": {"eval_on_start": True}},
+        objective="wd1",
+        reference=ReferenceConfig(sync_every=2),
+        max_steps=1,
+    )
+    run_rl(config, quiet=True)
+    said = capsys.readouterr().err
+    assert "trainer.eval_steps has no effect" in said
+    assert "reference.sync_every has no effect" in said
 
 
 def test_a_resumed_run_keeps_its_settings(make_rl: MakeRl) -> None:

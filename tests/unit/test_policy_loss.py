@@ -170,6 +170,15 @@ def test_a_token_level_row_is_the_mean_or_the_sum_of_its_tokens() -> None:
     assert total == pytest.approx(2 * mean)
 
 
+def test_weighted_likelihoods_over_tokens_are_the_mean_of_their_tokens() -> None:
+    """−A·ℓ is a sum over an answer's tokens already: two answers of A = −1, ℓ = −1.5 and −4 over 2 + 1 tokens."""
+    value, scored = likelihood([-1.0, -0.5], [-4.0])
+    objective = PolicyObjective(level="none", kl="none", normaliser="tokens")
+    rows = policy_terms(objective, torch.tensor([-1.0, -1.0]), value, None, None, scored).row
+    count = rows_counted(objective, torch.tensor([True, True]), scored, 2)
+    assert (rows.sum() / count).item() == pytest.approx((-1.5 - 4) / 3)
+
+
 def test_ratios_beyond_all_measure_are_cut_and_counted() -> None:
     new, scored = likelihood([0.0], [0.0])
     old, _ = likelihood([-1000.0], [-1.0])
@@ -215,6 +224,7 @@ def test_names_of_autoregressive_methods() -> None:
         ("espo", {"draws": 0}, "draws = 0"),
         ("espo", {"clip_low": -0.1}, "clip_low = -0.1"),
         ("espo", {"kl_weight": math.nan}, "kl_weight = nan"),
+        ("espo", {"kl_weight": math.inf}, "kl_weight is infinite"),
         ("espo", {"prompt_mask": 0.15}, "only mean_field masks the prompt"),
         ("diffu-grpo", {"prompt_mask": 1.0}, "below 1"),
         ("espo", {"advantage": "softmax"}, "set choices.level to none"),

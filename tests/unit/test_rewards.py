@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from remask.errors import UserError
 from remask.rl.completions import Batch
-from remask.rl.rewards import Completion, Reward, Scores, parse_rewards, score
+from remask.rl.rewards import Completion, Reward, Scores, parse_rewards, refuse_missing_columns, score
 from remask.sandbox import Limits, Outcome, Program, Sandbox
 from remask.tasks import TASKS, Countdown, Gsm8k, HumanEval, Math500, Problem, Sudoku, Task, get
 
@@ -43,8 +43,9 @@ ADD = Problem(
         "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n",
     },
 )
-PROBLEMS = {"sudoku": PUZZLE, "countdown": THREE, "gsm8k": APPLES, "math500": HALF_OF, "humaneval": ADD}
-PROBLEMS |= {"countdown4": THREE, "countdown5": THREE, "humaneval_plus": ADD, "mbpp": ADD, "mbpp_plus": ADD}
+PROBLEMS = {"sudoku": PUZZLE, "countdown": THREE, "gsm8k": APPLES, "math": HALF_OF, "math500": HALF_OF}
+PROBLEMS |= {"countdown4": THREE, "countdown5": THREE, "humaneval": ADD, "humaneval_plus": ADD}
+PROBLEMS |= {"mbpp": ADD, "mbpp_plus": ADD}
 
 
 def answer(text: str, task: Task | None = None, problem: Problem | None = None, **columns: Any) -> Completion:
@@ -634,11 +635,26 @@ def test_what_is_no_list_of_that_length_is_an_error(on_bad: Any, returned: Any, 
 
 
 @pytest.mark.parametrize("on_bad", ["error", "skip"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), UserError("as it stands", mend="so")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("as it stands", mend="so")])
 def test_these_pass_through(on_bad: Any, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         score([by([1.0, error])], numbered(2), on_bad=on_bad)
     assert caught.value is error
+
+
+def test_a_function_that_leaves_does_not_end_the_run_without_a_word() -> None:
+    rewards = [by([1.0, SystemExit(3)])]
+    with pytest.raises(UserError, match="raised SystemExit: 3"):
+        score(rewards, numbered(2), on_bad="error")
+    assert same(score(rewards, numbered(2), on_bad="skip").total, [1, math.nan])
+
+
+def test_columns_that_no_prompt_has_are_found_before_anything_is_sampled(own: Callable[..., str]) -> None:
+    body = "def reward(completions, gold, hint=None):\n    return [1.0] * len(completions)\n"
+    rewards = parse_rewards(["length", own(body)], None, canvas=20)
+    refuse_missing_columns(rewards, ["gold", "more"], row="row")
+    with pytest.raises(UserError, match=r"takes gold, which no held-out problem has; the columns are hint, prompts"):
+        refuse_missing_columns(rewards, ["hint"], row="held-out problem")
 
 
 def test_no_completions_have_no_scores() -> None:

@@ -38,9 +38,8 @@ def softmax(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     """softmax(A) − softmax(−A) over the group, A = r − mean: how wd1 weighs log-likelihoods (arXiv 2507.08838)."""
     advantage = centred(reward)
     there = advantage.isfinite()
-    return sum(
-        sign * torch.where(there, sign * advantage, -torch.inf).softmax(-1).nan_to_num(0.0) for sign in (1.0, -1.0)
-    ) + torch.zeros_like(advantage)
+    up, down = (torch.where(there, a, -torch.inf).softmax(-1).nan_to_num(0.0) for a in (advantage, -advantage))
+    return up - down
 
 
 ADVANTAGES: dict[AdvantageName, Callable[[Tensor], Tensor]] = {

@@ -58,7 +58,9 @@ class ReferenceSync(TrainerCallback):
 
 
 class RolloutState(TrainerCallback):
-    """Writes what is left of the rollout into each checkpoint: a resumed run uses every rollout exactly once."""
+    """Writes what is left of the rollout into each checkpoint, and of the window that metrics are averaged over: a
+    resumed run uses every rollout exactly once, and logs what one that was never stopped does.
+    """
 
     def __init__(self, trainer: PolicyTrainer) -> None:
         self.trainer = trainer
@@ -70,13 +72,14 @@ class RolloutState(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         loader = self.trainer.loader
         tensors = {
-            f"{i}.{name}": value.contiguous().cpu()
+            f"{i}.{name}": value.to("cpu", copy=True).contiguous()  # passes on the same noise share their tensors
             for i, batch in enumerate(loader.buffer)
             for name, value in _tensors(batch).items()
         }
         tensors["empty"] = torch.zeros(1)  # a file holds a tensor or more
+        facts = {"number": loader.number, "left": len(loader.buffer), "window": self.trainer.window.steps}
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_file(tensors, self._file(folder), metadata={"number": str(loader.number), "left": str(len(loader.buffer))})
+        save_file(tensors, self._file(folder), metadata={name: json.dumps(value) for name, value in facts.items()})
 
     def restore(self, checkpoint: Path) -> None:
         """Raises UserError where the checkpoint was written by another number of processes."""
@@ -89,9 +92,9 @@ class RolloutState(TrainerCallback):
             )
         loader = self.trainer.loader
         with safe_open(file, "pt") as stored:
-            facts, names = stored.metadata(), list(stored.keys())
-            loader.number = int(facts["number"])
-            for i in range(int(facts["left"])):
+            names, facts = list(stored.keys()), {name: json.loads(text) for name, text in stored.metadata().items()}
+            loader.number, self.trainer.window.steps = facts["number"], facts["window"]
+            for i in range(facts["left"]):
                 own = {n.partition(".")[2]: stored.get_tensor(n) for n in names if n.startswith(f"{i}.")}
                 loader.buffer.append(_batch(own).to(self.trainer.args.device))
 

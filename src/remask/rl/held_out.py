@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from remask.models.facts import stop_token_ids
 from remask.rl.completions import Completion
 from remask.rl.prompts import Prompt, columns_of
-from remask.rl.rewards import Reward, score
+from remask.rl.ranks import agreed
+from remask.rl.rewards import OnBad, Reward, score
 from remask.rl.rollout import length_of, row_seed
 from remask.sampling.generate import generate_from_ids
 from remask.sampling.schedule import Decoding
@@ -27,7 +28,7 @@ class HeldOut:
     prompts: Sequence[Prompt]
     decoding: Decoding
     rewards: Sequence[Reward]
-    on_bad: Any
+    on_bad: OnBad
     batch_size: int
     prefill: str = ""
 
@@ -35,7 +36,7 @@ class HeldOut:
         """`reward` (mean), and of each task `<task>_accuracy` and `<task>_score`, over all processes."""
         state = PartialState()
         own = range(len(self.prompts))[state.process_index :: state.num_processes]
-        found = gather_object(self._measured(model, own))
+        found = gather_object(agreed(lambda: self._measured(model, own), when="in the evaluation, "))
         rewards = [reward for _, reward, _, _ in found if reward == reward]
         shown = {"reward": sum(rewards) / len(rewards)} if rewards else {}
         for task in dict.fromkeys(p.task.name for p in self.prompts if p.task):

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,15 +32,20 @@ class OwnFunction:
 
     def __call__(self, columns: Mapping[str, Any]) -> Any:
         """What the function returns. Raises UserError for a column it needs and nobody has, and what it raises."""
+        self.refuse_missing(columns)
+        wanted = columns if self.wanted is None else self.wanted
+        return self.function(**{name: values for name, values in columns.items() if name in wanted})
+
+    def refuse_missing(self, columns: Iterable[str], *, row: str = "row") -> None:
+        """Raises UserError for a column that it needs and that is none of these."""
+        columns = list(columns)
         missing = [name for name in self.required if name not in columns]
         if missing:
             raise UserError(
-                f"the reward function takes {', '.join(missing)}, which no row has",
+                f"the reward function takes {', '.join(missing)}, which no {row} has",
                 where=self.name,
                 mend=f"the columns are {', '.join(columns)}; a column that may be missing needs a default",
             )
-        wanted = columns if self.wanted is None else self.wanted
-        return self.function(**{name: values for name, values in columns.items() if name in wanted})
 
 
 def load(name: str, hint: str = "") -> OwnFunction:

@@ -4,7 +4,8 @@ A method is a preset of the choices (`rl.presets`). What is minimised is
 
     (1/N) Σ_rows [ −min(ρ·A, clip(ρ, 1 − ε_low, 1 + ε_high)·A) + β·KL ]
 
-with ρ per token or per answer, or (level none) (1/N) Σ_rows −A·ℓ.
+with ρ per token (the bracket is the answer's mean) or per answer; at level none −A·ℓ stands in place of the ratio's
+term. Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
 
 Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the scored tokens of a row.
 """
@@ -107,7 +108,7 @@ def policy_terms(
         surrogate = _surrogate(objective, log_ratio, advantage)
     else:
         log_ratio = torch.zeros_like(current.sequence)
-        surrogate = -advantage * current.sequence
+        surrogate = -advantage * current.sequence / (n if objective.normaliser == "tokens" else 1)
     kl = torch.zeros_like(current.sequence)
     if reference is not None and objective.level == "token":
         kl = _per_row(kl_estimate(objective.kl, current.token - reference.token), scored)

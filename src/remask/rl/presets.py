@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -53,6 +54,8 @@ def check(objective: PolicyObjective) -> None:
     for name in ("clip_low", "clip_high", "kl_weight"):
         if not getattr(objective, name) >= 0:
             raise UserError(f"choices.{name} = {getattr(objective, name)}", mend="it is 0 or more")
+    if math.isinf(objective.kl_weight):
+        raise UserError("choices.kl_weight is infinite", mend="give a finite number")
     if not 0 <= objective.prompt_mask < 1:
         raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="it is 0 or more and below 1")
     if objective.prompt_mask and objective.likelihood != "mean_field":

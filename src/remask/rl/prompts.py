@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from remask.data.chat import encode_prompt
 from remask.data.files import Unreadable, read_rows
 from remask.data.sources import Message
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 from remask.tasks import Problem, Task
 from remask.tasks.benchmark import Asking, Benchmark
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,20 @@ def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, askin
 def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
     """A file's or data set's rows as prompts: `prompt` (text or messages) or `messages`, and columns of any kind.
 
-    Raises UserError naming the row that has no prompt.
+    Raises UserError naming the row that has no prompt, or one that cannot be put to the model.
     """
     prompts = []
     for number, (where, row) in enumerate(read_rows(source, split="train")):
         if isinstance(row, Unreadable) or not isinstance(row, dict):
             reason = row.reason if isinstance(row, Unreadable) else "a row is a mapping of columns"
             raise UserError(reason, where=where)
+        if None in row:  # CSV
+            raise UserError("the row has more values than there are columns", where=where)
         messages = _messages(row.get("messages", row.get("prompt")), asking, where)
-        ids = encode_prompt(tokenizer, messages, prefill=asking.prefill)
+        try:
+            ids = encode_prompt(tokenizer, messages, prefill=asking.prefill)
+        except Exception as error:  # a chat template that refuses the turns, or text that is no Unicode
+            raise UserError(f"its prompt cannot be encoded ({first_line(error)})", where=where) from error
         columns = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
         prompts.append(Prompt(f"{number}", messages[-1]["content"], ids, columns))
     if not prompts:
@@ -62,15 +69,22 @@ def _messages(value: Any, asking: Asking, where: str) -> list[Message]:
     if isinstance(value, str) and value.strip():
         return asking.messages(value)
     turns = value if isinstance(value, list) else []
-    whole = all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role") for turn in turns)
-    if not turns or not whole or turns[-1]["role"] != "user":
+    whole = all(
+        isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in turns
+    )
+    if not turns or not whole or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise UserError(
-            "the row has no prompt", where=where, mend="give prompt (text), or messages that end with the user's turn"
+            "the row has no prompt",
+            where=where,
+            mend="give prompt (text), or messages of system, user and assistant that end with the user's turn",
         )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    messages: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    if asking.system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": asking.system})
+    return messages
 
 
-def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool) -> tuple[list[Prompt], int]:
+def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool, mend: str) -> tuple[list[Prompt], int]:
     """(prompts of at most `limit` tokens, how many were dropped). Raises UserError for a longer one unless `drop`."""
     kept = [prompt for prompt in prompts if limit is None or len(prompt.ids) <= limit]
     dropped = len(prompts) - len(kept)
@@ -79,10 +93,10 @@ def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool) -> tupl
         raise UserError(
             f"{dropped} of {len(prompts)} prompts are longer than {limit} tokens, the first has {len(long.ids)}",
             where=long.key,
-            mend="raise rollout.max_prompt_tokens (or shorten the canvas), or set rollout.over_long to drop",
+            mend=mend,
         )
     if not kept:
-        raise UserError(f"all {len(prompts)} prompts are longer than {limit} tokens")
+        raise UserError(f"all {len(prompts)} prompts are longer than {limit} tokens", mend=mend)
     return kept, dropped
 
 

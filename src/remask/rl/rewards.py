@@ -19,6 +19,7 @@ from typing import Any, Literal
 from remask.errors import UserError, first_line
 from remask.rl import own_rewards
 from remask.rl.completions import Batch, Completion
+from remask.rl.own_rewards import OwnFunction
 from remask.tasks import form
 
 OnBad = Literal["error", "skip"]
@@ -34,9 +35,12 @@ Function = Callable[[Batch], Any]
 
 @dataclass(frozen=True)
 class Reward:
+    """own: the user's function that `function` calls, where it is one."""
+
     name: str
     weight: float
     function: Function
+    own: OwnFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Fault:
     """In place of a value: what a function did instead."""
 
     what: str
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 # ---- the built-in functions ----------------------------------------------------------------------------------------
@@ -93,6 +97,11 @@ def share_of(batch: Batch, *, text: str) -> list[float]:
     return [len(text) * one.text.count(text) / max(1, len(one.text)) for one in batch.completions]
 
 
+BUILT_IN: dict[str, Function] = {"task": task_score, "correct": correct, "format": kept_form}
+OF_TASKS = ("task", "correct")
+"""Those that give None where a row belongs to no task."""
+
+
 # ---- from names to functions ---------------------------------------------------------------------------------------
 
 
@@ -120,14 +129,21 @@ def parse_rewards(names: Sequence[str], weights: Sequence[float] | None, *, canv
             raise UserError(f"the weight of {name} is {weight}", where="rewards.weights", mend="give a finite number")
     if not any(weights):
         raise UserError("every weight is 0", where="rewards.weights", mend="give one function a weight other than 0")
-    return [Reward(name, float(weight), _function(name, canvas)) for name, weight in zip(names, weights, strict=True)]
+    return [_reward(name, float(weight), canvas) for name, weight in zip(names, weights, strict=True)]
 
 
-def _function(name: str, canvas: int) -> Function:
+def refuse_missing_columns(rewards: Sequence[Reward], columns: Sequence[str], *, row: str) -> None:
+    """Raises UserError for a column that a user's function needs and no prompt has. `row`: what a prompt is called."""
+    given = Batch((), tuple(columns)).columns()
+    for reward in rewards:
+        if reward.own is not None:
+            reward.own.refuse_missing(given, row=row)
+
+
+def _reward(name: str, weight: float, canvas: int) -> Reward:
     kind, colon, rest = name.partition(":")
-    known: dict[str, Function] = {"task": task_score, "correct": correct, "format": kept_form}
-    if name in known:
-        return known[name]
+    if name in BUILT_IN:
+        return Reward(name, weight, BUILT_IN[name])
     if kind == "length":
         free = rest if colon else "0"
         if not free.isdecimal() or int(free) >= canvas:
@@ -136,17 +152,17 @@ def _function(name: str, canvas: int) -> Function:
                 where=name,
                 mend="write length:<n>, or length for none that are free",
             )
-        return partial(shortness, free=int(free), canvas=canvas)
+        return Reward(name, weight, partial(shortness, free=int(free), canvas=canvas))
     if kind == "share":
         if not rest:
             raise UserError("no text to find", where=name, mend="write share:<text>")
-        return partial(share_of, text=rest)
-    close = difflib.get_close_matches(kind, [*known, "length", "share"], n=1, cutoff=0.75)
+        return Reward(name, weight, partial(share_of, text=rest))
+    close = difflib.get_close_matches(kind, [*BUILT_IN, "length", "share"], n=1, cutoff=0.75)
     hint = f"did you mean {close[0]!r}? " if close else ""
     if not colon:
         raise UserError(f"unknown reward function {name!r}", mend=f"{hint}there are {NAMES}")
     own = own_rewards.load(name, hint)
-    return lambda batch: own(batch.columns())
+    return Reward(name, weight, lambda batch: own(batch.columns()), own)
 
 
 # ---- scoring -------------------------------------------------------------------------------------------------------
@@ -208,7 +224,7 @@ def _values(reward: Reward, batch: Batch, on_bad: OnBad, faults: list[str]) -> I
         returned = reward.function(batch)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if len(batch.completions) == 1:
             yield Fault(_said(error), error)
             return
@@ -245,7 +261,7 @@ def _number(value: Any) -> float | Fault | None:
     return number if math.isfinite(number) else Fault(f"gave {number}")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """What was raised, and the line of the user's that it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame for frame in frames if not frame.filename.startswith(WITHIN)), None)

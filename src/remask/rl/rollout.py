@@ -23,12 +23,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from remask.errors import UserError
 from remask.models.facts import stop_token_ids
 from remask.rl.advantage import AdvantageName, advantages, informative
 from remask.rl.completions import Completion
 from remask.rl.policy_loss import Scope
 from remask.rl.prompts import Prompt, PromptOrder, columns_of
+from remask.rl.ranks import agreed
 from remask.rl.rewards import OnBad, Reward, Scores, score
 from remask.sampling.generate import generate_from_ids
 from remask.sampling.schedule import Decoding
@@ -36,7 +36,7 @@ from remask.sampling.schedule import Decoding
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion as sampled: canvas ids [C], its text, the text's tokens, whether it ended, its seed's row."""
+    """One completion as sampled: canvas ids [C], its text, how many tokens that is, whether it ended."""
 
     ids: list[int]
     text: str
@@ -58,7 +58,7 @@ class Group:
 class Rollout:
     """Rows of scored answers, N = P·G of them, group after group. `scored` are the positions that likelihoods are taken
     over; `counted` rows have a reward; statistics are what is logged of the whole, kept the groups to write down,
-    faults what went wrong in rewards that were skipped.
+    faults what went wrong in rewards.
     """
 
     number: int
@@ -103,14 +103,10 @@ class Sampler:
         state = PartialState()
         own = range(len(asked))[state.process_index :: state.num_processes]
         timing = _Timing()
-        groups: list[tuple[int, Group]] = []
-        refused: list[UserError] = []
-        try:
-            groups = self._sample(model, number, [(place, asked[place]) for place in own], timing)
-        except UserError as error:  # of one process: all end, none waits for it
-            refused = [error]
-        for refusal in gather_object(refused):
-            raise UserError(f"in rollout {number}, {refusal.what}", where=refusal.where, mend=refusal.mend)
+        groups = agreed(
+            lambda: self._sample(model, number, [(place, asked[place]) for place in own], timing),
+            when=f"in rollout {number}, ",
+        )
         everything: list[tuple[int, Group]] = gather_object(groups)
         seconds: list[_Timing] = gather_object([timing])
         ordered = [group for _, group in sorted(everything, key=lambda item: item[0])]
@@ -190,20 +186,26 @@ class Sampler:
         response = torch.zeros_like(attended)
         response[:, width - C :] = True
         reward = torch.tensor([group.total for group in groups])
+        advantage = advantages(self.advantage, reward)
+        faults = [fault for timing in timings for fault in timing.faults]
+        if not reward.isfinite().any():
+            faults.append("no answer has a reward: nothing is learned from it")
         return Rollout(
             number,
             ids,
             attended,
             response,
             response if self.scope == "canvas" else until_end(ids, response, stops),
-            advantages(self.advantage, reward).flatten(),
+            advantage.flatten(),
             reward.isfinite().flatten(),
-            self._statistics(groups, reward, timings),
-            self._kept(number, groups, advantages(self.advantage, reward)),
-            [fault for timing in timings for fault in timing.faults],
+            self._statistics(groups, reward, advantage, timings),
+            self._kept(number, groups, advantage),
+            faults,
         )
 
-    def _statistics(self, groups: Sequence[Group], reward: Tensor, timings: Sequence[_Timing]) -> dict[str, float]:
+    def _statistics(
+        self, groups: Sequence[Group], reward: Tensor, advantage: Tensor, timings: Sequence[_Timing]
+    ) -> dict[str, float]:
         answers = [answer for group in groups for answer in group.answers]
         there = reward[reward.isfinite()]
         known: dict[str, float] = {
@@ -212,7 +214,7 @@ class Sampler:
             "missing": 1 - len(there) / reward.numel(),
             "zero_spread": 1 - informative(reward).float().mean().item(),
             "diversity": sum(len({a.text for a in g.answers}) / len(g.answers) for g in groups) / len(groups),
-            "advantage_std": advantages(self.advantage, reward).std(unbiased=False).item(),
+            "advantage_std": advantage.std(unbiased=False).item(),
             "completion_tokens": sum(a.tokens for a in answers) / len(answers),
             "ended": sum(a.ended for a in answers) / len(answers),
         }

@@ -7,36 +7,41 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from remask.config import DecodingConfig, RlConfig
+from remask.config import RlConfig
 from remask.errors import UserError
-from remask.models.facts import Facts
 from remask.rl.batches import Plan
 from remask.rl.callbacks import CompletionsCallback, ReferenceSync, RolloutState
-from remask.rl.held_out import HeldOut
 from remask.rl.policy_loss import PolicyObjective
 from remask.rl.presets import resolve
-from remask.rl.prompts import Prompt, PromptOrder, data_prompts, fitting, task_prompts
+from remask.rl.problems import (
+    SAMPLED,
+    asking_of,
+    benchmarks_of,
+    check_data,
+    decoding_of,
+    held_out_of,
+    held_out_tasks,
+    prompts_of,
+)
+from remask.rl.prompts import Prompt, PromptOrder
+from remask.rl.ranks import tell
 from remask.rl.reference import Reference
-from remask.rl.rewards import parse_rewards
+from remask.rl.rewards import Reward, parse_rewards
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.trainer import PolicyTrainer
-from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
-from remask.tasks import GeneratedTask, Split, get
-from remask.tasks.benchmark import Asking, Benchmark, read_template
-from remask.tasks.generator import digest, published_digests
+from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
-GENERATED_PROBLEMS = 1500
 FREE_ON_RESUME = frozenset(
     {"held_out.tasks", "held_out.n", "held_out.batch_size", "rollout.batch_size", "rollout.keep", "trainer.backward"}
 )
@@ -54,16 +59,16 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
         return already_finished(folder)
     trainer, tokenizer, described = _build(config, folder, objective)
+    if checkpoint is not None:
+        RolloutState(trainer).restore(checkpoint)
+        if trainer.reference is not None:
+            trainer.reference.restore(checkpoint)
 
     def begin(progress: ProgressCallback) -> Sequence[TrainerCallback]:
         completions = CompletionsCallback(folder / "completions.jsonl")
         own: list[TrainerCallback] = [completions, RolloutState(trainer)]
         if trainer.reference is not None:
             own.append(ReferenceSync(trainer.reference))
-        if checkpoint is not None:
-            RolloutState(trainer).restore(checkpoint)
-            if trainer.reference is not None:
-                trainer.reference.restore(checkpoint)
 
         def on_rollout(rollout: Rollout, step: int) -> None:
             if trainer.is_world_process_zero():
@@ -80,7 +85,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
         described=described,
         checkpoint=checkpoint,
         begin=begin,
-        finish=lambda: last_evaluation(trainer) or trainer.evaluate() if trainer.held_out else {},
+        finish=lambda: last_evaluation(trainer) or trainer.evaluate(),
         label=label or config.objective,
         quiet=quiet,
         started=started,
@@ -117,29 +122,30 @@ def check_numbers(config: RlConfig) -> None:
             f"lora.dropout = {config.lora.dropout}: with dropout a policy's ratio to itself would not be 1",
             mend="set it to 0",
         )
-    greedy = rollout.decoding.temperature == 0
-    if greedy and rollout.decoding.reveal != "random":
-        raise UserError(
-            "rollout.decoding.temperature = 0: all answers of a group would be the same", mend="give it more than 0"
-        )
+    for name, value in (("temperature", 0), ("top_k", 1)):
+        if getattr(rollout.decoding, name) == value and rollout.decoding.reveal != "random":
+            raise UserError(
+                f"rollout.decoding.{name} = {value}: all answers of a group would be the same",
+                mend=f"give it more than {value}",
+            )
+    check_data(config)
 
 
 def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[PolicyTrainer, Any, dict[str, Any]]:
     """Model, prompts, rewards and trainer, from what the config names, and what run.json says. Writes nothing."""
-    if config.trainer.eval_steps and held_out_tasks(config) is None:
-        print("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)", file=sys.stderr)
     state = PartialState(cpu=config.device == "cpu")
-    rollout = config.rollout
+    _tell_what_has_no_effect(config, objective)
+    rollout, engine = config.rollout, config.trainer
     plan = Plan(
         rollout.prompts * rollout.completions,
         rollout.inner_updates,
         rollout.minibatches,
-        config.trainer.per_device_train_batch_size,
+        engine.per_device_train_batch_size,
         state.process_index,
         state.num_processes,
     )
     args = training_arguments(
-        config.trainer,
+        engine,
         folder,
         device=config.device,
         seed=config.seed,
@@ -149,23 +155,49 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         gradient_accumulation_steps=plan.micro_batches,
         ignore_data_skip=True,
     )
-    benchmarks = _benchmarks(config)  # problems and rewards are looked at before weights are loaded
+    # What can be looked at before weights are loaded is; rewards again below, where the canvas is known.
+    parse_rewards(config.rewards.functions, config.rewards.weights, canvas=sys.maxsize)
+    benchmarks = benchmarks_of(config)
     model, tokenizer, known = load_trainable(
         config.model, dtype=config.dtype, quantization=config.quantization, lora=config.lora, device=args.device
     )
-    decoding = _decoding(model, rollout.decoding)
+    asking = asking_of(config, known.prompt_style)
+    decoding = decoding_of(model, rollout.decoding, temperature=SAMPLED)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
-    asking = Asking(
-        cast(Any, config.prompt_style or known.prompt_style),
-        read_template(config.prompt_template),
-        config.system,
-        config.prefill,
-    )
-    prompts, dropped = _prompts(config, benchmarks, tokenizer, asking, _room(model, decoding, config))
-    held_out = _held_out(config, model, tokenizer, asking, rewards)
+    prompts, dropped = prompts_of(config, benchmarks, model, tokenizer, asking, decoding, rewards)
+    held_out = held_out_of(config, model, tokenizer, asking, rewards)
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     model = without_dropout(model)
-    sampler = Sampler(
+    try:
+        trainer = PolicyTrainer(
+            model,
+            args,
+            objective=objective,
+            sampler=_sampler(config, objective, tokenizer, prompts, decoding, rewards),
+            plan=plan,
+            mask_id=known.mask_id,
+            reference=Reference(model, sync_every=config.reference.sync_every) if objective.uses_reference else None,
+            held_out=held_out,
+            log_every=engine.logging_steps,
+            whole_backward=engine.backward == "whole",
+            processing_class=tokenizer,
+        )
+    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
+    _refuse_sharding(trainer)
+    return trainer, tokenizer, _described(config, objective, decoding, asking, len(prompts), dropped)
+
+
+def _sampler(
+    config: RlConfig,
+    objective: PolicyObjective,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    rewards: Sequence[Reward],
+) -> Sampler:
+    rollout = config.rollout
+    return Sampler(
         tokenizer,
         prompts,
         PromptOrder(len(prompts), per_rollout=rollout.prompts, seed=config.seed),
@@ -180,24 +212,13 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         config.prefill,
         rollout.keep,
     )
-    try:
-        trainer = PolicyTrainer(
-            model,
-            args,
-            objective=objective,
-            sampler=sampler,
-            plan=plan,
-            mask_id=known.mask_id,
-            reference=Reference(model, sync_every=config.reference.sync_every) if objective.uses_reference else None,
-            held_out=held_out,
-            log_every=config.trainer.logging_steps,
-            whole_backward=config.trainer.backward == "whole",
-            processing_class=tokenizer,
-        )
-    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
-        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
-    _refuse_sharding(trainer)
-    return trainer, tokenizer, _described(config, objective, decoding, asking, len(prompts), dropped, known)
+
+
+def _tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> None:
+    if config.trainer.eval_steps and held_out_tasks(config) is None:
+        tell("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)")
+    if config.reference.sync_every and not objective.uses_reference:
+        tell("reference.sync_every has no effect: the objective has no KL")
 
 
 def _described(
@@ -207,7 +228,6 @@ def _described(
     asking: Asking,
     prompts: int,
     dropped: int,
-    known: Facts,
 ) -> dict[str, Any]:
     """What run.json says of an RL run."""
     return {
@@ -219,84 +239,6 @@ def _described(
         "rewards": asdict(config.rewards),
         "rollout": {**asdict(config.rollout), "decoding": decoding.described(), **asking.described()},
     }
-
-
-def _benchmarks(config: RlConfig) -> list[Benchmark]:
-    """The tasks' training problems, the sandbox tried out first where code is to be run."""
-    if config.data is not None:
-        return []
-    benchmarks = _parsed(config, config.tasks, count=config.problems, split="train")
-    for benchmark in benchmarks:
-        known = sum(digest(problem.key) in published_digests() for problem in benchmark.problems)
-        if known:
-            print(f"{benchmark.source}: {known} of its problems are in the published test files", file=sys.stderr)
-    return benchmarks
-
-
-def _parsed(config: RlConfig, tasks: str, *, count: int | None, split: Split) -> list[Benchmark]:
-    sandbox = None
-    if config.allow_code_execution:
-        from remask.sandbox import Sandbox
-
-        sandbox = Sandbox()
-        sandbox.check()
-    default = GENERATED_PROBLEMS if split == "train" else None
-    return [
-        Benchmark.parse(
-            text,
-            count=count or (default if "=" not in text and isinstance(get(text), GeneratedTask) else None),
-            split=split,
-            seed=config.seed if split == "train" else 0,
-            sandbox=sandbox,
-        )
-        for text in (part.strip() for part in tasks.split(","))
-    ]
-
-
-def _prompts(
-    config: RlConfig, benchmarks: Sequence[Benchmark], tokenizer: Any, asking: Asking, limit: int | None
-) -> tuple[list[Prompt], int]:
-    if config.data is not None:
-        found = data_prompts(config.data, tokenizer, asking)
-    else:
-        found = [prompt for benchmark in benchmarks for prompt in task_prompts(benchmark, tokenizer, asking)]
-    kept, dropped = fitting(found, limit, drop=config.rollout.over_long == "drop")
-    if dropped:
-        print(f"{dropped} of {len(found)} prompts are longer than {limit} tokens and dropped", file=sys.stderr)
-    return kept, dropped
-
-
-def _room(model: Any, decoding: Decoding, config: RlConfig) -> int | None:
-    """The longest prompt: the one asked for, or what the canvas leaves of the model's positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    room = positions - decoding.max_new_tokens if positions else None
-    limits = [limit for limit in (room, config.rollout.max_prompt_tokens) if limit is not None]
-    return min(limits) if limits else None
-
-
-def _decoding(model: Any, settings: DecodingConfig) -> Decoding:
-    return decoding_for(model, **settings.given())
-
-
-def held_out_tasks(config: RlConfig) -> str | None:
-    """Which tasks progress is measured on: those named; by default the generated ones that are trained on."""
-    if config.held_out.tasks is not None:
-        return None if config.held_out.tasks == "none" else config.held_out.tasks
-    names = [] if config.data is not None else [text.strip() for text in config.tasks.split(",")]
-    return ",".join(name for name in names if "=" not in name and isinstance(get(name), GeneratedTask)) or None
-
-
-def _held_out(config: RlConfig, model: Any, tokenizer: Any, asking: Asking, rewards: Any) -> HeldOut | None:
-    tasks = held_out_tasks(config)
-    if tasks is None:
-        return None
-    benchmarks = _parsed(config, tasks, count=config.held_out.n, split="validation")
-    prompts = [prompt for benchmark in benchmarks for prompt in task_prompts(benchmark, tokenizer, asking)]
-    decoding = _decoding(model, config.held_out.decoding)
-    fitting(prompts, _room(model, decoding, config), drop=False)
-    return HeldOut(
-        tokenizer, prompts, decoding, rewards, config.rewards.on_bad, config.held_out.batch_size, config.prefill
-    )
 
 
 def _refuse_sharding(trainer: PolicyTrainer) -> None:

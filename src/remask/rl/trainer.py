@@ -6,7 +6,6 @@ micro-batches of μ passes. The trainer's own part is `compute_loss`. What a met
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
 from remask.rl.policy_loss import PolicyObjective, PolicyTerms, policy_terms, rows_counted
+from remask.rl.ranks import tell
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
@@ -74,7 +74,7 @@ class PolicyTrainer(Trainer):
         self.reference, self.held_out, self.whole_backward = reference, held_out, whole_backward
         self.on_rollout = on_rollout
         self.loader = RolloutLoader(self.roll_out)
-        self._window = Window(log_every)
+        self.window = Window(log_every)
         self._micro: list[dict[str, Tensor]] = []
         self._of_rollout: dict[str, float] = {}
         self._step_started = time.perf_counter()
@@ -91,7 +91,7 @@ class PolicyTrainer(Trainer):
         rollout = self.sampler.make(self.model, number)
         self.on_rollout(rollout, self.state.global_step + 1)
         for fault in rollout.faults:
-            print(f"rollout {number}: {fault}", file=sys.stderr)
+            tell(f"rollout {number}: {fault}")
         started = time.perf_counter()
         batches = self.scored(rollout)
         self._of_rollout = {**rollout.statistics, "seconds_scoring": time.perf_counter() - started}
@@ -146,7 +146,12 @@ class PolicyTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one optimiser step, and N counted over all of them and all ranks."""
+        """The micro-batches of one optimiser step, and N counted over all of them and all ranks.
+
+        None where a run goes on from its very end: the engine, whose epochs never end, would take one step more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
         self._step_started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
         size = self.sampler.completions
@@ -231,8 +236,9 @@ class PolicyTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Answer the fixed held-out problems: accuracy and mean score of each task, and the mean reward."""
-        assert self.held_out is not None
+        """Answer the fixed held-out problems, if any: accuracy and mean score of each task, and the mean reward."""
+        if self.held_out is None:
+            return {}
         metrics = {f"{metric_key_prefix}_{name}": v for name, v in self.held_out.measure(self.model).items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -249,9 +255,9 @@ class PolicyTrainer(Trainer):
         step["seconds"] = time.perf_counter() - self._step_started
         sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
         step["seconds_update"] = step["seconds"] - sampled
-        self._window.add(step)
-        if self._window.is_full(self.state.global_step, self.state.max_steps):
-            super().log(over_ranks(self._window.averaged()), start_time)
+        self.window.add(step)
+        if self.window.is_full(self.state.global_step, self.state.max_steps):
+            super().log(over_ranks(self.window.averaged()), start_time)
 
     def _summed(self) -> dict[str, float]:
         micro, self._micro = self._micro, []
