@@ -12,7 +12,7 @@ tour: $(VENV)/.installed
 	$(BIN)/remask tour
 
 test: check sandbox
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 sandbox:
 	@command -v bwrap > /dev/null || printf '%s\n' \

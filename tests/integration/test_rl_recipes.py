@@ -17,7 +17,9 @@ SMALL = ["--rollout.prompts", "1", "--rollout.completions", "2", "--rollout.deco
 
 @pytest.mark.shared
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run_on_the_embedded_model(recipe: Path, shared: Path, tmp_path: Path) -> None:
+def test_recipes_run_on_the_embedded_model(
+    recipe: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two steps with the recipe's own settings but for the model, a small rollout in few steps, and local problems."""
     assert len(RECIPES) == 10
     data, task = shared / "data", recipe.stem.rpartition("-")[2]
@@ -37,6 +39,7 @@ def test_recipes_run_on_the_embedded_model(recipe: Path, shared: Path, tmp_path:
     command = ["rl", "--config", str(recipe), "--model", "tiny", "--max-steps", "2", "--tasks", local[task], *SMALL]
     command += ["--problems", "20", "--output-dir", str(tmp_path / "run"), "--trainer.report-to", "none"]
     assert main([*command, "--held-out.decoding.steps", "8", "--rollout.max-prompt-tokens", "None"]) == 0
+    assert "has no effect" not in capsys.readouterr().err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["objective"]["name"] == "espo"

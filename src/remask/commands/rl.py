@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
+from remask.commands.ending import tell
 from remask.commands.options import parse
 from remask.config import RlConfig
-from remask.progress import duration
 
 EXAMPLES = """Examples:
   remask rl --tasks sudoku --objective espo --output-dir runs/espo
@@ -26,19 +24,5 @@ def run(arguments: Sequence[str]) -> int:
     from remask.rl.run import run_rl
 
     outcome = run_rl(config)
-    if outcome.signal is not None:
-        print(
-            f"stopped by signal {outcome.signal}; a checkpoint is saved. "
-            f"Go on with: remask rl --config {outcome.folder}/config.yaml --resume auto",
-            file=sys.stderr,
-        )
-        return 128 + outcome.signal
-    if not outcome.metrics:
-        print(f"{outcome.folder} is already finished", file=sys.stderr)
-        return 0
-    if os.environ.get("RANK", "0") != "0":
-        return 0
-    shown = {key: value for key, value in outcome.metrics.items() if key.startswith("eval_")}
-    numbers = "  ".join(f"{key.removeprefix('eval_')} {value:.3f}" for key, value in shown.items())
-    print(f"{outcome.folder}: {config.objective} finished in {duration(outcome.seconds)}  {numbers}")
-    return 0
+    measured = [name for name in outcome.metrics if name.startswith("eval_")]
+    return tell(outcome, command="rl", objective=config.objective, names=measured)

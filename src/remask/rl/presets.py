@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from remask.errors import UserError
 from remask.rl.policy_loss import PolicyObjective
+from remask.training.presets import choose
 
 ESPO = PolicyObjective()
 MEAN_FIELD = replace(ESPO, likelihood="mean_field", draws=1, prompt_mask=0.15)
@@ -33,16 +34,7 @@ names of autoregressive methods."""
 
 def resolve(name: str, **choices: Any) -> PolicyObjective:
     """The preset of that name, with choices replaced. Raises UserError naming what is unknown or does not fit."""
-    known = ALIASES.get(name, name)
-    if known not in PRESETS:
-        raise UserError(f"unknown objective {name!r}", mend=f"the presets are {', '.join([*PRESETS, *ALIASES])}")
-    unknown = set(choices) - {field.name for field in fields(PolicyObjective)}
-    if unknown:
-        raise UserError(
-            f"{', '.join(sorted(unknown))}: not a choice of the objective",
-            mend=f"the choices are {', '.join(field.name for field in fields(PolicyObjective))}",
-        )
-    objective = replace(PRESETS[known], **choices)
+    objective = choose(PRESETS | {alias: PRESETS[own] for alias, own in ALIASES.items()}, name, choices)
     check(objective)
     return objective
 

@@ -27,6 +27,7 @@ from remask.rl.ranks import tell
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
+from remask.training.model import predict_under
 from remask.training.window import Window, over_ranks
 
 
@@ -134,12 +135,7 @@ class PolicyTrainer(Trainer):
 
     def predict(self, model: Any) -> Predict:
         """(ids, attended, positions) → logits, under the run's mixed precision."""
-
-        def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-            with self.compute_loss_context_manager():
-                return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
-
-        return predict
+        return predict_under(self.compute_loss_context_manager, model)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
