@@ -93,20 +93,19 @@ def test_noise_knows_of_no_batch_rank_or_width() -> None:
     assert seen[0][0] != seen[0][1]
 
 
-def test_times_are_stratified_over_the_rollout_and_new_in_every_pass_draw_and_rollout() -> None:
-    plan = Plan(6, 2, 1, 6)
-    found = [
-        (noise.t, noise.u)
-        for number in (0, 1)
-        for batch in batches_of(rollout(number=number), plan, draws=2, fresh=True, seed=0)
-        for noise in batch.noise
-    ]
-    assert len(found) == 8
-    for t, _ in found:  # golden-ratio steps: any six consecutive ones are spread
-        gaps = t.sort().values.diff()
-        assert gaps.min() > 0.05
-        assert gaps.max() < 0.4
-    assert len({round(u[0, -1].item(), 6) for _, u in found}) == 8
+def test_times_are_stratified_over_draws_and_rows_and_new_in_every_pass_and_rollout() -> None:
+    """Golden-ratio steps: any few consecutive times are spread."""
+    plan, masks = Plan(6, 2, 1, 6), set()
+    for number in (0, 1):
+        for batch in batches_of(rollout(number=number), plan, draws=2, fresh=True, seed=0):
+            times = torch.stack([noise.t for noise in batch.noise], dim=-1)
+            apart = times.diff(dim=-1).abs()
+            assert torch.minimum(apart, 1 - apart).min() > 0.35
+            gaps = times.flatten().sort().values.diff()
+            assert gaps.min() > 0.03
+            assert gaps.max() < 0.2
+            masks |= {round(noise.u[0, -1].item(), 6) for noise in batch.noise}
+    assert len(masks) == 8
 
 
 def test_kept_noise_is_one_pass_that_is_used_again() -> None:

@@ -121,8 +121,8 @@ def _batch(rollout: Rollout, rows: Tensor, noise: list[Noise], *, on_policy: boo
 
 
 def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, draws: int, seed: int) -> Noise:
-    """Draw k of pass `number`. Times are stratified over the rollout's rows; the numbers of a row's canvas come first,
-    then those of its prompt, so that neither depends on the width.
+    """Draw k of pass `number`. Times are stratified over a row's draws, and over the rollout's rows with theirs; the
+    numbers of a row's canvas come first, then those of its prompt, so that neither depends on the width.
     """
     W = rollout.ids.shape[1]
     C = int(rollout.response[0].sum())
@@ -131,7 +131,7 @@ def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, d
     t = torch.zeros(len(rows))
     for b, row in enumerate(rows.tolist()):
         prompt = int(lengths[row])
-        visit = ((rollout.number * plan.passes + number) * draws + k) * plan.rows + row
+        visit = ((rollout.number * plan.passes + number) * plan.rows + row) * draws + k
         noise = row_noise(seed, number * draws + k, rollout.number * plan.rows + row, visit, C + prompt)
         u[b, W - C :] = torch.from_numpy(noise.u[:C])
         u[b, W - C - prompt : W - C] = torch.from_numpy(noise.u[C:])
