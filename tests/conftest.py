@@ -19,7 +19,7 @@ jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "beartype
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from remask.diffusion.importance import Predict
+    from remask.diffusion.predict import Predict
     from remask.models.llada import LLaDAConfig, LLaDAModelLM
 
 REPOSITORY = Path(__file__).parents[1]

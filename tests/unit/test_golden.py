@@ -14,9 +14,10 @@ from transformers import AutoModelForMaskedLM
 
 import remask.models  # noqa: F401  (registers the layout)
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import corrupt, denominator, row_losses, scored_positions
+from remask.diffusion.predict import Predict
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.sampling import denoise
 from remask.sft.presets import resolve

@@ -23,6 +23,7 @@ from remask.config import LoraConfig
 from remask.data.canvas import Fill, build_rows
 from remask.data.collate import Collator, RowDataset, Visit
 from remask.data.sources import load_examples
+from remask.diffusion.token_loss import read_tokens, token_cross_entropy
 from remask.errors import UserError
 from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
 from remask.models.dream import DreamConfig, DreamModel
@@ -154,6 +155,26 @@ def test_logits_at_chosen_positions_alone(family: str, tokenizer: Any) -> None:
     model = FAMILIES[family](tokenizer)
     chosen = tokenizer.mask_token_id == IDS
     assert torch.allclose(logits(model, IDS, positions=chosen), logits(model, IDS)[chosen], atol=1e-6)
+
+
+@every_family
+def test_losses_and_entropies_without_logits(family: str, tokenizer: Any) -> None:
+    model, positions = FAMILIES[family](tokenizer).eval(), IDS == 257
+    targets = torch.arange(int(positions.sum()))
+    keywords: dict[str, Any] = {"input_ids": IDS, "positions": positions}
+    whole = token_cross_entropy(model(**keywords).logits, targets)
+    right = torch.autograd.grad(whole.sum(), list(model.parameters()), allow_unused=True)
+    said = model(**keywords, targets=targets)
+    assert said.logits is None
+    assert torch.allclose(said.token_loss, whole, atol=1e-5)
+    for found, other in zip(
+        torch.autograd.grad(said.token_loss.sum(), list(model.parameters()), allow_unused=True), right, strict=True
+    ):
+        assert (found is None) == (other is None)
+        assert found is None or torch.allclose(found, other, rtol=1e-4, atol=1e-5)
+    reading = model(**keywords, targets=targets, read=True)
+    assert torch.allclose(reading.token_loss, whole, atol=1e-5)
+    assert torch.allclose(reading.entropy, read_tokens(model(**keywords).logits, targets).entropy, atol=1e-5)
 
 
 @every_family

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from remask.diffusion.corruption import Canvas, Corrupted
-from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import MIN_TIME, Noise, collate_noise, row_noise
 from remask.diffusion.objective import (
     Objective,
@@ -22,6 +22,7 @@ from remask.diffusion.objective import (
     scored_positions,
     token_weights,
 )
+from remask.diffusion.predict import Predict
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
 from remask.sft.presets import PRESETS, resolve

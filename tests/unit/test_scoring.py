@@ -36,28 +36,34 @@ def noise(draws: int) -> list[Noise]:
     ]
 
 
+class Kept:
+    """A tensor that waits for a backward pass, counted until it is let go."""
+
+    def __init__(self, tensor: Tensor, peak: Peak) -> None:
+        self.tensor, self.peak = tensor, peak
+        peak.add(tensor.nbytes)
+
+    def __del__(self) -> None:
+        self.peak.add(-self.tensor.nbytes)
+
+
 class Peak:
     """The most bytes of activations that wait for a backward pass at any time."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: Kept(t, self), lambda kept: kept.tensor)
 
     def __enter__(self) -> Peak:
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self.hooks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.hooks.__exit__(None, None, None)
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        self.now += tensor.nbytes
+    def add(self, size: int) -> None:
+        self.now += size
         self.peak = max(self.peak, self.now)
-        return tensor
-
-    def _unpack(self, tensor: Tensor) -> Tensor:
-        self.now -= tensor.nbytes
-        return tensor
 
 
 def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False) -> tuple[float, Tensor, int]:

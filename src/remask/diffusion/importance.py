@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas, apply_mask
-from remask.diffusion.token_loss import TokenReading, read_tokens
-
-Predict = Callable[[Int[Tensor, "B L"], Bool[Tensor, "B L"], Bool[Tensor, "B L"]], Float[Tensor, "N V"]]
-"""(ids, attended, positions) → logits at the true positions, in row-major order."""
+from remask.diffusion.predict import Predict, token_reading
+from remask.diffusion.token_loss import TokenReading
 
 SignalName = Literal["entropy", "nll", "permuted_entropy", "constant"]
 TransformName = Literal["sqrt", "identity", "log1p", "cbrt"]
@@ -44,9 +42,8 @@ class Importance:
 
 def probe(predict: Predict, canvas: Canvas, mask_id: int) -> TokenReading:
     """Read entropy and gold nll of every response token, all of them masked, in one forward without gradient."""
-    with torch.no_grad():
-        logits = predict(apply_mask(canvas.ids, canvas.corruptible, mask_id), canvas.attended, canvas.corruptible)
-        return read_tokens(logits, canvas.ids[canvas.corruptible])
+    hidden = apply_mask(canvas.ids, canvas.corruptible, mask_id)
+    return token_reading(predict, hidden, canvas.attended, canvas.corruptible, canvas.ids)
 
 
 def probe_signal(predict: Predict, canvas: Canvas, mask_id: int, signal: SignalName) -> Float[Tensor, "B L"]:

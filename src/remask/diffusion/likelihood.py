@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
-from remask.diffusion.importance import Predict
 from remask.diffusion.noise import MIN_TIME, Noise
-from remask.diffusion.token_loss import token_cross_entropy
+from remask.diffusion.predict import Network, Predict, token_losses
 from remask.errors import UserError
 
 LikelihoodName = Literal["mean_field", "elbo", "elbo_coupled", "coupled"]
@@ -166,17 +165,21 @@ def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
     return Likelihood(token, token.sum(-1), scored_tokens(batch).sum(-1))
 
 
-def token_log_p(predict: Predict, batch: Canvas, views: Sequence[View]) -> Float[Tensor, "B L"]:
+def token_log_p(
+    predict: Predict, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
+) -> Float[Tensor, "B L"]:
     """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward a view, none for one that
     scores nothing.
+
+    gain: what the caller's loss will weigh each token's value with, where that is known: it saves work (`head_losses`).
     """
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     for view in views:
         if view.scored.any():
-            logits = predict(view.ids, batch.attended, view.scored)
-            log_p = -token_cross_entropy(logits, batch.ids[view.scored])
-            rows = view.scored.nonzero()[:, 0]
-            token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * view.weight[rows])
+            weight = view.weight[view.scored.nonzero()[:, 0]]
+            expected = None if gain is None else gain[view.scored] * weight
+            log_p = -token_losses(predict, view.ids, batch.attended, view.scored, batch.ids, expected)
+            token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * weight)
     return token
 
 
@@ -186,13 +189,8 @@ def unit_time(noise: Noise) -> Float[Tensor, "B"]:
 
 
 def predict_with(model: nn.Module | Predict) -> Predict:
-    """A model as the function (ids, attended, positions) → logits that the mathematics calls."""
-    if not isinstance(model, nn.Module):
-        return model
-    network: Any = model
-    return lambda ids, attended, positions: (
-        network(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
-    )
+    """A model as what the mathematics calls."""
+    return Network(model) if isinstance(model, nn.Module) else model
 
 
 def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Tensor) -> View:

@@ -30,9 +30,9 @@ from remask.diffusion.corruption import (
     lift_superset_rate,
     uniform_rate,
 )
-from remask.diffusion.importance import Importance, Predict, ReferenceName, SignalName, TransformName, importance
+from remask.diffusion.importance import Importance, ReferenceName, SignalName, TransformName, importance
 from remask.diffusion.noise import Noise
-from remask.diffusion.token_loss import read_tokens
+from remask.diffusion.predict import Predict, token_losses
 from remask.errors import UserError
 
 RateName = Literal["uniform", "importance", "lift2", "lift3"]
@@ -146,10 +146,10 @@ def _lift(
     assert noise.s is not None
     superset_rate = lift_superset_rate(noise.t, noise.s)
     superset = bernoulli_mask(noise.u, uniform_rate(superset_rate, canvas.corruptible), canvas.corruptible)
-    with torch.no_grad():
-        logits = predict(apply_mask(canvas.ids, superset, mask_id), canvas.attended, superset)
     gold_nll = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
-    gold_nll[superset] = read_tokens(logits, canvas.ids[superset]).nll
+    with torch.no_grad():
+        hidden = apply_mask(canvas.ids, superset, mask_id)
+        gold_nll[superset] = token_losses(predict, hidden, canvas.attended, superset, canvas.ids)
     chosen = [lift_rule(t, rules) for t in noise.t.tolist()]
     return lift_mask(superset, gold_nll, noise.u, noise.t, superset_rate, chosen)
 
@@ -227,6 +227,8 @@ WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
     "dft": dft_weight,
     "rho1": rho1_weight,
 }
+READ_LOSSES: tuple[WeightName, ...] = ("dft", "rho1")
+"""Weights that depend on the current losses."""
 
 
 def token_weights(
@@ -257,6 +259,22 @@ def token_weights(
     )
 
 
+def expected_weights(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, "N"] | None:
+    """What `row_losses` will weigh each scored token's loss with, where the loss itself has no say in it; else None."""
+    if objective.weight in READ_LOSSES:
+        return None
+    where = scored_positions(canvas, corrupted)
+    weights = token_weights(objective, canvas, corrupted, corrupted.rate.new_zeros(int(where.sum())))
+    return weights / _row_divisor(objective, canvas)[where.nonzero()[:, 0]]
+
+
+def _row_divisor(objective: Objective, canvas: Canvas) -> Float[Tensor, "B"]:
+    """Supervised tokens of each row under `sequence`, else 1."""
+    if objective.normaliser == "sequence":
+        return canvas.supervised.sum(-1).clamp(min=1).float()
+    return torch.ones(len(canvas.ids), device=canvas.ids.device)
+
+
 def row_losses(
     objective: Objective,
     canvas: Canvas,
@@ -271,9 +289,7 @@ def row_losses(
     where = scored_positions(canvas, corrupted)
     weighted = token_weights(objective, canvas, corrupted, ce, ce_reference) * ce
     rows = weighted.new_zeros(where.shape[0]).index_add(0, where.nonzero()[:, 0], weighted)
-    if objective.normaliser == "sequence":
-        rows = rows / canvas.supervised.sum(-1).clamp(min=1)
-    return rows
+    return rows / _row_divisor(objective, canvas)
 
 
 def denominator(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, ""]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import MaskedLMOutput
+
+from remask.models.prediction import Prediction, predicted
 
 
 class Bidirectional:
@@ -39,9 +40,14 @@ class Bidirectional:
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        expected: Tensor | None = None,
+        read: bool = False,
         **kwargs: Any,
-    ) -> MaskedLMOutput:
+    ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
+
+        With `targets` [N] instead only their losses, with `read` losses and entropies without gradient (`Prediction`).
 
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
@@ -59,7 +65,7 @@ class Bidirectional:
             hidden = shifted(hidden, attention_mask)
         if positions is not None:
             hidden = hidden[positions]
-        return MaskedLMOutput(logits=self.lm_head(hidden))  # type: ignore[attr-defined]
+        return predicted(self.lm_head, hidden, targets, expected, read)  # type: ignore[attr-defined]
 
 
 class OfficialKeys:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
-from transformers.modeling_outputs import MaskedLMOutput
 
 from remask.models.bidirectional import counted_positions
+from remask.models.prediction import Prediction, predicted
 
 
 class Encoder:
@@ -19,8 +19,8 @@ class Encoder:
 
     base_model: Any
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] to logits [..., V]."""
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] to what the output matrix is applied to."""
         raise NotImplementedError
 
     def forward(
@@ -29,8 +29,11 @@ class Encoder:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        expected: Tensor | None = None,
+        read: bool = False,
         **kwargs: Any,
-    ) -> MaskedLMOutput:
+    ) -> Prediction:
         """As `Bidirectional.forward`."""
         hidden = self.base_model(
             input_ids=input_ids,
@@ -38,19 +41,20 @@ class Encoder:
             position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
             **kwargs,
         ).last_hidden_state
-        return MaskedLMOutput(logits=self.predict(hidden if positions is None else hidden[positions]))
+        hidden = self.before_head(hidden if positions is None else hidden[positions])
+        return predicted(self.get_output_embeddings(), hidden, targets, expected, read)  # type: ignore[attr-defined]
 
 
 class DiffusionBert(Encoder, BertForMaskedLM):
     """BERT with learned absolute positions, counted from each row's first attended token."""
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        return self.cls(hidden)
+    def before_head(self, hidden: Tensor) -> Tensor:
+        return self.cls.predictions.transform(hidden)
 
 
 class DiffusionModernBert(Encoder, ModernBertForMaskedLM):
-    def predict(self, hidden: Tensor) -> Tensor:
-        return self.decoder(self.head(hidden))
+    def before_head(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
 
 
 ENCODERS: dict[Any, Any] = {BertConfig: DiffusionBert, ModernBertConfig: DiffusionModernBert}

@@ -21,14 +21,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from remask.data.collate import RowDataset, Visit, VisitSampler
-from remask.diffusion.importance import Predict
 from remask.diffusion.likelihood import VIEWS, Likelihood, View, estimate
 from remask.diffusion.noise import Noise
+from remask.diffusion.predict import Network
 from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
 from remask.rl.reference import Reference
 from remask.rl.scoring import draw_by_draw
-from remask.training.model import predict_under
 from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
 from remask.training.window import Window, over_ranks
 
@@ -90,9 +89,9 @@ class PreferenceTrainer(Trainer):
         self._total = max(float(count), 1.0)
         return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches], count
 
-    def predict(self, model: Any) -> Predict:
-        """(ids, attended, positions) → logits, under the run's mixed precision."""
-        return predict_under(self.compute_loss_context_manager, model)
+    def predict(self, model: Any) -> Network:
+        """The model under the run's mixed precision."""
+        return Network(model, self.compute_loss_context_manager)
 
     def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> list[tuple[View, ...]]:
         """What a model is shown, draw by draw."""

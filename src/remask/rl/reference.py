@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 
-from remask.diffusion.importance import Predict
+from remask.diffusion.predict import Network
 from remask.errors import UserError
 
 
@@ -32,15 +32,10 @@ class Reference:
         named = model.named_parameters()
         self.copy = {name: value.detach().clone() for name, value in named if value.requires_grad}
 
-    def predict(self, model: Any, call: Callable[[Any], Predict]) -> Predict:
-        """The reference as (ids, attended, positions) → logits; `call` makes that of a model."""
-
-        def adapters_off(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-            with model.disable_adapter():
-                return call(model)(ids, attended, positions)
-
+    def predict(self, model: Any, call: Callable[[Any], Network]) -> Network:
+        """The reference as what the mathematics calls; `call` makes that of a model."""
         if self.copy is None:
-            return adapters_off
+            return call(model).under(model.disable_adapter)
         device = next(model.parameters()).device  # the model may have moved since it was copied
         copy = self.copy = {name: value.to(device) for name, value in self.copy.items()}
         return call(lambda *arguments, **keywords: functional_call(model, copy, arguments, keywords))

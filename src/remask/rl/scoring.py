@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.importance import Predict
 from remask.diffusion.likelihood import (
     VIEWS,
     Likelihood,
@@ -24,6 +23,7 @@ from remask.diffusion.likelihood import (
     token_log_p,
 )
 from remask.diffusion.noise import Noise
+from remask.diffusion.predict import Predict
 from remask.rl.policy_loss import PolicyObjective
 
 Draws = Sequence[Sequence[View]]
@@ -61,6 +61,6 @@ def draw_by_draw(
     share = weight / len(draws)
     for views in draws[:-1]:
         with no_sync():
-            backward((token_log_p(predict, canvas, views) * share).sum())
-    last = (token_log_p(predict, canvas, draws[-1]) * share).sum()
+            backward((token_log_p(predict, canvas, views, share) * share).sum())
+    last = (token_log_p(predict, canvas, draws[-1], share) * share).sum()
     return last + (loss - last).detach()

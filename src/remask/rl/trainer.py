@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerControl, TrainingArguments
 
-from remask.diffusion.importance import Predict
 from remask.diffusion.likelihood import Likelihood, estimate, likelihood, scored_tokens
+from remask.diffusion.predict import Network, Predict
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
@@ -27,7 +27,6 @@ from remask.rl.ranks import tell
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
-from remask.training.model import predict_under
 from remask.training.window import Window, over_ranks
 
 
@@ -133,9 +132,9 @@ class PolicyTrainer(Trainer):
     def _draws(self, batch: PolicyBatch) -> Any:
         return draws_of(self.objective, batch.canvas, batch.noise, self.mask_id)
 
-    def predict(self, model: Any) -> Predict:
-        """(ids, attended, positions) → logits, under the run's mixed precision."""
-        return predict_under(self.compute_loss_context_manager, model)
+    def predict(self, model: Any) -> Network:
+        """The model under the run's mixed precision."""
+        return Network(model, self.compute_loss_context_manager)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 

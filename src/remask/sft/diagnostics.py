@@ -22,7 +22,7 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) 
     device = trainer.args.device
     trainer.model.to(device)
     entropies, masked = [], []
-    predict = trainer.read_only(trainer.model)
+    predict = trainer.predict(trainer.model).read_only()
     count = min(rows, len(trainer.rows))
     with torch.no_grad():
         size = trainer.args.per_device_train_batch_size  # what is known to fit

@@ -24,7 +24,8 @@ from transformers import TrainerCallback, TrainingArguments
 from remask.config import SftConfig
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
-from remask.diffusion.importance import Predict, SignalName, probe_signal
+from remask.diffusion.importance import SignalName, probe_signal
+from remask.diffusion.predict import Predict
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.progress import progress
@@ -221,7 +222,7 @@ class ProbeRefresh(TrainerCallback):
     def _read(self, key: CacheKey) -> SignalCache:
         trainer = self.trainer
         return build_cache(
-            trainer.read_only(trainer.model),
+            trainer.predict(trainer.model).read_only(),
             trainer.rows,
             trainer.collator,
             trainer.mask_id,

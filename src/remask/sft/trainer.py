@@ -21,20 +21,20 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
 from remask.diffusion.corruption import Canvas, Corrupted
-from remask.diffusion.importance import Predict, probe_signal
+from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import (
     Objective,
     corrupt,
     denominator,
+    expected_weights,
     read_importance,
     row_losses,
     scored_positions,
 )
-from remask.diffusion.token_loss import token_cross_entropy
+from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
 from remask.sft.probe import SignalCache
-from remask.training.model import predict_under
 from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
 from remask.training.window import Window
 
@@ -104,23 +104,9 @@ class SftTrainer(Trainer):
             count = self.accelerator.gather(count.reshape(1)).sum()
         return [{"prepared": p, "input_ids": p.corrupted.ids} for p in prepared], count
 
-    def predict_logits(self, model: Any) -> Predict:
-        """(ids, attended, positions) → logits, under the run's mixed precision."""
-        return predict_under(self.compute_loss_context_manager, model)
-
-    def read_only(self, model: Any) -> Predict:
-        """As `predict_logits`, without gradient or dropout."""
-
-        def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-            was_training = model.training
-            model.eval()
-            try:
-                with torch.no_grad():
-                    return self.predict_logits(model)(ids, attended, positions)
-            finally:
-                model.train(was_training)
-
-        return predict
+    def predict(self, model: Any) -> Network:
+        """The model under the run's mixed precision."""
+        return Network(model, self.compute_loss_context_manager)
 
     def prepare(
         self,
@@ -135,15 +121,14 @@ class SftTrainer(Trainer):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         canvas, noise = canvas_of(batch), noise_of(batch)
         started = time.perf_counter()
+        reader = self.predict(self.model_wrapped).read_only()
         signal = None
         if objective.uses_importance:
             if self.cache is not None and use_cache:
                 signal = self.cache.lay(batch["index"], canvas.corruptible)
             else:
-                signal = probe_signal(self.read_only(self.model_wrapped), canvas, self.mask_id, objective.signal)
-        corrupted = corrupt(
-            objective, canvas, noise, self.mask_id, signal=signal, predict=self.read_only(self.model_wrapped)
-        )
+                signal = probe_signal(reader, canvas, self.mask_id, objective.signal)
+        corrupted = corrupt(objective, canvas, noise, self.mask_id, signal=signal, predict=reader)
         ce_reference = self._reference_losses(canvas, corrupted) if objective.uses_reference_model else None
         probe_seconds = time.perf_counter() - started
         return Prepared(
@@ -161,8 +146,8 @@ class SftTrainer(Trainer):
             raise UserError("the objective compares with a reference model", mend="pass reference to SftTrainer")
         with nullcontext() if self.reference is not None else adapters_off():  # type: ignore[misc]
             model = self.reference if self.reference is not None else self.model
-            logits = self.read_only(model)(corrupted.ids, canvas.attended, where)
-        return token_cross_entropy(logits, canvas.ids[where])
+            reader = self.predict(model).read_only()
+            return token_losses(reader, corrupted.ids, canvas.attended, where, canvas.ids)
 
     def _describe(
         self,
@@ -213,9 +198,10 @@ class SftTrainer(Trainer):
         """Each row's part of the numerator [B]."""
         canvas, corrupted = prepared.canvas, prepared.corrupted
         where = scored_positions(canvas, corrupted)
-        logits = self.predict_logits(model)(corrupted.ids, canvas.attended, where)
-        ce = token_cross_entropy(logits, canvas.ids[where])
-        return row_losses(objective or self.objective, canvas, corrupted, ce, prepared.ce_reference)
+        objective = objective or self.objective
+        gain = expected_weights(objective, canvas, corrupted)
+        ce = token_losses(self.predict(model), corrupted.ids, canvas.attended, where, canvas.ids, gain)
+        return row_losses(objective, canvas, corrupted, ce, prepared.ce_reference)
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 

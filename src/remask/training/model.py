@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from torch import Tensor
 
 from remask.config import Dtype, LoraConfig, Quantization
-from remask.diffusion.importance import Predict
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import load
@@ -60,16 +56,6 @@ def without_dropout(model: Any) -> Any:
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
-
-
-def predict_under(context: Callable[[], AbstractContextManager[Any]], model: Any) -> Predict:
-    """(ids, attended, positions) → logits, each call under a context: a trainer's mixed precision."""
-
-    def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-        with context():
-            return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
-
-    return predict
 
 
 def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,173 @@
+"""From hidden states to what is wanted of chosen tokens, without keeping their logits (V is 126,464 in LLaDA).
+
+The head is applied to a chunk of positions at a time; losses, entropies and gradients are formed there and the chunk is
+dropped: memory is [chunk, V] whatever N. Matrix products are in the model's dtype, all else in float32.
+
+Shapes: N chosen positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+
+from remask.diffusion.token_loss import TokenReading, chunk_rows, read_tokens, token_cross_entropy
+
+
+def head_losses(
+    head: nn.Module,
+    hidden: Float[Tensor, "N D"],
+    targets: Int[Tensor, "N"],
+    expected: Float[Tensor, "N"] | None = None,
+) -> Float[Tensor, "N"]:
+    """ce_i = −log p(x_i), in nats; carries gradient, which is formed in the forward pass where that is possible.
+
+    With a frozen head it always is. With a trained one, `expected` says what the caller's loss will weigh each ce_i
+    with, up to a common factor; where it is missing, or another gradient comes, the logits are computed once more.
+    """
+    plain = _matrix(head)
+    if plain is None:
+        return token_cross_entropy(head(hidden), targets)
+    if not torch.is_grad_enabled():
+        return _walk(hidden, plain.weight, plain.bias, targets, None, _dtype(hidden), False)[0]
+    ce: Tensor = _HeadLoss.apply(hidden, plain.weight, plain.bias, targets, expected)
+    return ce
+
+
+@torch.no_grad()
+def head_reading(head: nn.Module, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> TokenReading:
+    """Entropy and −log p of the gold token, without gradient."""
+    plain = _matrix(head)
+    if plain is None:
+        return read_tokens(head(hidden), targets)
+    dtype = _dtype(hidden)
+    weight, bias = plain.weight.to(dtype), None if plain.bias is None else plain.bias.to(dtype)
+    readings = [
+        read_tokens(_logits(hidden[part].to(dtype), weight, bias), targets[part])
+        for part in _parts(len(targets), len(weight))
+    ]
+    return TokenReading(torch.cat([r.entropy for r in readings]), torch.cat([r.nll for r in readings]))
+
+
+def _matrix(head: nn.Module) -> nn.Linear | None:
+    """The head, if it is a matrix and nothing else: not quantised, adapted, sharded, offloaded or hooked into."""
+    if (
+        isinstance(head, nn.Linear)
+        and type(head).forward is nn.Linear.forward
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not isinstance(head.weight, DTensor)
+    ):
+        return head
+    return None
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    """Of the matrix products: autocast's, where it is on."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _parts(count: int, vocabulary: int) -> Iterator[slice]:
+    """One at least."""
+    rows = chunk_rows(vocabulary)
+    return (slice(start, start + rows) for start in range(0, max(1, count), rows))
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return linear(hidden, weight, bias)
+
+
+@dataclass
+class _Gradients:
+    """Of Σ gain·ce: to the hidden states [N, D], and to weight [V, D] and bias [V] of a head that is trained."""
+
+    hidden: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy of a linear head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, expected: Tensor | None
+    ) -> Tensor:
+        ctx.trained = any(ctx.needs_input_grad[1:3])
+        ctx.dtype = _dtype(hidden)
+        ctx.gain = expected if ctx.trained else torch.ones(len(targets), device=hidden.device)
+        gain = ctx.gain if any(ctx.needs_input_grad) else None
+        ce, ctx.formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, ctx.trained)
+        if ctx.trained:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        return ce
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gain,), formed = gradients, ctx.formed
+        if not ctx.trained:
+            return (formed.hidden * gain[:, None]).to(formed.hidden.dtype), None, None, None, None
+        factor = None if formed is None else _common_factor(gain, ctx.gain)
+        if factor is None:
+            factor = 1.0
+            hidden, weight, bias, targets = ctx.saved_tensors
+            _, formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, True)
+            assert formed is not None
+        found = [formed.hidden, formed.weight, formed.bias]
+        return *(g if g is None or factor == 1.0 else g * factor for g in found), None, None
+
+
+def _walk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    gain: Tensor | None,
+    dtype: torch.dtype,
+    trained: bool,
+) -> tuple[Tensor, _Gradients | None]:
+    """ce [N], and where a gain is given the gradients of Σ gain·ce (to the head's own only if it is trained)."""
+    hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    ce = torch.empty(len(targets), device=hidden.device)
+    formed = None
+    if gain is not None:
+        formed = _Gradients(
+            torch.empty_like(hidden),
+            torch.zeros(weight.shape, device=hidden.device) if trained else None,
+            torch.zeros(len(weight), device=hidden.device) if trained and bias is not None else None,
+        )
+    for part in _parts(len(targets), len(weight)):
+        # One [n, V] float32 tensor becomes logits, e^(logits − peak) and ∂/∂logits in turn.
+        p, gold = _logits(hidden[part], weight, bias).float(), targets[part][:, None]
+        peak = p.amax(-1, keepdim=True)
+        of_gold = p.gather(-1, gold) - peak
+        total = p.sub_(peak).exp_().sum(-1, keepdim=True)
+        ce[part] = (total.log() - of_gold)[:, 0]
+        if gain is None or formed is None:
+            continue
+        share = gain[part][:, None].float()
+        p.mul_(share / total).scatter_add_(-1, gold, -share)
+        if formed.bias is not None:
+            formed.bias += p.sum(0)
+        p = p.to(dtype)
+        formed.hidden[part] = p @ weight
+        if formed.weight is not None:
+            formed.weight += p.T @ hidden[part]
+    return ce, formed
+
+
+def _common_factor(gain: Tensor, expected: Tensor) -> float | None:
+    """c with gain = c·expected, to rounding; None where there is none."""
+    square = (expected * expected).sum()
+    factor = torch.where(square > 0, (gain * expected).sum() / square, 0.0)
+    near = torch.allclose(gain, factor * expected, rtol=1e-4, atol=float(1e-6 * gain.abs().max()))
+    return factor.item() if near else None

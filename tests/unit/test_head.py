@@ -1,0 +1,175 @@
+"""Losses and entropies from hidden states, in chunks: equal to those of whole logits, in the memory of a chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from remask.diffusion import head as heads
+from remask.diffusion import token_loss
+from remask.diffusion.head import head_losses, head_reading
+
+N, D, V = 23, 16, 61
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five positions at a time: four chunks and a rest."""
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 5 * V)
+
+
+def case(*, bias: bool = False, frozen: bool = False, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+    """A head, hidden states, targets, and what the loss weighs each with."""
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Linear(D, V, bias=bias)
+    for parameter in head.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    head.requires_grad_(not frozen)
+    hidden = torch.randn(N, D, generator=generator).requires_grad_()
+    return head, hidden, torch.randint(V, (N,), generator=generator), torch.rand(N, generator=generator) + 0.5
+
+
+def gradients(head: nn.Linear, hidden: Tensor, loss: Tensor) -> list[Tensor]:
+    wanted = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+    return list(torch.autograd.grad(loss, wanted))
+
+
+def plain(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("told", ["nothing", "the weights", "a multiple", "something else", "zeros"])
+def test_losses_and_gradients_are_those_of_whole_logits(bias: bool, frozen: bool, told: str) -> None:
+    head, hidden, targets, weight = case(bias=bias, frozen=frozen)
+    expected = {
+        "nothing": None,
+        "the weights": weight,
+        "a multiple": 70 * weight,
+        "something else": weight.flip(0),
+        "zeros": torch.zeros(N),
+    }[told]
+    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, expected)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    for found, right in zip(
+        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("told", "passes"), [(True, 1), (False, 2)])
+def test_what_is_expected_saves_the_second_pass(told: bool, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, walk = [], heads._walk
+    monkeypatch.setattr(heads, "_walk", lambda *a: calls.append(a) or walk(*a))
+    head, hidden, targets, weight = case()
+    (head_losses(head, hidden, targets, weight if told else None) * weight * 3).sum().backward()
+    assert len(calls) == passes
+
+
+def test_a_frozen_head_needs_one_pass_whatever_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, walk = [], heads._walk
+    monkeypatch.setattr(heads, "_walk", lambda *a: calls.append(a) or walk(*a))
+    head, hidden, targets, _ = case(frozen=True)
+    head_losses(head, hidden, targets).exp().sum().backward()
+    assert len(calls) == 1
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements any tensor that was made had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor):
+                self.elements = max(self.elements, value.numel())
+        return out
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_tensor_is_larger_than_a_chunk_or_the_head(told: bool, frozen: bool) -> None:
+    head, hidden, targets, weight = case(frozen=frozen)
+    allowed = max(D * V, 5 * V, N * D)
+    assert allowed < N * V
+    with Largest() as largest:
+        (head_losses(head, hidden, targets, weight if told else None) * weight).sum().backward()
+        head_reading(head, hidden, targets)
+    assert largest.elements <= allowed
+    with Largest() as largest:
+        plain(head, hidden, targets)
+    assert largest.elements == N * V  # the test can fail
+
+
+def test_readings_are_those_of_whole_logits() -> None:
+    head, hidden, targets, _ = case(bias=True)
+    reading, right = head_reading(head, hidden, targets), token_loss.read_tokens(head(hidden), targets)
+    torch.testing.assert_close(reading.entropy, right.entropy)
+    torch.testing.assert_close(reading.nll, right.nll)
+    assert not reading.nll.requires_grad
+
+
+def test_half_precision_is_reduced_in_float32() -> None:
+    """Weights and hidden states bf16; losses float32 and equal to those of the same bf16 logits."""
+    head, hidden, targets, weight = case()
+    head, hidden = head.bfloat16(), hidden.detach().bfloat16().requires_grad_()
+    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, weight)
+    assert parts.dtype == torch.float32
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    for found, right in zip(
+        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
+    ):
+        assert found.dtype == right.dtype == torch.bfloat16
+        torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
+
+
+def test_under_autocast_the_products_are_in_its_dtype() -> None:
+    head, hidden, targets, weight = case()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, weight)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    for found, right in zip(
+        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
+    ):
+        assert found.dtype == right.dtype == torch.float32
+        torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_position_is_no_loss_and_no_gradient(trained: bool) -> None:
+    head, hidden, targets, _ = case(frozen=not trained)
+    ce = head_losses(head, hidden[:0], targets[:0])
+    assert ce.shape == (0,)
+    found = gradients(head, hidden, ce.sum())
+    assert all((g == 0).all() for g in found)
+    assert head_reading(head, hidden[:0], targets[:0]).entropy.shape == (0,)
+
+
+def test_a_head_that_is_more_than_a_matrix_is_called() -> None:
+    """Adapters and hooks change what a head says."""
+    head, hidden, targets, _ = case()
+    head.register_forward_hook(lambda module, inputs, output: 2 * output)
+    right = cross_entropy(2 * nn.functional.linear(hidden, head.weight), targets, reduction="none")
+    torch.testing.assert_close(head_losses(head, hidden, targets), right)
+    torch.testing.assert_close(head_reading(head, hidden, targets).nll, right.detach())
+
+
+def test_the_gradient_may_be_taken_by_hand_written_losses() -> None:
+    """Σ log p in an exponent, as a policy's ratio has it: no weights are known beforehand."""
+    head, hidden, targets, _ = case()
+    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets)
+    for found, right in zip(
+        gradients(head, hidden, torch.exp(-parts.mean())),
+        gradients(head, hidden, torch.exp(-whole.mean())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
