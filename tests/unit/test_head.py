@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remask.diffusion import head as heads
 from remask.diffusion import token_loss
-from remask.diffusion.head import head_losses, head_reading
+from remask.diffusion.head import head_losses, look_at
+from remask.diffusion.token_loss import TokenReading, read_tokens
 
 N, D, V = 23, 16, 61
 
@@ -37,6 +38,10 @@ def case(*, bias: bool = False, frozen: bool = False, seed: int = 0) -> tuple[nn
 def gradients(head: nn.Linear, hidden: Tensor, loss: Tensor) -> list[Tensor]:
     wanted = [hidden, *(p for p in head.parameters() if p.requires_grad)]
     return list(torch.autograd.grad(loss, wanted))
+
+
+def reading(head: nn.Linear, hidden: Tensor, targets: Tensor) -> TokenReading:
+    return TokenReading(*look_at(head, hidden, lambda logits, part: read_tokens(logits, targets[part])))
 
 
 def plain(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -103,7 +108,7 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_head(told: bool, frozen: bool) 
     assert allowed < N * V
     with Largest() as largest:
         (head_losses(head, hidden, targets, weight if told else None) * weight).sum().backward()
-        head_reading(head, hidden, targets)
+        reading(head, hidden, targets)
     assert largest.elements <= allowed
     with Largest() as largest:
         plain(head, hidden, targets)
@@ -112,10 +117,10 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_head(told: bool, frozen: bool) 
 
 def test_readings_are_those_of_whole_logits() -> None:
     head, hidden, targets, _ = case(bias=True)
-    reading, right = head_reading(head, hidden, targets), token_loss.read_tokens(head(hidden), targets)
-    torch.testing.assert_close(reading.entropy, right.entropy)
-    torch.testing.assert_close(reading.nll, right.nll)
-    assert not reading.nll.requires_grad
+    found, right = reading(head, hidden, targets), read_tokens(head(hidden), targets)
+    torch.testing.assert_close(found.entropy, right.entropy)
+    torch.testing.assert_close(found.nll, right.nll)
+    assert not found.nll.requires_grad
 
 
 def test_half_precision_is_reduced_in_float32() -> None:
@@ -151,7 +156,7 @@ def test_no_position_is_no_loss_and_no_gradient(trained: bool) -> None:
     assert ce.shape == (0,)
     found = gradients(head, hidden, ce.sum())
     assert all((g == 0).all() for g in found)
-    assert head_reading(head, hidden[:0], targets[:0]).entropy.shape == (0,)
+    assert reading(head, hidden[:0], targets[:0]).entropy.shape == (0,)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_called() -> None:
@@ -160,7 +165,7 @@ def test_a_head_that_is_more_than_a_matrix_is_called() -> None:
     head.register_forward_hook(lambda module, inputs, output: 2 * output)
     right = cross_entropy(2 * nn.functional.linear(hidden, head.weight), targets, reduction="none")
     torch.testing.assert_close(head_losses(head, hidden, targets), right)
-    torch.testing.assert_close(head_reading(head, hidden, targets).nll, right.detach())
+    torch.testing.assert_close(reading(head, hidden, targets).nll, right.detach())
 
 
 def test_the_gradient_may_be_taken_by_hand_written_losses() -> None:

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from remask.data.chat import decode_text, encode_prompt
+from remask.diffusion import token_loss
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
-from remask.sampling import Decoding, Denoised, Step, denoise, generate, run, selection
+from remask.models.prediction import Prediction, predicted
+from remask.sampling import Decoding, Denoised, Step, denoise, generate, run
 from remask.sampling.generate import decoding_for
 from remask.sampling.row_noise import RowNoise
-from remask.sampling.selection import propose, restrict
+from remask.sampling.selection import drawn, propose, restrict
 
 RULES = ("confidence", "margin", "entropy", "random", "left_to_right")
 MASK, EOS = 5, 4
@@ -34,10 +36,10 @@ class Table(nn.Module):
         self.modes: list[bool] = []
         self.seen: list[torch.Tensor] = []
 
-    def forward(self, input_ids: Any, attention_mask: Any, positions: Any) -> SimpleNamespace:
+    def forward(self, input_ids: Any, attention_mask: Any, positions: Any, look: Any = None) -> Prediction:
         self.modes.append(self.training)
         self.seen.append(input_ids.clone())
-        return SimpleNamespace(logits=self.logits[positions.nonzero()[:, 1]].clone())
+        return predicted(nn.Identity(), self.logits[positions.nonzero()[:, 1]].clone(), look=look)
 
 
 def table_of(probabilities: list[list[float]]) -> Table:
@@ -94,14 +96,15 @@ def test_scores_by_hand(rule: str, score: float) -> None:
 
 
 def test_confidence_is_that_before_temperature() -> None:
-    """Noise chooses token 2 at temperature 10: its confidence stays p = 0.15."""
-    proposal = propose(LOG_P, "confidence", temperature=10.0, gumbel=lambda *_: torch.tensor([[0.0, 0.0, 9.0, 0.0]]))
+    """The number chooses token 2 at temperature 10, where all are about as likely: its confidence stays p = 0.15."""
+    uniform = torch.tensor([0.6], dtype=torch.float64)
+    proposal = propose(LOG_P.clone(), "confidence", temperature=10.0, uniform=uniform)
     assert proposal.token.tolist() == [2]
     assert proposal.confidence.item() == pytest.approx(0.15)
 
 
 def test_sure_predictions_do_not_tie() -> None:
-    """1 − 2e−18·… rounds to 1 in float32; in float64 the surer of two sure places still scores higher."""
+    """1 − 2e−9 rounds to 1 in float32; added up apart, the surer of two sure places still scores higher."""
     proposal = propose(torch.tensor([[30.0, 0.0], [20.0, 0.0]]), "confidence")
     assert proposal.score[0] > proposal.score[1]
 
@@ -133,35 +136,68 @@ def test_a_mask_is_never_written() -> None:
     assert denoise(Table(logits), PROMPT, max_new_tokens=3).tolist() == [[2, 2, 2]]
 
 
-def test_chunks_change_nothing(random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 0), (0.4999, 0), (0.5, 1), (0.7999, 1), (0.8, 2), (0.9499, 2), (0.95, 3), (1.0, 3)]
+)
+def test_a_token_is_drawn_where_the_running_sum_passes(uniform: float, token: int) -> None:
+    """Of 20: sums 10, 16, 19, 20."""
+    weight = torch.tensor([[10.0, 6.0, 3.0, 1.0]])
+    assert drawn(weight, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+@pytest.mark.parametrize("vocabulary", [4, 262, 1000, 1021, 32000])
+def test_drawing_by_groups_is_drawing_from_all(vocabulary: int) -> None:
+    """Against running sums over all tokens; whole numbers, so that both are exact. Tokens without weight never come."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(0, 4, (200, vocabulary), generator=generator).float()
+    weight[:, vocabulary // 2] += 1
+    uniform = torch.rand(200, generator=generator, dtype=torch.float64)
+    sums = weight.double().cumsum(-1)
+    right = (sums <= (uniform * sums[:, -1])[:, None]).sum(-1)
+    assert torch.equal(drawn(weight, uniform), right)
+    assert (weight.gather(-1, right[:, None]) > 0).all()
+    ends = drawn(weight, torch.ones(200, dtype=torch.float64))
+    assert (weight.gather(-1, ends[:, None]) > 0).all()
+
+
+def test_numbers_of_a_row_are_its_own() -> None:
+    """Uniform on [0, 1); new for every row, step, place and use; the same whatever rows stand beside it."""
+    noise = RowNoise(3, [5, 9, 7], torch.device("cpu"))
+    rows = torch.arange(3)
+    numbers = torch.stack([noise.uniform(rows, step, 50, use) for step in range(40) for use in ("token", "order")])
+    assert len(numbers.unique()) == numbers.numel()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = torch.histc(numbers.float(), 20, 0, 1)
+    chi2 = ((counts - numbers.numel() / 20) ** 2 / (numbers.numel() / 20)).sum().item()
+    assert chi2 < 45  # p = 0.001 at 19 degrees of freedom: 43.8
+    flat = numbers.movedim(1, 0).flatten(1)
+    assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.1
+    for lag in (1, 50, 100):
+        assert abs(torch.corrcoef(torch.stack([flat[0, lag:], flat[0, :-lag]]))[0, 1]) < 0.1
+    alone = RowNoise(3, [9], torch.device("cpu")).uniform(torch.tensor([0]), 7, 50, "token")
+    assert torch.equal(alone[0], numbers[14, 1])
+
+
+def test_the_generator_is_the_published_one() -> None:
+    """SplitMix64 of state 1234567: 6457827717110365317, 3203168211198807973, … (the reference code's first numbers)."""
+    noise = RowNoise(0, [0], torch.device("cpu"))
+    noise.keys = torch.tensor([1234567])
+    found = noise.uniform(torch.tensor([0]), 0, 4, "token")[0]
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert found.tolist() == [(number >> 11) * 2.0**-53 for number in published]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+def test_chunks_change_nothing(rule: str, temperature: float, random_model: Any, monkeypatch: Any) -> None:
     prompts = torch.randint(6, 200, (3, 5), generator=torch.Generator().manual_seed(0))
-    decoding = Decoding(max_new_tokens=12, steps=6, temperature=0.8, stop_early=False)
+    decoding = Decoding(max_new_tokens=12, steps=6, temperature=temperature, reveal=rule, stop_early=False)
     whole = run(random_model, prompts, None, decoding)
-    monkeypatch.setattr(selection, "CHUNK_ELEMENTS", 5 * 262)
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 5 * 262)
     parts = run(random_model, prompts, None, decoding)
     assert torch.equal(whole.ids, parts.ids)
-    assert torch.equal(whole.confidence, parts.confidence)
-
-
-def test_a_row_draws_its_noise_in_the_same_parts_in_any_batch(
-    random_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A CUDA generator gives other numbers when one draw is cut in two: batch mates must not move the cut."""
-    drawn: list[tuple[int, int]] = []
-    original = RowNoise.gumbel
-
-    def recording(self: RowNoise, rows: Any, vocabulary: int) -> torch.Tensor:
-        drawn.extend((row, list(rows).count(row)) for row in sorted(set(rows)))
-        return original(self, rows, vocabulary)
-
-    monkeypatch.setattr(RowNoise, "gumbel", recording)
-    monkeypatch.setattr(selection, "CHUNK_ELEMENTS", 10 * 262)
-    decoding = Decoding(max_new_tokens=7, steps=1, temperature=1.0)
-    run(random_model, torch.tensor([[60, 61]]), None, decoding)
-    assert drawn == [(0, 7)]
-    drawn.clear()
-    run(random_model, torch.tensor([[60, 61]] * 3), None, decoding)
-    assert drawn == [(0, 7), (1, 7), (2, 7)]
+    assert torch.allclose(whole.confidence, parts.confidence, rtol=1e-5)
 
 
 # ---- how much, and where --------------------------------------------------------------------------------------

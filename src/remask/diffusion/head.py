@@ -8,9 +8,9 @@ Shapes: N chosen positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
-from remask.diffusion.token_loss import TokenReading, chunk_rows, read_tokens, token_cross_entropy
+from remask.diffusion.token_loss import chunk_rows, token_cross_entropy
 
 
 def head_losses(
@@ -41,19 +41,21 @@ def head_losses(
     return ce
 
 
+Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
+"""(logits of a part of the positions, which part) → some tensors [n, …] about them. The logits are its own to spoil."""
+
+
 @torch.no_grad()
-def head_reading(head: nn.Module, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> TokenReading:
-    """Entropy and −log p of the gold token, without gradient."""
-    plain = _matrix(head)
-    if plain is None:
-        return read_tokens(head(hidden), targets)
-    dtype = _dtype(hidden)
-    weight, bias = plain.weight.to(dtype), None if plain.bias is None else plain.bias.to(dtype)
-    readings = [
-        read_tokens(_logits(hidden[part].to(dtype), weight, bias), targets[part])
-        for part in _parts(len(targets), len(weight))
-    ]
-    return TokenReading(torch.cat([r.entropy for r in readings]), torch.cat([r.nll for r in readings]))
+def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
+    """What `look` says of all positions, asked part by part, without gradient."""
+    plain, apply = _matrix(head), cast(Callable[[Tensor], Tensor], head)
+    if plain is not None:
+        dtype = _dtype(hidden)
+        weight, bias = plain.weight.to(dtype), None if plain.bias is None else plain.bias.to(dtype)
+        apply = lambda part: _logits(part.to(dtype), weight, bias)  # noqa: E731
+    parts = _parts(len(hidden), getattr(head, "out_features", hidden.shape[-1]))
+    seen = [look(apply(hidden[part]), part) for part in parts]
+    return tuple(torch.cat(columns) for columns in zip(*seen, strict=True))
 
 
 def _matrix(head: nn.Module) -> nn.Linear | None:

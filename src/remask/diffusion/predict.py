@@ -92,6 +92,8 @@ def token_reading(
 ) -> TokenReading:
     """Entropy and −log p(clean_i | ids) at the positions, without gradient."""
     if isinstance(predict, Network):
-        said = predict.call(ids, attended, positions, targets=clean[positions], read=True)
-        return TokenReading(said.entropy, said.token_loss)
+        gold = clean[positions]
+        return TokenReading(
+            *predict.call(ids, attended, positions, look=lambda logits, part: read_tokens(logits, gold[part])).seen
+        )
     return read_tokens(predict(ids, attended, positions), clean[positions])

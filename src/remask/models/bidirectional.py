@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remask.diffusion.head import Look
 from remask.models.prediction import Prediction, predicted
 
 
@@ -42,12 +43,13 @@ class Bidirectional:
         positions: Tensor | None = None,
         targets: Tensor | None = None,
         expected: Tensor | None = None,
-        read: bool = False,
+        look: Look | None = None,
         **kwargs: Any,
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
 
-        With `targets` [N] instead only their losses, with `read` losses and entropies without gradient (`Prediction`).
+        With `targets` [N] only their losses instead (`expected`: see `head_losses`); with `look` what it says of the
+        logits, which it is shown a part at a time, without gradient.
 
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
@@ -65,7 +67,7 @@ class Bidirectional:
             hidden = shifted(hidden, attention_mask)
         if positions is not None:
             hidden = hidden[positions]
-        return predicted(self.lm_head, hidden, targets, expected, read)  # type: ignore[attr-defined]
+        return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
 
 
 class OfficialKeys:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
+from remask.diffusion.head import Look
 from remask.models.bidirectional import counted_positions
 from remask.models.prediction import Prediction, predicted
 
@@ -31,7 +32,7 @@ class Encoder:
         positions: Tensor | None = None,
         targets: Tensor | None = None,
         expected: Tensor | None = None,
-        read: bool = False,
+        look: Look | None = None,
         **kwargs: Any,
     ) -> Prediction:
         """As `Bidirectional.forward`."""
@@ -42,7 +43,7 @@ class Encoder:
             **kwargs,
         ).last_hidden_state
         hidden = self.before_head(hidden if positions is None else hidden[positions])
-        return predicted(self.get_output_embeddings(), hidden, targets, expected, read)  # type: ignore[attr-defined]
+        return predicted(self.get_output_embeddings(), hidden, targets, expected, look)  # type: ignore[attr-defined]
 
 
 class DiffusionBert(Encoder, BertForMaskedLM):

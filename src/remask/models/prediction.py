@@ -1,4 +1,4 @@
-"""What a model's forward gives: logits, or only the losses or entropies of chosen tokens.
+"""What a model's forward gives: logits, or only what is wanted of chosen tokens.
 
 Shapes: N chosen positions, D width, V vocabulary.
 """
@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
-from remask.diffusion.head import head_losses, head_reading
+from remask.diffusion.head import Look, head_losses, look_at
 
 
 @dataclass
 class Prediction(MaskedLMOutput):
-    """Without targets: logits. With targets: token_loss [N], −log p of each in nats; read: entropy [N] too."""
+    """logits, where neither targets nor a look were given. token_loss [N], −log p of each target in nats. seen: what
+    the look said of the positions.
+    """
 
     token_loss: Tensor | None = None
-    entropy: Tensor | None = None
+    seen: tuple[Tensor, ...] | None = None
 
 
 def predicted(
@@ -26,12 +28,11 @@ def predicted(
     hidden: Tensor,
     targets: Tensor | None = None,
     expected: Tensor | None = None,
-    read: bool = False,
+    look: Look | None = None,
 ) -> Prediction:
-    """The head's prediction at hidden states [..., D]; with targets [N] and hidden states [N, D] no logits are kept."""
-    if targets is None:
-        return Prediction(logits=head(hidden))
-    if read:
-        reading = head_reading(head, hidden, targets)
-        return Prediction(token_loss=reading.nll, entropy=reading.entropy)
-    return Prediction(token_loss=head_losses(head, hidden, targets, expected))
+    """The head's prediction at hidden states [..., D]; with targets [N] or a look, at [N, D], no logits are kept."""
+    if look is not None:
+        return Prediction(seen=look_at(head, hidden, look))
+    if targets is not None:
+        return Prediction(token_loss=head_losses(head, hidden, targets, expected))
+    return Prediction(logits=head(hidden))

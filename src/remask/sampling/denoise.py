@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from remask.diffusion.corruption import lowest
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
-from remask.sampling.guidance import guided_logits
+from remask.sampling.guidance import guided
 from remask.sampling.row_noise import RowNoise
 from remask.sampling.schedule import Decoding
 from remask.sampling.selection import Proposal, propose
@@ -125,7 +125,7 @@ class _Writing:
         rows, here = self.active, self.here()
         count = self._count(here)
         number = self.forwards
-        proposal = self._propose(self._logits(here), here)
+        proposal = self._propose(here)
         chosen = self._choose(here, self._scores(proposal, here), count)
         canvas = self.ids[rows, self.prompt_length :]
         canvas = torch.where(chosen, canvas.masked_scatter(here, proposal.token), canvas)
@@ -136,29 +136,48 @@ class _Writing:
         self.confidence[rows] = torch.where(chosen, sure, self.confidence[rows])
         return Step(number, rows, canvas, chosen)
 
-    def _logits(self, here: Tensor) -> Float[Tensor, "N V"]:
-        rows = self.active
+    def _propose(self, here: Tensor) -> Proposal:
+        """One forward; a token for each place of `here`, in row-major order."""
+        rows, decoding = self.active, self.decoding
         positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
-        passes = 1 if self.decoding.guidance == 0 else 2
-        if passes == 1:
-            logits = self.model(
-                input_ids=self.ids[rows], attention_mask=self.attended[rows], positions=positions
-            ).logits
+        uniform = None
+        if decoding.temperature > 0:
+            uniform = self.noise.uniform(rows, self.forwards, here.shape[1], "token")[here]
+
+        def look(logits: Tensor, part: slice) -> Proposal:
+            logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
+            if decoding.suppress_eos:
+                logits[:, self.fill_id] = -torch.inf
+            return propose(
+                logits,
+                decoding.reveal,
+                temperature=decoding.temperature,
+                top_k=decoding.top_k,
+                top_p=decoding.top_p,
+                uniform=None if uniform is None else uniform[part],
+            )
+
+        ids, attended = self.ids[rows], self.attended[rows]
+        if decoding.guidance == 0:
+            proposal = self.model(input_ids=ids, attention_mask=attended, positions=positions, look=look).seen
+            passes = 1
         else:
-            logits = guided_logits(
+            proposal = guided(
                 self.model,
-                self.ids[rows],
-                self.attended[rows],
+                ids,
+                attended,
                 positions,
+                look,
                 prompt_length=self.prompt_length,
                 mask_id=self.mask_id,
-                guidance=self.decoding.guidance,
+                guidance=decoding.guidance,
             )
+            passes = 2
         self.forwards, self.row_forwards = self.forwards + 1, self.row_forwards + passes * len(rows)
-        logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
-        if self.decoding.suppress_eos:
-            logits[:, self.fill_id] = -torch.inf
-        return logits
+        proposal = Proposal(*proposal)
+        if proposal.confidence.isnan().any():
+            raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
+        return proposal
 
     def _count(self, here: Tensor) -> Int[Tensor, "b"] | None:
         """How many each row reveals now; None where a threshold decides.
@@ -179,23 +198,6 @@ class _Writing:
             counts.append(count)
         return torch.tensor(counts, device=here.device)
 
-    def _propose(self, logits: Tensor, here: Tensor) -> Proposal:
-        owners = self.active[here.nonzero()[:, 0]].tolist()
-        vocabulary = logits.shape[-1]
-        decoding = self.decoding
-        proposal = propose(
-            logits,
-            decoding.reveal,
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-            counts=here.sum(-1).tolist(),
-            gumbel=lambda start, stop: self.noise.gumbel(owners[start:stop], vocabulary),
-        )
-        if proposal.confidence.isnan().any():
-            raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
-        return proposal
-
     def _scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
         score = self._raw_scores(proposal, here)
         if self.decoding.stop_last:
@@ -206,7 +208,7 @@ class _Writing:
     def _raw_scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
         C = here.shape[1]
         if self.decoding.reveal == "random":
-            return self.noise.uniform(self.active.tolist(), C).double()
+            return self.noise.uniform(self.active, self.forwards, C, "order")
         if self.decoding.reveal == "left_to_right":
             return -torch.arange(C, dtype=torch.float64, device=here.device).expand(here.shape)
         return torch.full(here.shape, -torch.inf, dtype=torch.float64, device=here.device).masked_scatter(

@@ -8,24 +8,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from remask.diffusion.head import Look, look_at
 
-def guided_logits(
+
+@torch.no_grad()
+def guided(
     model: nn.Module,
     ids: Int[Tensor, "b L"],
     attended: Int[Tensor, "b L"],
     positions: Bool[Tensor, "b L"],
+    look: Look,
     *,
     prompt_length: int,
     mask_id: int,
     guidance: float,
-) -> Float[Tensor, "N V"]:
-    """u + (w+1)(c − u): c with the prompt, u with every prompt token masked, in one forward of both."""
+) -> tuple[Tensor, ...]:
+    """What `look` says of u + (w+1)(c − u): c with the prompt, u with every prompt token masked, in one forward of
+    both.
+    """
     blank: Any = ids.clone()
     blank[:, :prompt_length] = mask_id
     both = torch.cat([ids, blank])
     logits = model(input_ids=both, attention_mask=attended.repeat(2, 1), positions=positions.repeat(2, 1)).logits
     conditional, unconditional = logits.chunk(2)
-    return unconditional + (guidance + 1) * (conditional - unconditional)
+    return look_at(nn.Identity(), unconditional + (guidance + 1) * (conditional - unconditional), look)

@@ -5,16 +5,19 @@ Shapes: N masked positions of the current blocks, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 RevealRule = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
-CHUNK_ELEMENTS = 1 << 24
-"""Largest float64 copy made of logits: 128 MiB."""
+GROUP = 512
+"""About how many tokens' probabilities are added up before the one that was drawn is looked for among them."""
+IMPOSSIBLE = -1e30
+"""Instead of −∞, which times the probability 0 would be NaN."""
 
 
 class Proposal(NamedTuple):
@@ -23,30 +26,6 @@ class Proposal(NamedTuple):
     token: Int[Tensor, "N"]
     confidence: Float[Tensor, "N"]
     score: Float[Tensor, "N"]
-
-
-def _confidence(log_p: Tensor, token: Tensor) -> Tensor:
-    """p(x̂)."""
-    return log_p.gather(-1, token[:, None])[:, 0].exp()
-
-
-def _margin(log_p: Tensor, token: Tensor) -> Tensor:
-    """p₁ − p₂, the two likeliest tokens."""
-    top = log_p.topk(2, dim=-1).values.exp()
-    return top[:, 0] - top[:, 1]
-
-
-def _entropy(log_p: Tensor, token: Tensor) -> Tensor:
-    """−H."""
-    return -torch.special.entr(log_p.exp()).sum(-1)
-
-
-MODEL_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "confidence": _confidence,
-    "margin": _margin,
-    "entropy": _entropy,
-}
-"""Scores read from the prediction; `random` and `left_to_right` are drawn or counted by the loop."""
 
 
 def restrict(logits: Float[Tensor, "N V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "N V"]:
@@ -69,44 +48,66 @@ def propose(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    gumbel: Callable[[int, int], Float[Tensor, "n V"]] | None = None,
-    counts: Sequence[int] | None = None,
+    uniform: Float[Tensor, "N"] | None = None,
 ) -> Proposal:
-    """Choose x̂ (argmax, or a sample at `temperature` by the Gumbel trick) and score it.
+    """Choose x̂ (argmax, or a sample at `temperature` decided by one `uniform` number) and score it. Spoils float32
+    logits.
 
-    Probabilities are float64: a sure model's scores would otherwise all round to 1 and tie. `gumbel(start, stop)` gives
-    the noise of rows start..stop and is needed above temperature 0. `counts` are the positions of each row:
-    they decide where chunks end. Without a model score, `score` is the confidence.
+    With z = logits − max, the probability outside the likeliest token is added up by itself: p(x̂) = e^z / (1 + others)
+    and its kin are exact to float32 rounding of `others`, so that two sure predictions do not both round to 1 and tie.
+    Without a model score, `score` is the confidence.
     """
-    rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    tokens, confidences, scores = [], [], []
-    for start, stop in _parts(counts or [logits.shape[0]], rows):
-        part = logits[start:stop]
-        log_p = part.double().log_softmax(-1)
-        if temperature > 0:
-            assert gumbel is not None
-            scaled = restrict(part.float() / temperature, top_k, top_p)
-            token = (scaled + gumbel(start, stop)).argmax(-1)
+    x = logits.float()
+    peak, best = x.max(-1, keepdim=True)
+    z = x.sub_(peak)
+    if reveal == "entropy":
+        z = z.clamp_(min=IMPOSSIBLE)
+    e = z.exp().scatter_(-1, best, 0.0)
+    others = e.sum(-1, dtype=torch.float32).double()
+    if reveal == "margin":
+        score = (1 - e.amax(-1).double()) / (1 + others)
+    elif reveal == "entropy":
+        score = (e * z).sum(-1).double() / (1 + others) - others.log1p()
+    token = best[:, 0]
+    if temperature > 0:
+        assert uniform is not None
+        if temperature == 1 and top_k is None and top_p is None:
+            weight = e.scatter_(-1, best, 1.0)
         else:
-            token = part.argmax(-1)
-        confidence = _confidence(log_p, token)
-        tokens.append(token)
-        confidences.append(confidence)
-        scores.append(MODEL_SCORES[reveal](log_p, token) if reveal in MODEL_SCORES else confidence)
-    return Proposal(torch.cat(tokens), torch.cat(confidences), torch.cat(scores))
+            weight = restrict(z / temperature, top_k, top_p).exp_()
+        token = drawn(weight, uniform)
+    confidence = (z.gather(-1, token[:, None])[:, 0].double() - others.log1p()).exp()
+    return Proposal(token, confidence, score if reveal in ("margin", "entropy") else confidence)
 
 
-def _parts(counts: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of parts of at most `limit` positions: whole rows together, a longer row cut from its own start.
-
-    A generator on CUDA gives other numbers when one draw is cut in two, so a row must be cut alike in every batch.
+def drawn(weight: Float[Tensor, "N V"], uniform: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """One token per position, with probability in proportion to its weight: the first whose running sum passes
+    `uniform` of the whole. Sums of groups of tokens first, then within one.
     """
-    start = stop = 0
-    for count in counts:
-        for piece in [limit] * (count // limit) + [count % limit] * (count % limit > 0):
-            if stop - start + piece > limit:
-                yield start, stop
-                start = stop
-            stop += piece
-    if stop > start:
-        yield start, stop
+    V = weight.shape[-1]
+    size = group_size(V)
+    weight = pad(weight, (0, -V % size)) if V % size else weight
+    groups = weight.unflatten(-1, (-1, size))
+    sums = groups.sum(-1).double()
+    group, left = _passed(sums, uniform * sums.sum(-1))
+    within = groups.take_along_dim(group[:, None, None], dim=1)[:, 0].double()
+    place, _ = _passed(within, left)
+    return group * size + place
+
+
+@cache
+def group_size(vocabulary: int) -> int:
+    """The largest divisor up to GROUP; GROUP itself where that would be small."""
+    divisor = max(d for d in range(1, GROUP + 1) if vocabulary % d == 0)
+    return divisor if divisor >= GROUP // 8 or vocabulary <= GROUP else GROUP
+
+
+def _passed(weight: Float[Tensor, "N M"], target: Float[Tensor, "N"]) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
+    """The first place whose running sum passes the target, and how much of the target is its own; where rounding leaves
+    none, the last place with any weight.
+    """
+    running = weight.cumsum(-1)
+    last = weight.shape[-1] - 1 - (weight > 0).flip(-1).long().argmax(-1)
+    place = torch.minimum(torch.searchsorted(running, target[:, None], right=True)[:, 0], last)
+    before = (running - weight).gather(-1, place[:, None])[:, 0]
+    return place, target - before
