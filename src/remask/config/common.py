@@ -104,6 +104,8 @@ class DecodingConfig:
     """Write tokens that end a text after all others."""
     stop_early: bool | None = None
     """Stop a row when its text can no longer change."""
+    cache: Literal["none", "prefix", "dual"] | None = None
+    """Approximate and faster: compute what stands before the block, or on both sides of it, once a block."""
     seed: int | None = None
     """Seeds sampling at temperature above 0 and random reveal."""
 

@@ -12,11 +12,15 @@ FREE_DECODING_KEYS = frozenset({"batch_size", "seed"})
 """Decoding entries that may differ between comparable evaluations: one row of a batch decodes as it would alone, and
 the seed of sampling is chance, not a setting."""
 
+OFF = {"guidance": 0.0, "suppress_eos": False, "stop_last": False, "cache": "none"}
+"""Settings that change nothing at these values."""
+NEWER = frozenset({"cache"})
+"""Settings that records of before do not name: they were as good as off."""
+
 
 def in_force(decoding: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that have an effect, for people to read; the record holds them all."""
-    off = {"guidance": 0.0, "suppress_eos": False, "stop_last": False}
-    shown = {key: value for key, value in decoding.items() if value is not None and off.get(key, ...) != value}
+    shown = {key: value for key, value in decoding.items() if value is not None and OFF.get(key, ...) != value}
     if decoding.get("schedule") != "t":
         shown.pop("eps", None)
     return shown
@@ -24,7 +28,8 @@ def in_force(decoding: Mapping[str, Any]) -> dict[str, Any]:
 
 def comparable_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
     """The decoding setting without what may differ between comparable evaluations."""
-    return {key: value for key, value in decoding.items() if key not in FREE_DECODING_KEYS}
+    kept = {key: value for key, value in decoding.items() if key not in FREE_DECODING_KEYS}
+    return {key: value for key, value in kept.items() if key not in NEWER or OFF[key] != value}
 
 
 def same_decoding(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> None:

@@ -25,6 +25,8 @@ class Bidirectional:
     """
 
     config: Any
+    keeps_keys_and_values = True
+    """`past_key_values` reaches attention: a sampler may keep what it computed (`sampling/cache.py`)."""
 
     def __init__(self, config: Any) -> None:
         config.is_causal = False

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from remask.diffusion.corruption import lowest
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
+from remask.sampling.cache import KeyValues, Window, of_blocks, whole
 from remask.sampling.guidance import guided
 from remask.sampling.row_noise import RowNoise
 from remask.sampling.schedule import Decoding
 from remask.sampling.selection import Proposal, propose
 
+PROPOSED = (torch.long, torch.float64, torch.float64)
+"""Dtypes of a proposal's tensors."""
 STOP_LAST = 1e6
 """Taken from the score of a token that ends a text: more than any two scores differ by."""
 
@@ -83,7 +86,8 @@ def run(
 class _Writing:
     """A batch of canvases being written. Rows stand in `active` until their text is done.
 
-    ids, attended [B, P + C]; masked, revealed_at, confidence [B, C]; block and steps_in_block [B].
+    ids, attended [B, P + C]; masked, revealed_at, confidence [B, C]; block, steps_in_block and begins [B]: the block at
+    work, the steps it has had, and whether a cache has yet to read the row anew for it.
     """
 
     def __init__(
@@ -115,6 +119,17 @@ class _Writing:
         self.steps_in_block = torch.zeros(B, dtype=torch.long, device=device)
         self.active = torch.arange(B, device=device)
         self.forwards = self.row_forwards = 0
+        self.begins = torch.ones(B, dtype=torch.bool, device=device)
+        self.block_starts = torch.tensor([block.start for block in blocks], device=device)
+        self.shift = bool(getattr(config, "shift", False))
+        self.cache = None
+        if decoding.cache != "none":
+            if not getattr(model, "keeps_keys_and_values", False):
+                raise UserError(
+                    f"cache = {decoding.cache}: {type(model).__name__} has no keys and values to keep",
+                    mend="sample with cache none",
+                )
+            self.cache = KeyValues(B, self.ids.shape[1])
 
     def here(self) -> Bool[Tensor, "b C"]:
         """The masked places of each active row's current block."""
@@ -137,10 +152,37 @@ class _Writing:
         return Step(number, rows, canvas, chosen)
 
     def _propose(self, here: Tensor) -> Proposal:
-        """One forward; a token for each place of `here`, in row-major order."""
-        rows, decoding = self.active, self.decoding
-        positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
-        uniform = None
+        """A token for each place of `here`, in row-major order."""
+        rows = self.active
+        if self.cache is None:
+            proposal = self._forward(rows, here, None)
+        else:
+            # Rows that begin a block are read whole, the others in part: two forwards, proposals laid together.
+            proposal = Proposal(*(torch.empty(int(here.sum()), dtype=kind, device=here.device) for kind in PROPOSED))
+            for new in (True, False):
+                among = self.begins[rows] == new
+                if among.any():
+                    found = self._forward(rows[among], here[among], self._window(rows[among], new))
+                    places = among[here.nonzero()[:, 0]]
+                    for of_all, part in zip(proposal, found, strict=True):
+                        of_all[places] = part
+            self.begins[rows] = False
+        self.forwards += 1
+        if proposal.confidence.isnan().any():
+            raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
+        return proposal
+
+    def _window(self, rows: Tensor, whole_rows: bool) -> Window:
+        """What of these rows, which stand at the same point of their blocks, is computed."""
+        if whole_rows:
+            return whole(len(rows), self.ids.shape[1], self.ids.device)
+        starts = self.prompt_length + self.block_starts[self.block[rows]]
+        width = self.decoding.block_length or self.decoding.max_new_tokens
+        return of_blocks(self.decoding.cache, starts, width, self.ids.shape[1], shift=self.shift)
+
+    def _forward(self, rows: Tensor, here: Tensor, window: Window | None) -> Proposal:
+        """One forward of these rows, or with a cache of a window of them."""
+        decoding, uniform = self.decoding, None
         if decoding.temperature > 0:
             uniform = self.noise.uniform(rows, self.forwards, here.shape[1], "token")[here]
 
@@ -158,26 +200,25 @@ class _Writing:
             )
 
         ids, attended = self.ids[rows], self.attended[rows]
-        if decoding.guidance == 0:
-            proposal = self.model(input_ids=ids, attention_mask=attended, positions=positions, look=look).seen
-            passes = 1
-        else:
-            proposal = guided(
-                self.model,
-                ids,
-                attended,
-                positions,
-                look,
-                prompt_length=self.prompt_length,
-                mask_id=self.mask_id,
-                guidance=decoding.guidance,
+        positions = torch.cat([here.new_zeros(len(rows), self.prompt_length), here], dim=1)
+        self.row_forwards += len(rows) * (1 if decoding.guidance == 0 else 2)
+        if decoding.guidance:
+            return Proposal(
+                *guided(
+                    self.model,
+                    ids,
+                    attended,
+                    positions,
+                    look,
+                    prompt_length=self.prompt_length,
+                    mask_id=self.mask_id,
+                    guidance=decoding.guidance,
+                )
             )
-            passes = 2
-        self.forwards, self.row_forwards = self.forwards + 1, self.row_forwards + passes * len(rows)
-        proposal = Proposal(*proposal)
-        if proposal.confidence.isnan().any():
-            raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
-        return proposal
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attended, "positions": positions}
+        if self.cache is not None and window is not None:
+            inputs = self.cache.inputs(rows, window, **inputs)
+        return Proposal(*self.model(**inputs, look=look).seen)
 
     def _count(self, here: Tensor) -> Int[Tensor, "b"] | None:
         """How many each row reveals now; None where a threshold decides.
@@ -228,6 +269,7 @@ class _Writing:
         block_done = ~self.here().any(-1)
         self.steps_in_block[rows] = torch.where(block_done, 0, self.steps_in_block[rows] + 1)
         self.block[rows] += block_done.long()
+        self.begins[rows] |= block_done
         done = self.block[rows] >= len(self.quota)
         if self.decoding.stop_early:
             done = done | text_is_final(self.ids[rows, self.prompt_length :], self.masked[rows], self.stop_ids)

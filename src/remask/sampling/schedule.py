@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from remask.errors import UserError
+from remask.sampling.cache import CacheName
 from remask.sampling.selection import RevealRule
 
 Schedule = Literal["even", "t"]
@@ -25,7 +26,8 @@ class Decoding:
     temperature 0 takes the likeliest token; top_k and top_p restrict sampling. guidance w > 0 is classifier-free:
     logits u + (w+1)(c − u), with u those of the prompt masked (a second forward). suppress_eos: the EOS that fills is
     never written. stop_last: tokens that end a text are written after all others. stop_early: a row whose text can no
-    longer change stops (the rest is EOS).
+    longer change stops (the rest is EOS). cache: `none` computes every token at every step; `prefix` and `dual` are
+    approximate: what stands before the block at work, or on both sides of it, is computed once a block.
     """
 
     max_new_tokens: int = 128
@@ -42,6 +44,7 @@ class Decoding:
     suppress_eos: bool = False
     stop_last: bool = False
     stop_early: bool = True
+    cache: CacheName = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +64,10 @@ class Decoding:
             raise UserError(f"threshold = {self.threshold}", mend="it is a number")
         if self.schedule not in get_args(Schedule):
             raise UserError(f"unknown schedule {self.schedule!r}", mend=f"it is {' or '.join(get_args(Schedule))}")
+        if self.cache not in get_args(CacheName):
+            raise UserError(f"unknown cache {self.cache!r}", mend=f"it is {', '.join(get_args(CacheName))}")
+        if self.cache != "none" and self.guidance:
+            raise UserError("guidance and a cache do not go together", mend="leave one out")
         if not 0 < self.eps < 1:
             raise UserError(f"eps = {self.eps}", mend="it lies in (0, 1)")
         if self.top_p is not None and not 0 < self.top_p <= 1:

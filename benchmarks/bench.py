@@ -1,0 +1,75 @@
+"""All figures of speed and memory, in one table: `make bench`.
+
+    python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
+
+Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import likelihood_speed
+import sampling_speed
+import scaling
+import sft_speed
+import torch
+from measure import Figure, in_turns, table
+
+from remask.environment import hardware, versions
+
+
+def start_up(rounds: int) -> list[Figure]:
+    """`remask --help` beside an empty Python, which it cannot be faster than."""
+    remask = Path(sys.executable).with_name("remask")
+    times = in_turns(
+        {
+            "help": lambda: subprocess.run([remask, "--help"], check=True, capture_output=True),
+            "python": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+        },
+        rounds=max(5, rounds),
+    )
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        Figure("start-up", "remask --help", middle["help"], unit="s", bar=0.3, more_is_better=False),
+        Figure("start-up", "python -c ''", middle["python"], unit="s", more_is_better=False),
+    ]
+
+
+PARTS: dict[str, Callable[[int], list[Figure]]] = {
+    "sft": sft_speed.measure,
+    "sampling": sampling_speed.measure,
+    "likelihood": likelihood_speed.measure,
+    "scaling": scaling.measure,
+    "start-up": start_up,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    started, figures = time.perf_counter(), []
+    for name in arguments.only:
+        figures += PARTS[name](arguments.rounds)
+        print(f"{name}: {time.perf_counter() - started:.0f} s gone", file=sys.stderr, flush=True)
+    described = hardware()
+    print(f"\n{described['processor']}, {described['threads']} threads, torch {torch.__version__}; ")
+    print(f"median of {arguments.rounds} rounds, lowest – highest\n")
+    print(table(figures))
+    if arguments.json:
+        record = {"hardware": described, "versions": versions(), "rounds": arguments.rounds}
+        arguments.json.write_text(json.dumps({**record, "figures": [f.row() for f in figures]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The ELBO of answers, K = 2 coupled draws: Remask's scoring against the published form, and memory by K."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import textbook
+import torch
+from measure import Figure, in_turns, peak_memory, ratio
+from shapes import LAPTOP, Shape, build, gsm8k_like
+
+from remask.diffusion.corruption import Canvas, exact_count_mask
+from remask.diffusion.likelihood import elbo_coupled, unit_time
+from remask.diffusion.noise import MIN_TIME, Noise
+
+ROWS = 8
+
+
+def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    model: Any = build(shape, device=device).eval()
+    pad, mask_id = model.config.pad_token_id, model.config.mask_token_id
+    ids, response = (
+        x.to(device) for x in textbook.pad_rows([(row.prompt, row.response) for row in gsm8k_like(ROWS, shape)], pad)
+    )
+    canvas = Canvas(ids, ids != pad, response, response)
+    generator = torch.Generator().manual_seed(0)
+
+    def draws(count: int) -> list[Noise]:
+        return [
+            Noise(
+                MIN_TIME + (1 - MIN_TIME) * torch.rand(ROWS, generator=generator),
+                torch.rand(ids.shape, generator=generator),
+            ).to(device)
+            for _ in range(count)
+        ]
+
+    noise = draws(2)
+    n = response.sum(-1)
+    masks = [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in noise]
+    kept: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def ours(noise: list[Noise] = noise) -> None:
+        kept["ours"] = elbo_coupled(model, canvas, noise, mask_id).sequence
+
+    def plain() -> None:
+        kept["plain"] = textbook.coupled_elbo(model, ids, response, masks, pad)
+
+    times = in_turns({"ours": ours, "plain": plain}, rounds=rounds)
+    apart = ((kept["ours"] - kept["plain"]).abs() / kept["plain"].abs()).max().item()
+    two, sixteen = peak_memory(ours), peak_memory(lambda: ours(draws(16)))
+    part = f"ELBO, K = 2 coupled: {shape.name}, {ROWS} rows"
+    return [
+        Figure(part, "against the published form", *ratio(times["plain"], times["ours"]), bar=1.5),
+        Figure(part, "largest relative difference of the value", apart, unit="%", more_is_better=False),
+        Figure(part, "peak memory", two / max(1, peak_memory(plain)), more_is_better=False),
+        Figure(part, "peak memory at K = 16, of that at K = 2", sixteen / max(1, two), bar=1.1, more_is_better=False),
+    ]

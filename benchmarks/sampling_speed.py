@@ -1,0 +1,57 @@
+"""Answers a second, exact: Remask's sampler against the textbook's loop, and the same tokens at temperature 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import textbook
+import torch
+from measure import Figure, in_turns, peak_memory, ratio
+from shapes import LAPTOP, WIDE, Shape, build
+
+from remask.sampling import Decoding, run
+
+ROWS, PROMPT, CANVAS, BLOCK = 4, 96, 128, 32
+BARS = {LAPTOP: (4.0, 20.0), WIDE: (1.5, 3.0)}
+
+
+def measure(
+    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 32
+) -> list[Figure]:
+    """`steps` for the whole canvas: fewer than tokens, so that a round does not take minutes. What a step costs hardly
+    depends on how many tokens it reveals.
+    """
+    figures = []
+    for shape in shapes:
+        model: Any = build(shape, device=device).eval()
+        generator = torch.Generator().manual_seed(0)
+        prompt = torch.randint(shape.vocabulary - 3, (ROWS, PROMPT), generator=generator).to(device)
+        for temperature, bar in zip((0.0, 1.0), BARS.get(shape, (None, None)), strict=True):
+            figures += compare(model, prompt, temperature, steps, rounds, shape, bar)
+    return figures
+
+
+def compare(
+    model: Any, prompt: torch.Tensor, temperature: float, steps: int, rounds: int, shape: Shape, bar: float | None
+) -> list[Figure]:
+    decoding = Decoding(
+        max_new_tokens=CANVAS, steps=steps, block_length=BLOCK, temperature=temperature, stop_early=False
+    )
+    generator, written = torch.Generator().manual_seed(0), {}
+
+    def ours() -> None:
+        written["ours"] = run(model, prompt, None, decoding).ids
+
+    def plain() -> None:
+        written["plain"] = textbook.generate(
+            model, prompt, length=CANVAS, steps=steps, block=BLOCK, temperature=temperature, generator=generator
+        )
+
+    times = in_turns({"ours": ours, "plain": plain}, rounds=rounds)
+    part = f"sampling, exact: {shape.name}, block {BLOCK} of {CANVAS}, {ROWS} rows"
+    figures = [Figure(part, f"temperature {temperature:g}", *ratio(times["plain"], times["ours"]), bar=bar)]
+    if temperature == 0:
+        same = (written["ours"] == written["plain"]).float().mean().item()
+        return [*figures, Figure(part, "tokens equal to the textbook's", same, bar=1.0, unit="%")]
+    memory = peak_memory(ours) / peak_memory(plain)
+    return [*figures, Figure(part, "peak memory", memory, more_is_better=False)]

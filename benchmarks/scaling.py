@@ -1,0 +1,99 @@
+"""How time grows with longer answers and more rows, beside the arithmetic that grows with them; and how much of the
+machine's matrix products it makes use of.
+
+Arithmetic: 2 per weight and token in a forward pass (6 in a training step), 4·length·width a layer for attention (12),
+and the output matrix where logits are needed: at the masked tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from measure import Figure, in_turns
+from sft_speed import Stepper
+from shapes import WIDE, Shape, build
+
+from remask.data.canvas import Row
+from remask.sampling import Decoding, run
+
+PROMPT = 32
+
+
+def body_flops(shape: Shape, length: int) -> float:
+    """Of one row's forward pass without the head."""
+    weights = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.feed_forward)
+    return length * (2 * weights + 4 * shape.layers * length * shape.width)
+
+
+def head_flops(shape: Shape, positions: float) -> float:
+    return 2 * positions * shape.width * shape.vocabulary
+
+
+def step_flops(shape: Shape, rows: int, prompt: int, answer: int) -> float:
+    """Of an SFT step of full weights: on average half of an answer is masked."""
+    return 3 * rows * (body_flops(shape, prompt + answer) + head_flops(shape, answer / 2))
+
+
+def matmul_peak(dtype: torch.dtype, device: str, size: int = 2048) -> Any:
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return (lambda: a @ b), 2.0 * size**3
+
+
+def rows_of(count: int, answer: int, shape: Shape) -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(shape.vocabulary - 3, (count, PROMPT + answer), generator=generator).tolist()
+    return [Row(row[:PROMPT], row[PROMPT:], "row") for row in ids]
+
+
+def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> list[Figure]:
+    model: Any = build(shape, dtype, device).requires_grad_(True)
+    product, product_flops = matmul_peak(dtype, device)
+    prompt = torch.randint(shape.vocabulary - 3, (4, PROMPT), generator=torch.Generator().manual_seed(0)).to(device)
+    decoding = Decoding(max_new_tokens=128, steps=16, block_length=32, stop_early=False)
+    lengths, batches = (64, 128, 256, 512), (1, 4, 16, 32)
+    ids = torch.randint(shape.vocabulary - 3, (8, 256), device=device)
+    none = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(input_ids=ids, positions=none)
+
+    with tempfile.TemporaryDirectory() as folder:
+        variants: dict[str, Any] = {
+            "product": product,
+            "forward": forward,
+            "sampling": lambda: run(model, prompt, None, decoding),
+        }
+        variants |= {f"length {n}": Stepper(model, rows_of(4, n, shape), "sft", folder) for n in lengths}
+        variants |= {f"rows {n}": Stepper(model, rows_of(n, 64, shape), "sft", folder) for n in batches}
+        times = in_turns(variants, rounds=rounds)
+    best = {name: min(seconds) for name, seconds in times.items()}
+    peak = product_flops / best["product"]
+    flops = {
+        "forward": 8 * body_flops(shape, 256),
+        "sampling": 16 * 4 * (body_flops(shape, PROMPT + 128) + head_flops(shape, 16)),
+        **{f"length {n}": step_flops(shape, 4, PROMPT, n) for n in lengths},
+        **{f"rows {n}": step_flops(shape, n, PROMPT, 64) for n in batches},
+    }
+    kind = str(dtype).removeprefix("torch.")
+    use = {name: flops[name] / best[name] / peak for name in flops}
+    part = f"use of the machine: {shape.name}, {kind}, of {peak / 1e9:,.0f} GFLOP/s in matrix products"
+    figures = [
+        Figure(part, "forward, 8 rows of 256", use["forward"], unit="%"),
+        Figure(
+            part,
+            "SFT step, 4 rows, answers of 512",
+            use["length 512"],
+            bar=0.45,
+            unit="%",
+        ),
+        Figure(part, "sampling, 4 rows, 128 tokens in 16 steps", use["sampling"], unit="%"),
+    ]
+    part = f"growth of an SFT step's time, over that of its arithmetic: {shape.name}"
+    for what, few, many in (("length", lengths[0], lengths[-1]), ("rows", batches[0], batches[-1])):
+        first, last = f"{what} {few}", f"{what} {many}"
+        growth = (best[last] / best[first]) / (flops[last] / flops[first])
+        figures.append(Figure(part, f"{what} {few} → {many}", growth, bar=1.0, more_is_better=False))
+    return figures

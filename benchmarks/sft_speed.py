@@ -1,0 +1,150 @@
+"""One optimiser step of SFT and of GIFT: Remask's trainer against the textbook's loop on the same rows and model."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import textbook
+import torch
+from measure import Figure, in_turns, peak_memory, ratio
+from shapes import LAPTOP, Shape, build, gsm8k_like
+from transformers import TrainingArguments
+
+from remask.data.canvas import Fill, Row
+from remask.data.collate import Collator, RowDataset, Visit
+from remask.sft.presets import resolve
+from remask.sft.probe import CacheKey, build_cache
+from remask.sft.trainer import SftTrainer
+
+ROWS = 8
+
+
+class Stepper:
+    """Remask's own optimiser step: collate, corrupt, loss, backward, clip, update."""
+
+    def __init__(self, model: Any, rows: list[Row], objective: str, folder: str, *, frozen: bool = False) -> None:
+        self.chosen = resolve(objective)
+        collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
+        arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
+        self.trainer = SftTrainer(
+            model, arguments, objective=self.chosen, rows=rows, collator=collator, mask_id=model.config.mask_token_id
+        )
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        self.rows, self.collator, self.visit = RowDataset(rows), collator, 0
+        if frozen:
+            self.trainer.cache = build_cache(
+                self.trainer.predict(model).read_only(),
+                rows,
+                collator,
+                model.config.mask_token_id,
+                self.chosen.signal,
+                CacheKey("", "", "", ""),
+                batch_size=len(rows),
+                device=next(model.parameters()).device,
+                show_progress=False,
+            )
+
+    def __call__(self) -> None:
+        trainer = self.trainer
+        visits = [Visit(i, self.visit, self.visit * len(self.rows) + i) for i in range(len(self.rows))]
+        self.visit += 1
+        batch = self.collator([self.rows[visit] for visit in visits])
+        inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count).backward()
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Plain:
+    """The textbook's optimiser step on the same rows."""
+
+    def __init__(self, model: Any, rows: list[Row], form: textbook.LossForm, *, gift: bool = False) -> None:
+        self.model, self.form, self.gift, self.pad = model, form, gift, model.config.pad_token_id
+        self.pairs = [(row.prompt, row.response) for row in rows]
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> None:
+        ids, response = textbook.pad_rows(self.pairs, self.pad)
+        t = torch.rand(len(ids), generator=self.generator).clamp(min=1e-3)
+        u = torch.rand(ids.shape, generator=self.generator)
+        device = next(self.model.parameters()).device
+        ids, response, t, u = (x.to(device) for x in (ids, response, t, u))
+        rate = t[:, None].expand(ids.shape)
+        if self.gift:
+            rate = textbook.gift_rate(self.model, ids, response, t, self.pad)
+        textbook.sft_loss(self.model, ids, response, rate, u, self.form, self.pad).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def with_adapters(model: Any) -> Any:
+    """Frozen but for LoRA of rank 8 on the attention's projections."""
+    from remask.config import LoraConfig
+    from remask.models.lora import add_adapter
+
+    return add_adapter(model, LoraConfig(rank=8, alpha=16, dropout=0.0), base_name="random")
+
+
+def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    rows, figures = gsm8k_like(ROWS, shape), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("full", "LoRA"):
+            model = build(shape, device=device)
+            model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
+            ours = Stepper(model, rows, "sft", folder)
+            variants: dict[str, Any] = {
+                "remask": ours,
+                "masked rows": Plain(model, rows, "masked rows"),
+                "B V L": Plain(model, rows, "B V L"),
+                "forward": lambda model=model: probe_forward(model, rows),
+                "gift policy": Stepper(model, rows, "gift", folder),
+                "gift frozen": Stepper(model, rows, "gift", folder, frozen=True),
+                "textbook gift": Plain(model, rows, "masked rows", gift=True),
+            }
+            times = in_turns(variants, rounds=rounds)
+            memory = {name: peak_memory(variants[name]) for name in ("remask", "masked rows", "B V L")}
+            part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
+            share = ratio(times["forward"], times["remask"])
+            over = ratio(times["gift policy"], times["remask"])
+            figures += [
+                Figure(part, "against full logits", *ratio(times["masked rows"], times["remask"]), bar=1.5),
+                Figure(part, "against the [B, V, L] form", *ratio(times["B V L"], times["remask"]), bar=2.5),
+                Figure(part, "peak memory", memory["remask"] / memory["masked rows"], bar=0.5, more_is_better=False),
+                Figure(
+                    part,
+                    "peak memory, of the [B, V, L] form",
+                    memory["remask"] / memory["B V L"],
+                    bar=0.5,
+                    more_is_better=False,
+                ),
+                Figure(
+                    part,
+                    "GIFT with frozen probe, in SFT steps",
+                    *ratio(times["gift frozen"], times["remask"]),
+                    bar=1.03,
+                    more_is_better=False,
+                ),
+                Figure(
+                    part,
+                    "GIFT with policy probe, in SFT steps",
+                    *over,
+                    bar=1 + share[0] + 0.03,
+                    more_is_better=False,
+                    detail="bar: one forward more, and 3 points",
+                ),
+                Figure(part, "GIFT against the textbook's", *ratio(times["textbook gift"], times["gift policy"])),
+            ]
+    return figures
+
+
+@torch.no_grad()
+def probe_forward(model: Any, rows: list[Row]) -> None:
+    """One forward of the body on the rows: what a probe must at least cost."""
+    ids, _ = textbook.pad_rows([(row.prompt, row.response) for row in rows], model.config.pad_token_id)
+    ids = ids.to(next(model.parameters()).device)
+    none = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), positions=none)

@@ -1,0 +1,69 @@
+"""Models of random weights and rows of GSM8K-like lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from remask.data.canvas import Row
+from remask.models.llada import LLaDAConfig, LLaDAModelLM
+
+
+@dataclass(frozen=True)
+class Shape:
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+
+    @property
+    def name(self) -> str:
+        return f"V {self.vocabulary:,}, width {self.width}, {self.layers} layers"
+
+
+LAPTOP = Shape(126_464, 512, 8, 8, 1408)
+"""LLaDA's vocabulary on a body that two CPU cores can train."""
+WIDE = Shape(32_000, 768, 12, 12, 2048)
+LLADA_8B = Shape(126_464, 4096, 32, 32, 12288)
+
+
+def build(shape: Shape, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Any:
+    """A LLaDA of this shape: the last three ids are EOS, an unused one, and the mask."""
+    V = shape.vocabulary
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model = LLaDAModelLM(
+                LLaDAConfig(
+                    vocab_size=V,
+                    d_model=shape.width,
+                    n_layers=shape.layers,
+                    n_heads=shape.heads,
+                    mlp_hidden_size=shape.feed_forward,
+                    max_sequence_length=4096,
+                    eos_token_id=V - 3,
+                    pad_token_id=V - 3,
+                    mask_token_id=V - 1,
+                )
+            )
+        finally:
+            torch.set_default_dtype(before)
+    return model
+
+
+def gsm8k_like(count: int, shape: Shape, seed: int = 0) -> list[Row]:
+    """Random tokens; lengths log-normal about a median prompt of 85 tokens (template included) and answer of 110."""
+    rng = np.random.default_rng([seed, 0xB])
+    rows = []
+    for number in range(count):
+        prompt = int(np.clip(rng.lognormal(np.log(85), 0.35), 40, 250))
+        answer = int(np.clip(rng.lognormal(np.log(110), 0.45), 30, 400))
+        ids = rng.integers(0, shape.vocabulary - 3, prompt + answer).tolist()
+        rows.append(Row(ids[:prompt], ids[prompt:], f"row {number}"))
+    return rows
