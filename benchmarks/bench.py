@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import approximate_speed
 import likelihood_speed
 import sampling_speed
 import scaling
@@ -46,6 +47,7 @@ def start_up(rounds: int) -> list[Figure]:
 PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "sft": sft_speed.measure,
     "sampling": sampling_speed.measure,
+    "approximate": approximate_speed.measure,
     "likelihood": likelihood_speed.measure,
     "scaling": scaling.measure,
     "start-up": start_up,
