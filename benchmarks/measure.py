@@ -6,6 +6,7 @@ median over the rounds, and its range.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -80,6 +81,7 @@ def peak_memory(run: Variant) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before and kept by the allocator would not count
     Path("/proc/self/clear_refs").write_text("5")  # the process's peak starts anew
     before = _status("VmRSS")
     run()

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
+    "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
     "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
 }
 
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   remask grade gsm8k generations.jsonl
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
+  remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
   remask report runs/*"""
 
 

@@ -150,9 +150,10 @@ def test_under_autocast_the_products_are_in_its_dtype() -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_no_position_is_no_loss_and_no_gradient(trained: bool) -> None:
-    head, hidden, targets, _ = case(frozen=not trained)
-    ce = head_losses(head, hidden[:0], targets[:0])
+@pytest.mark.parametrize("told", [True, False])
+def test_no_position_is_no_loss_and_no_gradient(trained: bool, told: bool) -> None:
+    head, hidden, targets, weight = case(frozen=not trained)
+    ce = head_losses(head, hidden[:0], targets[:0], weight[:0] if told else None)
     assert ce.shape == (0,)
     found = gradients(head, hidden, ce.sum())
     assert all((g == 0).all() for g in found)

@@ -3,7 +3,15 @@
 An unknown key or a wrong type is one error naming the key; `dump` then `load` is the identity.
 """
 
-from remask.config.commands import ConvertConfig, EvalConfig, GenerateConfig, GradeConfig, InspectConfig, TourConfig
+from remask.config.commands import (
+    ConvertConfig,
+    EvalConfig,
+    GenerateConfig,
+    GradeConfig,
+    InspectConfig,
+    PlanConfig,
+    TourConfig,
+)
 from remask.config.common import (
     DecodingConfig,
     Device,
@@ -45,6 +53,7 @@ __all__ = [
     "LoraConfig",
     "OnBadRow",
     "OverLong",
+    "PlanConfig",
     "PolicyChoicesConfig",
     "PolicyEngineConfig",
     "PreferenceChoicesConfig",

@@ -154,3 +154,47 @@ class GradeConfig:
     """Where to write the scores with every answer's grade."""
     allow_code_execution: bool = False
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a training step will need: memory on each GPU, arithmetic, time. Nothing is loaded or downloaded."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "llada-8b"
+    """llada-8b, dream-7b, or a local folder whose config.json is read."""
+    gpus: int = 1
+    gpu: Literal["a100-40gb", "a100-80gb", "l40s", "h100", "h200", "b200", "rtx-4090"] = "h100"
+    """Gives memory and peak; the next two override it."""
+    memory_gib: float | None = None
+    """Of one GPU."""
+    peak_tflops: float | None = None
+    """Of one GPU's dense bfloat16 matrix products, in 10^12 operations a second."""
+    efficiency: float = 0.4
+    """Share of that peak which the step reaches."""
+    reserve_gib: float = 2.0
+    """Left free on each GPU for the driver, the communication library and the allocator."""
+    length: int = 4096
+    """Tokens of a row, prompt and answer."""
+    rows: int = 1
+    """Rows of a micro-batch on each GPU."""
+    accumulation: int = 1
+    """Micro-batches of an optimiser step."""
+    response: float = 0.75
+    """Share of a row that is answer."""
+    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
+    """ddp: all on every GPU. The others shard optimiser states, then gradients, then weights (fsdp and zero3: all)."""
+    lora_rank: int = 0
+    """Adapters of this rank on a frozen base (0: all weights are trained)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights, their gradients and the optimiser's states."""
+    bf16: bool = False
+    """Mixed precision: compute in bfloat16 with float32 weights."""
+    gradient_checkpointing: bool = False
+    probe: bool = False
+    """One forward more a step: GIFT's policy probe."""
+    total_rows: int | None = None
+    """Training rows over all epochs, for the time of a whole run."""
+    json: str | None = None
+    """Where to write the figures for machines."""

@@ -138,6 +138,7 @@ def _walk(
     trained: bool,
 ) -> tuple[Tensor, _Gradients | None]:
     """ce [N], and where a gain is given the gradients of Σ gain·ce (to the head's own only if it is trained)."""
+    kept = weight.dtype
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     ce = torch.empty(len(targets), device=hidden.device)
     formed = None
@@ -164,12 +165,17 @@ def _walk(
         formed.hidden[part] = p @ weight
         if formed.weight is not None:
             formed.weight += p.T @ hidden[part]
+    if formed is not None and formed.weight is not None:
+        formed.weight = formed.weight.to(kept)
     return ce, formed
 
 
 def _common_factor(gain: Tensor, expected: Tensor) -> float | None:
     """c with gain = c·expected, to rounding; None where there is none."""
+    if not len(gain):
+        return 1.0
     square = (expected * expected).sum()
     factor = torch.where(square > 0, (gain * expected).sum() / square, 0.0)
-    near = torch.allclose(gain, factor * expected, rtol=1e-4, atol=float(1e-6 * gain.abs().max()))
-    return factor.item() if near else None
+    apart = (gain - factor * expected).abs() > 1e-4 * gain.abs() + 1e-6 * gain.abs().amax()
+    found, any_apart = torch.stack([factor, apart.any().to(factor.dtype)]).tolist()
+    return None if any_apart else found

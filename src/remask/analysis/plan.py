@@ -1,0 +1,205 @@
+"""What a training step will need before it is run: memory by kind, arithmetic, time.
+
+The step is carried out on fake tensors, which have shapes and no contents: every storage that the real one would make
+is counted from when it is made until it is let go. That gives what depends on the code as it is (activations and their
+peak in the backward pass). What is sharded over devices is divided: weights, gradients and optimiser states by the
+strategy's rule.
+
+Shapes: B rows, L length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from remask.diffusion.head import head_losses
+from remask.errors import UserError
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
+SHARDED: dict[Strategy, tuple[str, ...]] = {
+    "ddp": (),
+    "zero1": ("optimiser",),
+    "zero2": ("optimiser", "gradients"),
+    "zero3": ("optimiser", "gradients", "weights"),
+    "fsdp": ("optimiser", "gradients", "weights"),
+}
+"""What each strategy spreads over the devices instead of keeping a copy on each."""
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of the storages made since it was entered, now and at the highest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            self._meet(tensor, made=False)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            self._meet(tensor, made=True)
+        return out
+
+    def _meet(self, tensor: Any, *, made: bool) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes() if made else 0
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device, and the arithmetic of one step on it.
+
+    weights, gradients, optimiser: kept throughout. activations: what the forward pass leaves for the backward pass.
+    working: what comes on top of these at the highest (logits of a chunk, gradients on their way, weights gathered from
+    their shards). probe_flops: of a forward pass that reads entropies of the whole answer, twice `scored`.
+    """
+
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+    working: float
+    flops: float
+    probe_flops: float
+    parameters: int
+    trained: int
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimiser + self.activations + self.working
+
+
+def need(
+    build: Callable[[], Any],
+    *,
+    rows: int,
+    length: int,
+    scored: int,
+    strategy: Strategy = "ddp",
+    devices: int = 1,
+    autocast: bool = False,
+    checkpointing: bool = False,
+) -> Need:
+    """What an optimiser step with AdamW needs on each of `devices`: `rows` rows of `length` tokens, of which `scored`
+    carry loss. `build` makes the model, its trained weights requiring gradient.
+
+    Raises UserError for a model whose forward pass depends on values (a mixture of experts).
+    """
+    with torch.device("meta"):
+        model = build()
+    with FakeTensorMode():
+        pretend(model)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        model.train()
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        meter = Meter()
+        try:
+            with meter:
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[:scored]
+                    loss = head_losses(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+                activations = meter.now
+                loss.backward()
+        except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
+            raise UserError("what this model computes depends on its routing", mend="plan a dense model") from error
+        weights = list(model.parameters())
+        trained = [p for p in weights if p.requires_grad]
+        own = {
+            "weights": sum(p.nbytes for p in weights),
+            "gradients": sum(p.nbytes for p in trained),
+            "optimiser": 2 * sum(p.nbytes for p in trained),
+        }
+        working = max(0, meter.peak - activations)
+        flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
+        probe = forward_flops(inner, rows, length, 2 * scored)
+        parameters, count = sum(p.numel() for p in weights), sum(p.numel() for p in trained)
+        gathered = gathered_bytes(inner, trained)
+    # At the peak of a backward pass part of the gradients exist: they are counted once, as gradients.
+    working = max(0.0, working - own["gradients"])
+    if "weights" in SHARDED[strategy] and devices > 1:
+        working += gathered
+    share = {kind: size / (devices if kind in SHARDED[strategy] else 1) for kind, size in own.items()}
+    return Need(
+        **share,
+        activations=activations,
+        working=working,
+        flops=flops,
+        probe_flops=probe,
+        parameters=parameters,
+        trained=count,
+    )
+
+
+def gathered_bytes(model: Any, trained: list[Tensor]) -> int:
+    """What sharded weights take where they are whole: embedding and head throughout, two layers in turn (the one at
+    work and the next), and the gradients of those that are trained until they are sharded again.
+    """
+    layers = model.model.layers
+    own = {id(p) for p in trained}
+
+    def size(parameters: Any) -> int:
+        return sum(p.nbytes * (2 if id(p) in own else 1) for p in parameters)
+
+    outside = {id(p) for p in layers.parameters()}
+    return size(p for p in model.parameters() if id(p) not in outside) + 2 * size(layers[0].parameters())
+
+
+def pretend(model: nn.Module) -> None:
+    """Give a model that was made on the meta device fake weights, shared where they were shared."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, value in own.items():
+                if value is None:
+                    continue
+                if id(value) not in made:
+                    fake = torch.empty(value.shape, dtype=value.dtype)
+                    made[id(value)] = nn.Parameter(fake, value.requires_grad) if own is module._parameters else fake
+                own[name] = made[id(value)]
+
+
+def body_flops(model: Any, rows: int, length: int) -> float:
+    """Of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for attention."""
+    layers = model.model.layers
+    weights = sum(p.numel() for name, p in layers.named_parameters() if p.dim() == 2 and "lora_" not in name)
+    attention = 4 * length * model.config.num_attention_heads * layers[0].self_attn.head_dim * len(layers)
+    return float(rows * length * (2 * weights + attention))
+
+
+def forward_flops(model: Any, rows: int, length: int, scored: int) -> float:
+    return body_flops(model, rows, length) + 2.0 * scored * model.lm_head.weight.numel()
+
+
+def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool, again: bool) -> float:
+    """Of a training step: a forward pass, as much for the gradient of activations, as much for that of the weights
+    unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing.
+    """
+    forward = forward_flops(model, rows, length, scored)
+    return (2 if frozen else 3) * forward + (body_flops(model, rows, length) if again else 0.0)

@@ -1,0 +1,157 @@
+"""`remask plan`: memory, arithmetic and time of a training step, before any GPU is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from remask.commands.options import console, parse, refuse_unwritable
+from remask.config import PlanConfig
+from remask.errors import UserError
+
+EXAMPLES = """Examples:
+  remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp --gradient-checkpointing
+  remask plan --model llada-8b --gpu h200 --lora-rank 128 --length 1024 --rows 4 --total-rows 20000
+  remask plan --model dream-7b --gpus 4 --strategy zero2 --lora-rank 64 --json plan.json"""
+
+GIB = 2**30
+GPUS: dict[str, tuple[float, float]] = {
+    "a100-40gb": (40, 312),
+    "a100-80gb": (80, 312),
+    "l40s": (48, 362),
+    "h100": (80, 989),
+    "h200": (141, 989),
+    "b200": (180, 2250),
+    "rtx-4090": (24, 165),
+}
+"""(memory in GB, peak of dense bfloat16 products in TFLOP/s), from the makers' data sheets."""
+
+KINDS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimiser": "optimiser states",
+    "activations": "activations",
+    "working": "working memory",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    config = parse(PlanConfig, arguments, command="plan", examples=EXAMPLES)
+    refuse_unwritable(config.json)
+    record = plan(config)
+    show(record)
+    if config.json:
+        from remask.files import write_atomically
+
+        write_atomically(Path(config.json), json.dumps(record, indent=1))
+    if not record["fits"]:
+        largest = max(KINDS, key=lambda kind: record["memory_gib"][kind])
+        raise UserError(
+            f"{record['total_gib']:.1f} GiB do not fit into the {record['usable_gib']:.1f} GiB that a GPU has to spare",
+            mend=f"most of it is {KINDS[largest]}: {ADVICE[largest]}",
+        )
+    return 0
+
+
+ADVICE = {
+    "weights": "shard them (--strategy fsdp), or load them in bfloat16",
+    "gradients": "shard them (--strategy zero2 or fsdp), or train adapters (--lora-rank 64)",
+    "optimiser": "shard them (--strategy zero1 or more), or train adapters (--lora-rank 64)",
+    "activations": "--gradient-checkpointing, fewer rows or a shorter length",
+    "working": "fewer rows or a shorter length",
+}
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """The figures, for people and machines."""
+    from remask.analysis.plan import need
+    from remask.config import LoraConfig
+    from remask.models.lora import add_adapter
+    from remask.models.shapes import empty_model, shape_config
+
+    check(config)
+    shape = shape_config(config.model)
+
+    def build() -> Any:
+        model = empty_model(shape, config.dtype)
+        if not config.lora_rank:
+            return model.requires_grad_(True)
+        return add_adapter(model, LoraConfig(rank=config.lora_rank, dropout=0.0), base_name=config.model)
+
+    scored = max(1, round(config.rows * config.length * config.response / 2))
+    found = need(
+        build,
+        rows=config.rows,
+        length=config.length,
+        scored=scored,
+        strategy=config.strategy,
+        devices=config.gpus,
+        autocast=config.bf16,
+        checkpointing=config.gradient_checkpointing,
+    )
+    memory, peak = GPUS[config.gpu]
+    memory = config.memory_gib if config.memory_gib is not None else memory * 1e9 / GIB
+    peak = config.peak_tflops if config.peak_tflops is not None else peak
+    flops = config.accumulation * (found.flops + (found.probe_flops if config.probe else 0.0))
+    seconds = flops / (peak * 1e12 * config.efficiency)
+    step_rows = config.rows * config.accumulation * config.gpus
+    usable = memory - config.reserve_gib
+    return {
+        "kind": "remask.plan",
+        "settings": asdict(config),
+        "parameters": found.parameters,
+        "trained": found.trained,
+        "memory_gib": {kind: getattr(found, kind) / GIB for kind in KINDS},
+        "total_gib": found.total / GIB,
+        "usable_gib": usable,
+        "fits": found.total / GIB <= usable,
+        "tflop_per_step_and_gpu": flops / 1e12,
+        "rows_per_step": step_rows,
+        "seconds_per_step": seconds,
+        "tokens_per_second": step_rows * config.length / seconds,
+        "hours": None if config.total_rows is None else seconds * -(-config.total_rows // step_rows) / 3600,
+    }
+
+
+def check(config: PlanConfig) -> None:
+    for name in ("gpus", "length", "rows", "accumulation"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} = {getattr(config, name)}", mend="it is 1 or more")
+    for name in ("efficiency", "response"):
+        if not 0 < getattr(config, name) <= 1:
+            raise UserError(f"{name} = {getattr(config, name)}", mend="it lies in (0, 1]")
+    if config.lora_rank < 0:
+        raise UserError(f"lora_rank = {config.lora_rank}", mend="it is 0 or more")
+
+
+def show(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    settings, terminal = record["settings"], console()
+    terminal.print(
+        f"{settings['model']}: {record['parameters'] / 1e6:,.1f} M parameters, "
+        f"{record['trained'] / 1e6:,.1f} M trained; "
+        f"{settings['gpus']} × {settings['gpu']}, {settings['strategy']}, {settings['dtype']}"
+        f"{', mixed precision' if settings['bf16'] else ''}"
+        f"{', checkpointing' if settings['gradient_checkpointing'] else ''}",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("on each GPU")
+    table.add_column("GiB", justify="right")
+    for kind, name in KINDS.items():
+        table.add_row(name, f"{record['memory_gib'][kind]:.2f}")
+    table.add_row("in all", f"{record['total_gib']:.2f}", style="bold")
+    table.add_row("usable", f"{record['usable_gib']:.2f}")
+    terminal.print(table)
+    terminal.print(
+        f"a step: {record['rows_per_step']:,} rows, {record['tflop_per_step_and_gpu']:,.0f} TFLOP a GPU, "
+        f"{record['seconds_per_step']:.2f} s at {100 * settings['efficiency']:.0f} % of the peak, "
+        f"{record['tokens_per_second']:,.0f} tokens/s in all",
+        highlight=False,
+    )
+    if record["hours"] is not None:
+        terminal.print(f"{settings['total_rows']:,} rows: {record['hours']:.1f} h", highlight=False)

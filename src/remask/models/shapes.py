@@ -1,0 +1,62 @@
+"""Models without weights: published shapes, and any checkpoint's own, to plan with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from remask.errors import UserError, first_line
+from remask.models.dream import DreamConfig
+from remask.models.llada import LLaDAConfig
+from remask.models.load import resolve
+from remask.models.registry import known_types, model_class
+
+
+def _llada_8b() -> Any:
+    return LLaDAConfig(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12288, vocab_size=126464)
+
+
+def _dream_7b() -> Any:
+    return DreamConfig(
+        hidden_size=3584,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        intermediate_size=18944,
+        vocab_size=152064,
+    )
+
+
+PUBLISHED = {"llada-8b": _llada_8b, "dream-7b": _dream_7b}
+"""From the config.json of GSAI-ML/LLaDA-8B-Base and Dream-org/Dream-v0-Base-7B."""
+
+
+def shape_config(name: str) -> Any:
+    """The config of a published shape or of a local folder. Raises UserError for what is neither."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]()
+    folder = resolve(name)
+    if not Path(folder).is_dir():
+        raise UserError(f"no shape {name!r}", mend=f"give {', '.join(PUBLISHED)} or a local folder with a config.json")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(first_line(error), where=folder, mend="give a folder with a model's config.json") from error
+
+
+def empty_model(config: Any, dtype: str) -> Any:
+    """The model of a config, on the device it is called under (the meta device: no memory), in `dtype`."""
+    kind = model_class(config)
+    if kind is None or not getattr(kind, "keeps_keys_and_values", False):
+        raise UserError(
+            f"cannot plan a {getattr(config, 'model_type', 'model')}", mend=f"known are {', '.join(known_types())}"
+        )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        return kind(config)
+    finally:
+        torch.set_default_dtype(before)
