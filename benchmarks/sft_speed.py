@@ -11,6 +11,7 @@ from measure import Figure, in_turns, peak_memory, ratio
 from shapes import LAPTOP, Shape, build, gsm8k_like
 from transformers import TrainingArguments
 
+from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit
 from remask.sft.presets import resolve
@@ -28,7 +29,13 @@ class Stepper:
         collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
         self.trainer = SftTrainer(
-            model, arguments, objective=self.chosen, rows=rows, collator=collator, mask_id=model.config.mask_token_id
+            model,
+            arguments,
+            objective=self.chosen,
+            rows=rows,
+            collator=collator,
+            mask_id=model.config.mask_token_id,
+            micro_batch_tokens=TrainerConfig().micro_batch_tokens,
         )
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
         self.rows, self.collator, self.visit = RowDataset(rows), collator, 0

@@ -15,7 +15,7 @@ import torch
 
 from remask.data.canvas import Fill, Row, build_rows
 from remask.data.chat import decode_text, encode, encode_prompt
-from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length, canvas_of, noise_of
 from remask.data.named import Source
 from remask.data.sources import Example, load_examples
 from remask.diffusion.noise import row_noise
@@ -526,3 +526,43 @@ def test_visits_count_on_over_epochs() -> None:
 
 def test_unshuffled_rows_stand_as_they_are() -> None:
     assert [visit.index for visit in VisitSampler(4, seed=0, shuffle=False)] == [0, 1, 2, 3]
+
+
+# ---- parts of a batch ---------------------------------------------------------------------------------------------
+
+
+def of_lengths(lengths: list[int]) -> dict[str, torch.Tensor]:
+    rows = [Row([7] * 2, [9] * (length - 2), f"row {n}") for n, length in enumerate(lengths)]
+    collator = Collator(Fill.parse("none"), 0, 1000, seed=3)
+    return collator([(row, Visit(n, 0, n)) for n, row in enumerate(rows)])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "least", "members"),
+    [
+        ([10, 20, 19, 10], 1000, 0, [[1, 2], [0, 3]]),  # 10 would leave half of 20 empty
+        ([10, 20, 19, 10], 1000, 1000, [[1, 2, 0, 3]]),  # fewer tokens than are worth a pass of their own
+        ([10, 20, 19, 10], 1000, 40, [[1, 2], [0, 3]]),
+        ([10, 20, 19, 10], 1000, 41, [[1, 2, 0], [3]]),
+        ([20, 20, 20, 20], 40, 0, [[0, 1], [2, 3]]),
+        ([20, 20, 20], 5, 0, [[0], [1], [2]]),  # one row at least
+        ([20, 18, 17], 1000, 0, [[0, 1], [2]]),  # 18 leaves a tenth empty
+    ],
+)
+def test_parts_by_hand(lengths: list[int], most: int, least: int, members: list[list[int]]) -> None:
+    parts = by_length(of_lengths(lengths), most=most, least=least)
+    assert [part["index"].tolist() for part in parts] == (members if len(members) > 1 else [list(range(len(lengths)))])
+
+
+def test_parts_are_the_batch_without_padding() -> None:
+    lengths = [30, 4, 17, 29, 16, 5]
+    batch = of_lengths(lengths)
+    parts = by_length(batch, most=64, least=0)
+    assert sorted(n for part in parts for n in part["index"].tolist()) == list(range(6))
+    for part in parts:
+        width = part["ids"].shape[1]
+        assert width == max(lengths[n] for n in part["index"].tolist())
+        for place, n in enumerate(part["index"].tolist()):
+            for name, value in part.items():
+                whole = batch[name][n]
+                assert torch.equal(value[place], whole[:width] if value.dim() == 2 else whole)

@@ -21,6 +21,7 @@ from remask.config.common import (
     OnBadRow,
     OverLong,
     Quantization,
+    RowEngineConfig,
     TrainerConfig,
 )
 from remask.config.preference import DpoConfig, PreferenceChoicesConfig, PreferenceEngineConfig
@@ -64,6 +65,7 @@ __all__ = [
     "RewardsConfig",
     "RlConfig",
     "RolloutConfig",
+    "RowEngineConfig",
     "SftConfig",
     "TourConfig",
     "TrainerConfig",

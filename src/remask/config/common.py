@@ -60,7 +60,7 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
-class TrainerConfig(EngineConfig):
+class RowEngineConfig(EngineConfig):
     """The training engine's settings for rows of data, under transformers' names."""
 
     __pydantic_config__ = STRICT
@@ -68,9 +68,19 @@ class TrainerConfig(EngineConfig):
     num_train_epochs: float = 3.0
     per_device_eval_batch_size: int = 32
     gradient_accumulation_steps: int = 1
+    dataloader_num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class TrainerConfig(RowEngineConfig):
+    """The training engine's settings for supervised fine-tuning, under transformers' names."""
+
+    __pydantic_config__ = STRICT
+
+    micro_batch_tokens: int = 16384
+    """A batch is computed in parts of rows of like length, of at most this many tokens each (0: all at once)."""
     eval_draws: int = 4
     """Noise draws per held-out row: the same ones every time."""
-    dataloader_num_workers: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from remask.config.common import Device, Dtype, LoraConfig, OnBadRow, Quantization, TrainerConfig
+from remask.config.common import Device, Dtype, LoraConfig, OnBadRow, Quantization, RowEngineConfig
 from remask.config.read import STRICT
 from remask.config.sft import CanvasConfig
 
@@ -36,7 +36,7 @@ class PreferenceChoicesConfig:
 
 
 @dataclass(frozen=True)
-class PreferenceEngineConfig(TrainerConfig):
+class PreferenceEngineConfig(RowEngineConfig):
     """The training engine's settings for pairs, under transformers' names. Batch sizes count pairs."""
 
     __pydantic_config__ = STRICT

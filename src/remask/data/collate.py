@@ -134,3 +134,32 @@ def canvas_of(batch: dict[str, Tensor]) -> Canvas:
 
 def noise_of(batch: dict[str, Tensor]) -> Noise:
     return Noise(batch["t"], batch["u"], batch["s"], batch["v"])
+
+
+def by_length(batch: dict[str, Tensor], *, most: int, least: int, waste: float = 0.1) -> list[dict[str, Tensor]]:
+    """A batch cut into parts of rows of about the same length, longest first, each as wide as its longest row.
+
+    A part has at most `most` tokens, padding included (but one row at least). It ends where the next row would leave
+    more than `waste` of the row's width empty and it has `least` tokens already: below that, a forward pass of its own
+    costs more than the padding.
+    """
+    lengths = batch["attended"].sum(-1)
+    order = lengths.argsort(descending=True, stable=True)
+    parts: list[list[int]] = []
+    for row in order.tolist():
+        if parts:
+            width, count = int(lengths[parts[-1][0]]), len(parts[-1])
+            full = (count + 1) * width > most
+            if not full and (lengths[row] >= (1 - waste) * width or count * width < least):
+                parts[-1].append(row)
+                continue
+        parts.append([row])
+    if len(parts) == 1:
+        return [batch]
+    return [
+        {
+            name: value[part, : int(lengths[part[0]])] if value.dim() == 2 else value[part]
+            for name, value in batch.items()
+        }
+        for part in parts
+    ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +27,7 @@ from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
 from remask.rl.reference import Reference
 from remask.rl.scoring import draw_by_draw
-from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
+from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.window import Window, over_ranks
 
 
@@ -124,7 +123,7 @@ class PreferenceTrainer(Trainer):
 
         def loss_of(current: Likelihood) -> Tensor:
             terms = preference_terms(self.objective, current, reference)
-            refuse_nonfinite(self, terms.pair, lambda i: self.pairs[int(batch.index[i])].where)
+            refuse_nonfinite(self, terms.pair, [self.pairs[n] for n in batch.index.tolist()])
             read.append((current, terms))
             return torch.where(batch.counted, terms.pair, 0.0).sum() / total * self.args.world_size
 
@@ -136,7 +135,7 @@ class PreferenceTrainer(Trainer):
                 views,
                 loss_of,
                 backward=self.accelerator.backward,
-                no_sync=lambda: self._no_sync(model),
+                no_sync=lambda: no_sync(self, model),
             )
         else:
             loss = loss_of(estimate(self.predict(model), batch.canvas, views))
@@ -144,9 +143,6 @@ class PreferenceTrainer(Trainer):
         of_pairs = {name: torch.where(batch.counted, v, 0.0).sum() for name, v in measured(terms, current).items()}
         self._micro.append({**of_pairs, "tokens": batch.canvas.attended.sum()})
         return loss
-
-    def _no_sync(self, model: Any) -> AbstractContextManager[None]:
-        return self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext()
 
     # ---- evaluation and logging -------------------------------------------------------------------------------
 

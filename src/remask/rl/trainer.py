@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -27,6 +26,7 @@ from remask.rl.ranks import tell
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
+from remask.training.rows import no_sync
 from remask.training.window import Window, over_ranks
 
 
@@ -183,7 +183,7 @@ class PolicyTrainer(Trainer):
                 loss_of,
                 backward=self.accelerator.backward,
                 known=batch.old if batch.on_policy else None,
-                no_sync=lambda: self._no_sync(model),
+                no_sync=lambda: no_sync(self, model),
             )
         else:
             loss = loss_of(estimate(self.predict(model), batch.canvas, self._draws(batch)))
@@ -194,9 +194,6 @@ class PolicyTrainer(Trainer):
         old = None if batch.old is None or batch.on_policy else likelihood(batch.old, batch.canvas)
         reference = None if batch.reference is None else likelihood(batch.reference, batch.canvas)
         return policy_terms(self.objective, batch.advantage, current, old, reference, scored_tokens(batch.canvas))
-
-    def _no_sync(self, model: Any) -> AbstractContextManager[None]:
-        return self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext()
 
     def _refuse_nonfinite(self, terms: PolicyTerms) -> None:
         if not torch.isfinite(terms.row.detach()).all():

@@ -39,6 +39,7 @@ FREE_ON_RESUME = frozenset(
         "trainer.num_train_epochs",
         "trainer.per_device_eval_batch_size",
         "trainer.eval_draws",
+        "trainer.micro_batch_tokens",
         "trainer.dataloader_num_workers",
     }
 )
@@ -92,6 +93,7 @@ def check_numbers(config: SftConfig) -> None:
             "trainer.per_device_eval_batch_size": (t.per_device_eval_batch_size, 1),
             "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, 1),
             "trainer.eval_draws": (t.eval_draws, 1),
+            "trainer.micro_batch_tokens": (t.micro_batch_tokens, 0),
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
         }
     )
@@ -158,6 +160,7 @@ def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTr
             mask_id=known.mask_id,
             eval_rows=held_out.rows if held_out else (),
             eval_draws=t.eval_draws,
+            micro_batch_tokens=t.micro_batch_tokens,
             log_every=t.logging_steps,
             reference=reference,
             eval_dataset=held_out.rows if held_out else None,

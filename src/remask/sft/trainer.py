@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from remask.data.canvas import Row
-from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length, canvas_of, noise_of
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
@@ -35,8 +35,11 @@ from remask.diffusion.objective import (
 from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
 from remask.sft.probe import SignalCache
-from remask.training.rows import EVALUATION_SEED, even_multiple, refuse_nonfinite, row_loader
+from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.window import Window
+
+LEAST_TOKENS = {True: 512, False: 4096}
+"""Tokens (on a CPU or not) below which a part of a batch is not worth a forward pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class SftTrainer(Trainer):
         mask_id: int,
         eval_rows: Sequence[Row] = (),
         eval_draws: int = 4,
+        micro_batch_tokens: int = 0,
         log_every: int = 10,
         cache: SignalCache | None = None,
         reference: torch.nn.Module | None = None,
@@ -78,6 +82,7 @@ class SftTrainer(Trainer):
     ) -> None:
         self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
         self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
+        self.micro_batch_tokens = micro_batch_tokens
         self.cache, self.reference = cache, reference
         self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=even_multiple(args))
         self._window = Window(log_every)
@@ -96,13 +101,24 @@ class SftTrainer(Trainer):
         """The micro-batches of one optimiser step, corrupted, and N counted over all of them and all ranks."""
         self._step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        prepared = [self.prepare(batch, device) for batch in batches]
-        count = sum(
-            (denominator(self.objective, p.canvas, p.corrupted) for p in prepared), torch.zeros((), device=device)
-        )
+        prepared = [[self.prepare(part, device) for part in self.parts(batch)] for batch in batches]
+        counts = [denominator(self.objective, p.canvas, p.corrupted) for parts in prepared for p in parts]
+        count = sum(counts, torch.zeros((), device=device))
         if self.args.world_size > 1:
             count = self.accelerator.gather(count.reshape(1)).sum()
-        return [{"prepared": p, "input_ids": p.corrupted.ids} for p in prepared], count
+        return [
+            {"parts": parts, "input_ids": batch["ids"]} for parts, batch in zip(prepared, batches, strict=True)
+        ], count
+
+    def parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The batch in parts of rows of like length. Whole where all ranks must take the same forwards (sharded
+        weights), and where a row's rates depend on its batch mates.
+        """
+        objective = self.objective
+        together = objective.uses_importance and objective.reference == "batch"
+        if not self.micro_batch_tokens or together or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return [batch]
+        return by_length(batch, most=self.micro_batch_tokens, least=LEAST_TOKENS[self.args.device.type == "cpu"])
 
     def predict(self, model: Any) -> Network:
         """The model under the run's mixed precision."""
@@ -162,6 +178,8 @@ class SftTrainer(Trainer):
         response = canvas.corruptible
         size = response.sum().clamp(min=1)
         described = {
+            "response": float(response.sum()),
+            "computed": float(response.numel()),
             "masked_fraction": (corrupted.mask.sum() / size).item(),
             "rate_mean": (corrupted.rate.sum() / size).item(),
             "tokens": float(canvas.attended.sum()),
@@ -185,14 +203,24 @@ class SftTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """(1/N) Σ w·m·ce over this micro-batch; times the number of ranks, whose gradients are averaged afterwards."""
-        prepared: Prepared = inputs["prepared"]
-        rows = self.loss_rows(model, prepared)
-        refuse_nonfinite(self, rows, lambda i: self.rows[int(prepared.index[i])].where)
-        self._statistics.append(prepared.statistics)
+        """(1/N) Σ w·m·ce over this micro-batch; times the number of ranks, whose gradients are averaged afterwards.
+
+        The gradient of all parts but the last is taken here, that of the last by the engine.
+        """
         assert num_items_in_batch is not None
-        total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
-        return rows.sum() / total * self.args.world_size
+        parts: list[Prepared] = inputs["parts"]
+        before = torch.zeros((), device=self.args.device)
+        for part in parts:
+            rows, members = self.loss_rows(model, part), [self.rows[n] for n in part.index.tolist()]
+            refuse_nonfinite(self, rows, members)
+            self._statistics.append(part.statistics)
+            total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
+            loss = rows.sum() / total * self.args.world_size
+            if part is not parts[-1]:
+                with no_sync(self, model):
+                    self.accelerator.backward(loss)
+                before += loss.detach()
+        return loss + before
 
     def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
         """Each row's part of the numerator [B]."""
@@ -237,9 +265,10 @@ class SftTrainer(Trainer):
                 for draw, members in jobs[self.args.process_index :: self.args.world_size]:
                     visits = [Visit(i, draw, draw * size + i) for i in members]
                     batch = collator([dataset[v] for v in visits])
-                    prepared = self.prepare(batch, device, objective=objective, use_cache=False)
-                    sums[0] += self.loss_rows(self.model, prepared, objective).double().sum()
-                    sums[1] += denominator(objective, prepared.canvas, prepared.corrupted).double()
+                    for part in self.parts(batch):
+                        prepared = self.prepare(part, device, objective=objective, use_cache=False)
+                        sums[0] += self.loss_rows(self.model, prepared, objective).double().sum()
+                        sums[1] += denominator(objective, prepared.canvas, prepared.corrupted).double()
         finally:
             self.model.train(was_training)
         if self.args.world_size > 1:
@@ -253,11 +282,12 @@ class SftTrainer(Trainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
-        step = {name: sum(s.get(name, 0.0) for s in self._statistics) for name in ("tokens", "seconds_probe")}
+        step = {name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "seconds_probe")}
+        step["padding"] = 1 - step["tokens"] / step.pop("computed")
         for name in ("masked_fraction", "rate_mean", "beta_mean", "beta_std", "beta_max"):
-            values = [s[name] for s in self._statistics if name in s]
-            if values:
-                step[name] = sum(values) / len(values)
+            parts = [(s["response"], s[name]) for s in self._statistics if name in s]
+            if parts:
+                step[name] = sum(size * value for size, value in parts) / max(1.0, sum(size for size, _ in parts))
         self._statistics.clear()
         # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
         step["tokens"] *= self.args.world_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -39,11 +40,22 @@ def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: C
     )
 
 
-def refuse_nonfinite(trainer: Trainer, rows: Tensor, where: Callable[[int], str]) -> None:
-    """Raises UserError naming the rows of the micro-batch whose value is not finite; `where` tells row i's place."""
-    bad = (~torch.isfinite(rows.detach())).nonzero().flatten().tolist()
+def no_sync(trainer: Trainer, model: Any) -> AbstractContextManager[None]:
+    """Where a rank's gradients are not yet shared with the others."""
+    return trainer.accelerator.no_sync(model) if trainer.args.world_size > 1 else nullcontext()
+
+
+class Placed(Protocol):
+    """A row that knows where it came from."""
+
+    where: str
+
+
+def refuse_nonfinite(trainer: Trainer, values: Tensor, rows: Sequence[Placed]) -> None:
+    """Raises UserError naming the rows of the micro-batch whose value is not finite."""
+    bad = (~torch.isfinite(values.detach())).nonzero().flatten().tolist()
     if bad:
-        named = "; ".join(where(i) for i in bad[:4]) + (f" and {len(bad) - 4} more rows" if len(bad) > 4 else "")
+        named = "; ".join(rows[i].where for i in bad[:4]) + (f" and {len(bad) - 4} more rows" if len(bad) > 4 else "")
         raise UserError(
             f"the loss is not finite at step {trainer.state.global_step + 1}, on {named}",
             where=trainer.args.output_dir,
