@@ -4,13 +4,12 @@
 
 Curves are greedy accuracy on the fixed validation problems: each seed thin, their mean thick, the band
 ±1.96·√(p(1 − p)/problems + s²/seeds), s the spread of the seeds. Test scores have bootstrap intervals over problems ×
-seeds; differences are to espo, paired by problem and seed.
+seeds; differences are to espo, paired by problem and seed, p corrected for their number (Holm).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from rl_study import ARMS, LEARNING_RATES, SEEDS, VALIDATION, curve, tuned
 
 from remask.evaluation.compare import Arm, compare_arms, load_evaluation, pool
+from remask.evaluation.statistics import Difference
 
 FURTHER = {"sudoku": "cells", "countdown": "valid"}
 
@@ -49,36 +49,50 @@ def percent(arm: Arm, task: str, metric: str) -> str:
     return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def seconds_per_step(runs: list[Path]) -> float:
-    infos = [json.loads((run / "run.json").read_text()) for run in runs]
-    return statistics.mean(info["seconds"] / curve(run, "loss")[-1][0] for info, run in zip(infos, runs, strict=True))
-
-
 def test_table(folder: Path, task: str) -> list[str]:
     done = {arm: runs_of(folder, arm) for arm in ARMS}
     files = [folder / "start" / "eval.json", *(run / "eval.json" for runs in done.values() for run in runs)]
     arms = pool(load_evaluation(path) for path in files)
     further = FURTHER[task]
     lines = [
-        f"| method | seeds | accuracy, % | {further}, % | accuracy against espo | p | s/step |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        f"| start | – | {percent(arms['start'], task, 'accuracy')} | {percent(arms['start'], task, further)} | | | |",
+        f"| method | seeds | accuracy, % | {further}, % | accuracy against espo | p, Holm |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| start | – | {percent(arms['start'], task, 'accuracy')} | {percent(arms['start'], task, further)} | | |",
     ]
+    against = {
+        name: next(
+            c for c in compare_arms(arms["espo"], arms[name], arms["start"]) if c.metric == "accuracy"
+        ).difference
+        for name, runs in done.items()
+        if runs and name != "espo" and len(runs) == len(done["espo"])
+    }
+    corrected = holm({name: found.p_value for name, found in against.items()})
     for name, runs in done.items():
         if not runs:
             continue
-        against = ["", ""]
-        if name != "espo" and len(runs) == len(done["espo"]):
-            found = next(c for c in compare_arms(arms["espo"], arms[name], arms["start"]) if c.metric == "accuracy")
-            d = found.difference
-            against = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{d.p_value:.3f}"]
-        cells = [percent(arms[name], task, metric) for metric in ("accuracy", further)]
-        lines.append(f"| {name} | {len(runs)} | {' | '.join([*cells, *against])} | {seconds_per_step(runs):.1f} |")
+        cells = [name, str(len(runs)), *(percent(arms[name], task, metric) for metric in ("accuracy", further))]
+        if name in against:
+            d = against[name]
+            cells += [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{corrected[name]:.3f}"]
+        lines.append("| " + " | ".join([*cells, "", ""][:6]) + " |")
     return lines
 
 
+def accuracy_difference(baseline: Arm, arm: Arm, start: Arm) -> Difference:
+    return next(c.difference for c in compare_arms(baseline, arm, start) if c.metric == "accuracy")
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Corrected for their number: the k-th smallest of m times m − k + 1, never less than the one before."""
+    corrected, floor = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = floor
+    return corrected
+
+
 def draw(folder: Path, task: str, target: Path) -> None:
-    """Two panels: the published methods, and ESPO's ablations."""
+    """Three panels: the published methods, and ESPO's two ablations."""
     matplotlib.rcParams.update(
         {"svg.hashsalt": task, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     )
