@@ -25,7 +25,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/sft_step.py
+	$(BIN)/python benchmarks/bench.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Remask needs Python 3.11 or newer; try: make PYTHON=python3.12 ...")'

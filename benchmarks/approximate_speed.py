@@ -4,14 +4,17 @@ Every mode answers the same generated problems greedily, in blocks of 16 of the 
 timed in turns; accuracy differences to the exact sampler are paired by problem, with bootstrap intervals. There are too
 few distinct Countdown problems outside the training split for such an interval, so both tasks use that one: compared
 are ways of writing with one model.
+
+    python benchmarks/approximate_speed.py --problems 1500
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from typing import Any, cast
 
-from measure import Figure, in_turns, ratio
+from measure import Figure, in_turns, ratio, table
 
 import remask
 from remask import tasks
@@ -30,7 +33,7 @@ MODES = {
 }
 
 
-def measure(rounds: int, problems: int = 1000, batch: int = 100) -> list[Figure]:
+def measure(rounds: int, problems: int = 100, batch: int = 50) -> list[Figure]:
     model, tokenizer = remask.load("tiny")
     figures = []
     for name in ("sudoku", "countdown"):
@@ -69,3 +72,11 @@ def compare(
         detail += f", {100 * found.mean:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
         figures.append(Figure(part, mode, *speed, detail=detail))
     return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    print(table(measure(chosen.rounds, chosen.problems)))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import approximate_speed
 import likelihood_speed
+import plan_check
 import sampling_speed
 import scaling
 import sft_speed
@@ -50,6 +51,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "approximate": approximate_speed.measure,
     "likelihood": likelihood_speed.measure,
     "scaling": scaling.measure,
+    "plan": plan_check.measure,
     "start-up": start_up,
 }
 
