@@ -15,7 +15,7 @@ from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit
 from remask.sft.presets import resolve
-from remask.sft.probe import CacheKey, build_cache
+from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import SftTrainer
 
 ROWS = 8

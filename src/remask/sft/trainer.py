@@ -34,7 +34,7 @@ from remask.diffusion.objective import (
 )
 from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
-from remask.sft.probe import SignalCache
+from remask.sft.signals import SignalCache
 from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.window import Window
 

@@ -1,0 +1,213 @@
+"""The signal of every response token, read once and kept in one file (methods §2, probe policy).
+
+A cache is tied to the model's weights, the tokenizer, the rows and the signal; one that does not match is an error that
+names what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from remask.data.canvas import Fill, Row
+from remask.data.collate import Collator, RowDataset, Visit, canvas_of
+from remask.diffusion.importance import SignalName, probe_signal
+from remask.diffusion.predict import Predict
+from remask.errors import UserError
+from remask.progress import progress
+
+PART_SECONDS = 20.0
+"""An interrupted pass loses at most what it read in this time."""
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Hashes of all that a signal depends on."""
+
+    model: str
+    tokenizer: str
+    data: str
+    signal: str
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
+    """Of every parameter and buffer, by name, whatever device they are on; fresh adapters change nothing and may be
+    left out.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not adapters and "lora_" in name:
+            continue
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_rows(rows: Sequence[Row], fill: Fill, max_length: int) -> str:
+    """Of the token ids in order and of how far they are filled."""
+    return _hash(f"{fill}{max_length}".encode(), *(json.dumps([row.prompt, row.response]).encode() for row in rows))
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    return _hash(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), str(tokenizer.chat_template).encode())
+
+
+class SignalCache:
+    """Signals [n_response] per row, in memory; `save` and `load` move them to and from one file."""
+
+    def __init__(self, signals: list[Tensor], key: CacheKey) -> None:
+        self.signals, self.key = signals, key
+
+    def lay(self, index: Tensor, corruptible: Tensor) -> Tensor:
+        """The signal of a batch's rows on their canvas [B, L], 0 outside the response.
+
+        Fill beyond what the probe saw repeats the row's last value, which is that of an EOS of fill.
+        """
+        out = torch.zeros(corruptible.shape, dtype=torch.float32, device=corruptible.device)
+        for b, row in enumerate(index.tolist()):
+            places = corruptible[b].nonzero()[:, 0]
+            stored = self.signals[row].to(out.device)
+            if len(places) > len(stored):
+                stored = torch.cat([stored, stored[-1:].expand(len(places) - len(stored))])
+            out[b, places] = stored[: len(places)]
+        return out
+
+    def save(self, path: Path) -> None:
+        _write(path, self.signals, self.key)
+
+    @classmethod
+    def load(cls, path: Path, key: CacheKey) -> SignalCache:
+        """Raises UserError for a file that cannot be read or belongs to something else, naming what differs."""
+        return cls(_read(path, key)[0], key)
+
+
+def _write(path: Path, signals: Sequence[Tensor], key: CacheKey, **further: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lengths = torch.tensor([len(s) for s in signals])
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({"signal": torch.cat(list(signals)), "lengths": lengths, **further}, temporary, metadata=vars(key))
+    os.replace(temporary, path)
+
+
+def _read(path: Path, key: CacheKey) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The signals, and whatever further tensors the file has."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            signals = list(tensors.pop("signal").split(tensors.pop("lengths").tolist()))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"not a probe cache ({error})", where=str(path), mend="delete it to read β anew") from error
+    stale = [name for name, value in vars(key).items() if found.get(name) != value]
+    if stale:
+        raise UserError(
+            f"this probe cache was made for another {' and '.join(stale)}",
+            where=str(path),
+            mend="delete it, or give probe.cache another path",
+        )
+    return signals, tensors
+
+
+class Parts:
+    """What an unfinished pass has read, in files beside the cache to be; nothing where there is no such place."""
+
+    def __init__(self, path: Path | None, key: CacheKey, rank: int) -> None:
+        self.folder = None if path is None else path.with_suffix(".parts")
+        self.key, self.rank = key, rank
+        self.waiting: dict[int, Tensor] = {}
+        self.written = time.monotonic()
+
+    def found(self, world: int) -> dict[int, Tensor]:
+        """Signals by row, from the files that the first rank saw. Raises UserError for those of another pass."""
+        known: dict[int, Tensor] = {}
+        if self.folder is None:
+            return known
+        names = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        for name in gather_object([names])[0] if world > 1 else names:
+            signals, further = _read(self.folder / name, self.key)
+            known.update(zip(further["rows"].tolist(), signals, strict=True))
+        return known
+
+    def keep(self, row: int, signal: Tensor) -> None:
+        self.waiting[row] = signal
+        if self.folder is not None and time.monotonic() - self.written >= PART_SECONDS:
+            name = f"{self.rank:05d}-{time.time_ns()}.safetensors"
+            rows = torch.tensor(list(self.waiting))
+            _write(self.folder / name, list(self.waiting.values()), self.key, rows=rows)
+            self.waiting, self.written = {}, time.monotonic()
+
+    def clear(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def build_cache(
+    predict: Predict,
+    rows: Sequence[Row],
+    collator: Collator,
+    mask_id: int,
+    signal: SignalName,
+    key: CacheKey,
+    *,
+    batch_size: int,
+    device: torch.device,
+    path: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    show_progress: bool = True,
+) -> SignalCache:
+    """Read the signal of every row in one pass that the ranks share, longest rows together. `predict` runs the model to
+    be frozen. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it stopped.
+
+    A row is read on its own canvas, so that its signal depends on no batch mate; where fill follows the batch, with one
+    EOS of fill, which stands for all of it. Every rank takes the same number of forwards.
+    """
+    if collator.fill.kind == "batch":
+        rows = [
+            Row(row.prompt, [*row.response, collator.eos_id], row.where) if len(row) < collator.max_length else row
+            for row in rows
+        ]
+        collator = replace(collator, fill=Fill("none"))
+    dataset, parts = RowDataset(rows), Parts(path, key, rank)
+    signals = parts.found(world)
+    left = sorted((i for i in range(len(rows)) if i not in signals), key=lambda i: -len(rows[i]))
+    batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+    batches += batches[:1] * (-len(batches) % world)
+    own: dict[int, Tensor] = {}
+    with progress("probing", len(rows), enabled=show_progress) as tick:
+        for number, members in enumerate(batches[rank::world]):
+            batch = collator([dataset[Visit(i, 0, 0)] for i in members])
+            canvas = canvas_of({name: value.to(device) for name, value in batch.items()})
+            laid = probe_signal(predict, canvas, mask_id, signal)
+            for b, i in enumerate(members):
+                own[i] = laid[b][canvas.corruptible[b]].cpu()
+                parts.keep(i, own[i])
+            tick(min(len(rows), len(signals) + (number + 1) * world * batch_size))
+    for each in gather_object([own]) if world > 1 else [own]:
+        signals.update(each)
+    cache = SignalCache([signals[i] for i in range(len(rows))], key)
+    if path is not None and rank == 0:
+        cache.save(path)
+        parts.clear()
+    return cache

@@ -1,0 +1,96 @@
+"""The frozen probe's one pass: interrupted and gone on with, shared by ranks, tied to what it was read from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.data.canvas import Fill, Row
+from remask.data.collate import Collator
+from remask.diffusion.predict import Network
+from remask.errors import UserError
+from remask.sft import signals
+from remask.sft.signals import CacheKey, SignalCache, build_cache
+
+KEY = CacheKey("model", "tokenizer", "data", "entropy")
+ROWS = [Row([60, 61], list(range(70, 70 + n)), f"row {n}") for n in (3, 9, 4, 7, 5, 8, 6)]
+
+
+class Interrupted:
+    """A model that is called so many times and then no more; `seen` counts its rows."""
+
+    def __init__(self, model: Any, calls: int) -> None:
+        self.network, self.calls, self.seen = Network(model), calls, 0
+
+    def __call__(self, ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        self.seen += len(ids)
+        return self.network(ids, attended, positions)
+
+
+def read(predict: Any, path: Path | None, key: CacheKey = KEY, **keywords: Any) -> SignalCache:
+    collator = Collator(Fill.parse("none"), 0, 64, seed=0)
+    return build_cache(
+        predict,
+        ROWS,
+        collator,
+        1,
+        "entropy",
+        key,
+        batch_size=2,
+        device=torch.device("cpu"),
+        path=path,
+        show_progress=False,
+        **keywords,
+    )
+
+
+def equal(a: SignalCache, b: SignalCache) -> bool:
+    return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a.signals, b.signals, strict=True))
+
+
+def test_an_interrupted_pass_goes_on(tmp_path: Path, random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PART_SECONDS", 0.0)
+    path = tmp_path / "start.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        read(Interrupted(random_model, 2), path)
+    assert not path.exists()
+    rest = Interrupted(random_model, -1)
+    again = read(rest, path)
+    assert rest.seen == len(ROWS) - 4
+    assert equal(again, read(Network(random_model), None))
+    assert equal(SignalCache.load(path, KEY), again)
+    assert [len(signal) for signal in again.signals] == [len(row.response) for row in ROWS]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_of_another_pass_are_refused(tmp_path: Path, random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PART_SECONDS", 0.0)
+    path = tmp_path / "start.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        read(Interrupted(random_model, 1), path)
+    with pytest.raises(UserError, match="another model"):
+        read(Network(random_model), path, CacheKey("other", "tokenizer", "data", "entropy"))
+
+
+def test_ranks_share_the_pass_and_take_as_many_forwards(random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows in batches of two for three ranks: four batches, two of them again."""
+    said: list[Any] = []
+    monkeypatch.setattr(signals, "gather_object", lambda own: said.extend(own) or said)
+    counts = []
+    for rank in range(3):
+        predict = Interrupted(random_model, -1)
+        if rank < 2:
+            with pytest.raises(KeyError):  # the others' rows are not there yet
+                read(predict, None, rank=rank, world=3)
+        else:
+            cache = read(predict, None, rank=rank, world=3)
+        counts.append(-1 - predict.calls)
+    assert counts == [2, 2, 2]
+    assert equal(cache, read(Network(random_model), None))
