@@ -14,7 +14,7 @@ from remask.data.canvas import Fill, build_rows
 from remask.data.collate import Collator, RowDataset, VisitSampler, canvas_of, noise_of
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.objective import corrupt, denominator, row_losses, scored_positions
-from remask.diffusion.token_loss import token_cross_entropy
+from remask.diffusion.predict import Network, token_losses
 from remask.models.facts import facts
 from remask.sft.presets import resolve
 from remask.tasks.generated import generated_examples
@@ -33,12 +33,8 @@ batches = torch.utils.data.DataLoader(
     sampler=VisitSampler(len(rows), seed=0),
     collate_fn=Collator(Fill.parse(known.fill), known.eos_ids[0], max_length=160, seed=0),
 )
+predict = Network(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0)
-
-
-def predict(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Logits at the chosen positions only."""
-    return model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
 
 
 model.train()
@@ -47,7 +43,7 @@ for step, batch in zip(range(STEPS), batches, strict=False):
     signal = probe_signal(predict, canvas, known.mask_id, objective.signal)  # entropy, all of the response masked
     corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # t_i = 1 − (1 − t)^(β_i/β_ref)
     where = scored_positions(canvas, corrupted)
-    ce = token_cross_entropy(predict(corrupted.ids, canvas.attended, where), canvas.ids[where])
+    ce = token_losses(predict, corrupted.ids, canvas.attended, where, canvas.ids)  # −log p of the masked tokens
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
