@@ -581,6 +581,7 @@ def test_an_interrupt_ends_every_box(tmp_path: Path) -> None:
     script = """
         import os, threading, signal, sys
         from remask.sandbox import Program, Sandbox
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
         sandbox = Sandbox(workers=2)
         sandbox.check()
         threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
