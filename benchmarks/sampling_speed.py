@@ -16,7 +16,7 @@ BARS = {LAPTOP: (4.0, 20.0), WIDE: (1.5, 3.0)}
 
 
 def measure(
-    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 32
+    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 8
 ) -> list[Figure]:
     """`steps` for the whole canvas: fewer than tokens, so that a round does not take minutes. What a step costs hardly
     depends on how many tokens it reveals.

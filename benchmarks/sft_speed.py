@@ -37,7 +37,7 @@ class Stepper:
             mask_id=model.config.mask_token_id,
             micro_batch_tokens=TrainerConfig().micro_batch_tokens,
         )
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
         self.rows, self.collator, self.visit = RowDataset(rows), collator, 0
         if frozen:
             self.trainer.cache = build_cache(
@@ -70,7 +70,7 @@ class Plain:
     def __init__(self, model: Any, rows: list[Row], form: textbook.LossForm, *, gift: bool = False) -> None:
         self.model, self.form, self.gift, self.pad = model, form, gift, model.config.pad_token_id
         self.pairs = [(row.prompt, row.response) for row in rows]
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> None:

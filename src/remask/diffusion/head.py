@@ -1,7 +1,8 @@
 """From hidden states to what is wanted of chosen tokens, without keeping their logits (V is 126,464 in LLaDA).
 
-The head is applied to a chunk of positions at a time; losses, entropies and gradients are formed there and the chunk is
-dropped: memory is [chunk, V] whatever N. Matrix products are in the model's dtype, all else in float32.
+The head is applied to a chunk of positions at a time; losses, entropies and gradients are formed in that chunk's
+memory, which the next one takes over: [chunk, V] whatever N. Matrix products are in the model's dtype, all else in
+float32.
 
 Shapes: N chosen positions, D width, V vocabulary.
 """
@@ -16,9 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import linear
 
-from remask.diffusion.token_loss import chunk_rows, token_cross_entropy
+from remask.diffusion.token_loss import blocks, chunk_rows, token_cross_entropy
 
 
 def head_losses(
@@ -48,13 +48,12 @@ Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
 @torch.no_grad()
 def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
     """What `look` says of all positions, asked part by part, without gradient."""
-    plain, apply = _matrix(head), cast(Callable[[Tensor], Tensor], head)
-    if plain is not None:
-        dtype = _dtype(hidden)
-        weight, bias = plain.weight.to(dtype), None if plain.bias is None else plain.bias.to(dtype)
-        apply = lambda part: _logits(part.to(dtype), weight, bias)  # noqa: E731
-    parts = _parts(len(hidden), getattr(head, "out_features", hidden.shape[-1]))
-    seen = [look(apply(hidden[part]), part) for part in parts]
+    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
+    if plain is None:
+        apply = cast(Callable[[Tensor], Tensor], head)
+    else:
+        apply = _Logits(plain.weight, plain.bias, _dtype(hidden), min(rows, len(hidden)))
+    seen = [look(apply(hidden[part]), part) for part in _parts(len(hidden), rows)]
     return tuple(torch.cat(columns) for columns in zip(*seen, strict=True))
 
 
@@ -77,15 +76,25 @@ def _dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _parts(count: int, vocabulary: int) -> Iterator[slice]:
+def _parts(count: int, rows: int) -> Iterator[slice]:
     """One at least."""
-    rows = chunk_rows(vocabulary)
     return (slice(start, start + rows) for start in range(0, max(1, count), rows))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        return linear(hidden, weight, bias)
+class _Logits:
+    """The matrix, applied to up to so many positions at a time, always into the same memory."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
+        self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        self.room = torch.empty(rows, len(weight), dtype=dtype, device=weight.device)
+
+    def __call__(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        out = self.room[: len(hidden)]
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(out.dtype)
+            if self.bias is None:
+                return torch.mm(hidden, self.weight.T, out=out)
+            return torch.addmm(self.bias, hidden, self.weight.T, out=out)
 
 
 @dataclass
@@ -118,6 +127,7 @@ class _HeadLoss(torch.autograd.Function):
         (gain,), formed = gradients, ctx.formed
         if not ctx.trained:
             return (formed.hidden * gain[:, None]).to(formed.hidden.dtype), None, None, None, None
+        ctx.formed = None  # its tensors become the parameters' gradients, or a part of them
         factor = None if formed is None else _common_factor(gain, ctx.gain)
         if factor is None:
             factor = 1.0
@@ -125,9 +135,10 @@ class _HeadLoss(torch.autograd.Function):
             _, formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, True)
             assert formed is not None
         found = [formed.hidden, formed.weight, formed.bias]
-        return *(g if g is None or factor == 1.0 else g * factor for g in found), None, None
+        return *(g if g is None or factor == 1.0 else g.mul_(factor) for g in found), None, None
 
 
+@torch.no_grad()
 def _walk(
     hidden: Tensor,
     weight: Tensor,
@@ -138,36 +149,47 @@ def _walk(
     trained: bool,
 ) -> tuple[Tensor, _Gradients | None]:
     """ce [N], and where a gain is given the gradients of Σ gain·ce (to the head's own only if it is trained)."""
-    kept = weight.dtype
-    hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    ce = torch.empty(len(targets), device=hidden.device)
+    rows = min(len(targets), chunk_rows(len(weight)))
+    logits_of = _Logits(weight, bias, dtype, rows)
+    hidden, ce = hidden.to(dtype), torch.empty(len(targets), device=hidden.device)
     formed = None
     if gain is not None:
         formed = _Gradients(
             torch.empty_like(hidden),
-            torch.zeros(weight.shape, device=hidden.device) if trained else None,
+            None,
             torch.zeros(len(weight), device=hidden.device) if trained and bias is not None else None,
         )
-    for part in _parts(len(targets), len(weight)):
-        # One [n, V] float32 tensor becomes logits, e^(logits − peak) and ∂/∂logits in turn.
-        p, gold = _logits(hidden[part], weight, bias).float(), targets[part][:, None]
-        peak = p.amax(-1, keepdim=True)
-        of_gold = p.gather(-1, gold) - peak
-        total = p.sub_(peak).exp_().sum(-1, keepdim=True)
-        ce[part] = (total.log() - of_gold)[:, 0]
+    for part in _parts(len(targets), max(1, rows)):
+        logits = logits_of(hidden[part])
+        for block in blocks(logits):
+            log_p = torch.log_softmax(logits[block], -1, dtype=torch.float32)
+            gold = targets[part][block][:, None]
+            ce[part][block] = -log_p.gather(-1, gold)[:, 0]
+            if gain is None or formed is None:
+                continue
+            error = log_p.exp_().scatter_add_(-1, gold, -torch.ones_like(gold, dtype=torch.float32))
+            if formed.bias is not None:
+                formed.bias += gain[part][block].float() @ error
+            logits[block] = error
         if gain is None or formed is None:
             continue
+        # `logits` now holds p − onehot(x). What weighs the losses is put on the narrow side of each product.
         share = gain[part][:, None].float()
-        p.mul_(share / total).scatter_add_(-1, gold, -share)
-        if formed.bias is not None:
-            formed.bias += p.sum(0)
-        p = p.to(dtype)
-        formed.hidden[part] = p @ weight
-        if formed.weight is not None:
-            formed.weight += p.T @ hidden[part]
+        formed.hidden[part] = (logits @ logits_of.weight).mul_(share)
+        if trained:
+            formed.weight = _plus(formed.weight, logits, (hidden[part] * share).to(dtype))
     if formed is not None and formed.weight is not None:
-        formed.weight = formed.weight.to(kept)
+        formed.weight = formed.weight.to(weight.dtype)
     return ce, formed
+
+
+def _plus(total: Tensor | None, left: Float[Tensor, "n V"], right: Float[Tensor, "n D"]) -> Float[Tensor, "V D"]:
+    """total + leftᵀ·right; float32 from the second term on."""
+    if total is None:
+        return left.T @ right
+    if left.dtype == torch.float32:
+        return total.addmm_(left.T, right)
+    return total.float().add_(left.T @ right)
 
 
 def _common_factor(gain: Tensor, expected: Tensor) -> float | None:

@@ -5,6 +5,7 @@ Shapes: N chosen positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-CHUNK_ELEMENTS = 1 << 25
-"""Largest float32 copy made of logits: 128 MiB."""
+CHUNK_ELEMENTS = 1 << 26
+"""Most logits kept at once, in the model's dtype: 128 MiB of bfloat16."""
+BLOCK_ELEMENTS = {"cpu": 1 << 20}
+"""Most of them in float32 at once: on a CPU, what its caches hold while it is read and written several times."""
 IMPOSSIBLE = -1e30
 """Instead of −∞, which times the probability 0 would be NaN."""
 
@@ -32,25 +35,22 @@ def token_cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"])
 
 @torch.no_grad()
 def read_tokens(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> TokenReading:
-    """H_i = −Σ_v p_v log p_v and −log p(x_i), in chunks over positions: never a full float32 copy of the logits."""
-    rows = chunk_rows(logits.shape[-1])
-    parts = [_read(chunk.float(), gold) for chunk, gold in zip(logits.split(rows), targets.split(rows), strict=True)]
-    if not parts:
-        empty = torch.zeros(0, dtype=torch.float32, device=logits.device)
-        return TokenReading(empty, empty)
-    return TokenReading(torch.cat([p.entropy for p in parts]), torch.cat([p.nll for p in parts]))
+    """H_i = −Σ_v p_v log p_v and −log p(x_i), in blocks of positions: never a full float32 copy of the logits."""
+    entropy, nll = (torch.empty(len(targets), device=logits.device) for _ in range(2))
+    for block in blocks(logits):
+        log_p = torch.log_softmax(logits[block], -1, dtype=torch.float32)
+        nll[block] = -log_p.gather(-1, targets[block][:, None])[:, 0]
+        p = log_p.clamp_(min=IMPOSSIBLE).exp()
+        entropy[block] = -p.mul_(log_p).sum(-1)
+    return TokenReading(entropy.clamp_(min=0), nll)
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """How many positions' logits are looked at at once."""
+    """How many positions' logits are kept at once."""
     return max(1, CHUNK_ELEMENTS // max(1, vocabulary))
 
 
-def _read(logits: Tensor, gold: Tensor) -> TokenReading:
-    """With z = logits − max and S = Σ e^z: H = log S − Σ z·e^z / S and −log p = log S − z_gold."""
-    z = logits - logits.amax(-1, keepdim=True)
-    of_gold = z.gather(-1, gold[:, None])[:, 0]
-    e = z.clamp_(min=IMPOSSIBLE).exp()
-    total = e.sum(-1)
-    entropy = total.log() - e.mul_(z).sum(-1) / total
-    return TokenReading(entropy.clamp_(min=0), total.log() - of_gold)
+def blocks(logits: Float[Tensor, "n V"]) -> Iterator[slice]:
+    """Positions whose logits are made float32 at once."""
+    rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS // 2) // max(1, logits.shape[-1]))
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
