@@ -1,8 +1,8 @@
 """Training and sampling as published code does them: what Remask's speed is a ratio of.
 
 Written from the papers' and repositories' descriptions, plainly: logits of every position and of the whole vocabulary,
-right-padding to the longest row, two full forwards for GIFT, a sampler that looks at the whole canvas at every step and
-adds float64 Gumbel noise to all of it. The model is the same object that Remask runs.
+right-padding to the longest row, two full forwards for GIFT, a sampler that takes float64 probabilities of the whole
+canvas at every step and adds float64 Gumbel noise to all of it. The model is the same object that Remask runs.
 
 Shapes: B batch, L length, P prompt, C canvas, V vocabulary.
 """
@@ -65,7 +65,10 @@ def gift_rate(model: Any, ids: Tensor, response: Tensor, t: Tensor, pad: int) ->
 def generate(
     model: Any, prompt: Tensor, *, length: int, steps: int, block: int, temperature: float, generator: torch.Generator
 ) -> Tensor:
-    """The canvas [B, C]: low-confidence remasking, semi-autoregressive blocks, as many tokens a step in every row."""
+    """The canvas [B, C]: low-confidence remasking, semi-autoregressive blocks, as many tokens a step in every row.
+
+    In float64 what LLaDA's generate.py has in float64: the noise, and the probabilities that say how sure a token is.
+    """
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
     x = torch.cat([prompt, torch.full((len(prompt), length), mask_id)], dim=1)
     for start in range(P, P + length, block):
@@ -76,7 +79,7 @@ def generate(
             left = masked[:, start:end].sum(-1)
             logits = model(input_ids=x).logits
             choice = gumbel_argmax(logits, temperature, generator)
-            confidence = logits.softmax(-1).gather(-1, choice[..., None])[..., 0].float()
+            confidence = logits.double().softmax(-1).gather(-1, choice[..., None])[..., 0]
             confidence = confidence.masked_fill(~masked, -torch.inf)
             confidence[:, end:] = -torch.inf
             for b in range(len(x)):

@@ -53,7 +53,12 @@ def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[
         apply = cast(Callable[[Tensor], Tensor], head)
     else:
         apply = _Logits(plain.weight, plain.bias, _dtype(hidden), min(rows, len(hidden)))
-    seen = [look(apply(hidden[part]), part) for part in _parts(len(hidden), rows)]
+    seen = []
+    for part in _parts(len(hidden), rows):
+        logits = apply(hidden[part])
+        seen += [
+            look(logits[block], slice(part.start + block.start, part.start + block.stop)) for block in blocks(logits)
+        ]
     return tuple(torch.cat(columns) for columns in zip(*seen, strict=True))
 
 

@@ -51,6 +51,6 @@ def chunk_rows(vocabulary: int) -> int:
 
 
 def blocks(logits: Float[Tensor, "n V"]) -> Iterator[slice]:
-    """Positions whose logits are made float32 at once."""
+    """Positions whose logits are made float32 at once; one part at least."""
     rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS // 2) // max(1, logits.shape[-1]))
-    return (slice(start, start + rows) for start in range(0, len(logits), rows))
+    return (slice(start, min(start + rows, len(logits))) for start in range(0, max(1, len(logits)), rows))
