@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, RowDataset, Visit
+from remask.data.collate import Collator, RowDataset, Visit, canvas_of
 from remask.sft.presets import resolve
 from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import SftTrainer
@@ -102,56 +102,70 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
         for name in ("full", "LoRA"):
             model = build(shape, device=device)
             model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
-            ours = Stepper(model, rows, "sft", folder)
-            variants: dict[str, Any] = {
-                "remask": ours,
-                "masked rows": Plain(model, rows, "masked rows"),
-                "B V L": Plain(model, rows, "B V L"),
-                "forward": lambda model=model: probe_forward(model, rows),
-                "gift policy": Stepper(model, rows, "gift", folder),
-                "gift frozen": Stepper(model, rows, "gift", folder, frozen=True),
-                "textbook gift": Plain(model, rows, "masked rows", gift=True),
-            }
-            times = in_turns(variants, rounds=rounds)
-            memory = {name: peak_memory(variants[name]) for name in ("remask", "masked rows", "B V L")}
             part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
-            share = ratio(times["forward"], times["remask"])
-            over = ratio(times["gift policy"], times["remask"])
-            figures += [
-                Figure(part, "against full logits", *ratio(times["masked rows"], times["remask"]), bar=1.5),
-                Figure(part, "against the [B, V, L] form", *ratio(times["B V L"], times["remask"]), bar=2.5),
-                Figure(part, "peak memory", memory["remask"] / memory["masked rows"], bar=0.5, more_is_better=False),
-                Figure(
-                    part,
-                    "peak memory, of the [B, V, L] form",
-                    memory["remask"] / memory["B V L"],
-                    bar=0.5,
-                    more_is_better=False,
-                ),
-                Figure(
-                    part,
-                    "GIFT with frozen probe, in SFT steps",
-                    *ratio(times["gift frozen"], times["remask"]),
-                    bar=1.03,
-                    more_is_better=False,
-                ),
-                Figure(
-                    part,
-                    "GIFT with policy probe, in SFT steps",
-                    *over,
-                    bar=1 + share[0] + 0.03,
-                    more_is_better=False,
-                    detail="bar: one forward more, and 3 points",
-                ),
-                Figure(part, "GIFT against the textbook's", *ratio(times["textbook gift"], times["gift policy"])),
-            ]
+            ours = Stepper(model, rows, "sft", folder)
+            figures += against_textbook(part, ours, model, rows, rounds)
+            figures += probes(part, ours, folder, 3 * rounds)
+            plain = Plain(model, rows, "masked rows", gift=True)
+            times = in_turns({"ours": Stepper(model, rows, "gift", folder), "plain": plain}, rounds=rounds)
+            figures.append(Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"])))
     return figures
 
 
-@torch.no_grad()
-def probe_forward(model: Any, rows: list[Row]) -> None:
-    """One forward of the body on the rows: what a probe must at least cost."""
-    ids, _ = textbook.pad_rows([(row.prompt, row.response) for row in rows], model.config.pad_token_id)
-    ids = ids.to(next(model.parameters()).device)
-    none = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), positions=none)
+def against_textbook(part: str, ours: Stepper, model: Any, rows: list[Row], rounds: int) -> list[Figure]:
+    plain = {form: Plain(model, rows, form) for form in ("masked rows", "B V L")}
+    times = in_turns({"ours": ours, **plain}, rounds=rounds)
+    memory = {name: peak_memory(run) for name, run in {"ours": ours, **plain}.items()}
+    said = {"masked rows": ("full logits", 1.5), "B V L": ("the [B, V, L] form", 2.5)}
+    figures = []
+    for form, (name, bar) in said.items():
+        figures.append(Figure(part, f"against {name}", *ratio(times[form], times["ours"]), bar=bar))
+    for form, (name, _) in said.items():
+        share = memory["ours"] / memory[form]
+        detail = f"{memory['ours'] / 2**20:,.0f} of {memory[form] / 2**20:,.0f} MiB above weights and optimiser"
+        figures.append(Figure(part, f"peak memory, of {name}'s", share, bar=0.5, more_is_better=False, detail=detail))
+    return figures
+
+
+def probes(part: str, ours: Stepper, folder: str, rounds: int) -> list[Figure]:
+    """What GIFT costs above SFT. Beside the policy's probe stands what it cannot do without: a forward pass of the same
+    rows that ends in the logits of the response's positions.
+    """
+    model, rows = ours.trainer.model, list(ours.trainer.rows)
+    variants = {
+        "sft": ours,
+        "policy": Stepper(model, rows, "gift", folder),
+        "frozen": Stepper(model, rows, "gift", folder, frozen=True),
+        "forward": lambda: forward_of_response(ours),
+    }
+    times = in_turns(variants, rounds=rounds)
+    share = ratio(times["forward"], times["sft"])
+    cost = {name: ratio(times[name], times["sft"]) for name in ("frozen", "policy")}
+    figures = [
+        Figure(part, "GIFT with frozen probe, in SFT steps", *cost["frozen"], bar=1.03, more_is_better=False),
+        Figure(part, "one forward pass, in SFT steps", *share, more_is_better=False),
+    ]
+    figures.append(
+        Figure(
+            part,
+            "GIFT with policy probe, in SFT steps",
+            *cost["policy"],
+            bar=1 + share[0] + 0.03,
+            more_is_better=False,
+            detail="bar: 1, the forward pass, and 3 points",
+        )
+    )
+    return figures
+
+
+def forward_of_response(ours: Stepper) -> None:
+    """The rows with all of the response masked, in the parts that the trainer takes them in; nothing is read of the
+    logits but one column.
+    """
+    trainer = ours.trainer
+    network = trainer.predict(trainer.model).read_only()
+    batch = ours.collator([ours.rows[Visit(i, 0, i)] for i in range(len(ours.rows))])
+    for part in trainer.parts(batch):
+        canvas = canvas_of({name: value.to(trainer.args.device) for name, value in part.items()})
+        ids = canvas.ids.masked_fill(canvas.corruptible, trainer.mask_id)
+        network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))

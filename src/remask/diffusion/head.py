@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from remask.diffusion.token_loss import blocks, chunk_rows, token_cross_entropy
+from remask.diffusion.token_loss import below_peak, blocks, chunk_rows, exponential, token_cross_entropy
 
 
 def head_losses(
@@ -167,12 +167,14 @@ def _walk(
     for part in _parts(len(targets), max(1, rows)):
         logits = logits_of(hidden[part])
         for block in blocks(logits):
-            log_p = torch.log_softmax(logits[block], -1, dtype=torch.float32)
-            gold = targets[part][block][:, None]
-            ce[part][block] = -log_p.gather(-1, gold)[:, 0]
+            z, gold = below_peak(logits[block]), targets[part][block][:, None]
+            of_gold = z.gather(-1, gold)
+            e = exponential(z, spoil=True)
+            total = e.sum(-1, keepdim=True)
+            ce[part][block] = (total.log() - of_gold)[:, 0]
             if gain is None or formed is None:
                 continue
-            error = log_p.exp_().scatter_add_(-1, gold, -torch.ones_like(gold, dtype=torch.float32))
+            error = e.div_(total).scatter_add_(-1, gold, -torch.ones_like(total))
             if formed.bias is not None:
                 formed.bias += gain[part][block].float() @ error
             logits[block] = error

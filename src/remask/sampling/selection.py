@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from remask.diffusion.token_loss import IMPOSSIBLE, exponential
+
 RevealRule = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
 GROUP = 512
 """About how many tokens' probabilities are added up before the one that was drawn is looked for among them."""
-IMPOSSIBLE = -1e30
-"""Instead of −∞, which times the probability 0 would be NaN."""
 
 
 class Proposal(NamedTuple):
@@ -62,7 +62,7 @@ def propose(
     z = x.sub_(peak)
     if reveal == "entropy":
         z = z.clamp_(min=IMPOSSIBLE)
-    e = z.exp().scatter_(-1, best, 0.0)
+    e = exponential(z).scatter_(-1, best, 0.0)
     others = e.sum(-1, dtype=torch.float32).double()
     if reveal == "margin":
         score = (1 - e.amax(-1).double()) / (1 + others)
@@ -74,7 +74,7 @@ def propose(
         if temperature == 1 and top_k is None and top_p is None:
             weight = e.scatter_(-1, best, 1.0)
         else:
-            weight = restrict(z / temperature, top_k, top_p).exp_()
+            weight = exponential(restrict(z / temperature, top_k, top_p), spoil=True)
         token = drawn(weight, uniform)
     confidence = (z.gather(-1, token[:, None])[:, 0].double() - others.log1p()).exp()
     return Proposal(token, confidence, score if reveal in ("margin", "entropy") else confidence)
