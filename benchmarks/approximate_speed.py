@@ -33,8 +33,9 @@ MODES = {
 }
 
 
-def measure(rounds: int, problems: int = 100, batch: int = 50) -> list[Figure]:
+def measure(rounds: int, problems: int = 50, batch: int = 50, device: str = "cpu") -> list[Figure]:
     model, tokenizer = remask.load("tiny")
+    model.to(device)
     figures = []
     for name in ("sudoku", "countdown"):
         task = cast(GeneratedTask, tasks.get(name))
@@ -70,7 +71,7 @@ def compare(
             continue
         found = paired_difference([correct[mode]], [correct["exact"]])
         detail += f", {100 * found.mean:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        figures.append(Figure(part, mode, *speed, detail=detail))
+        figures.append(Figure(part, mode, *speed, bar=2.0, detail=detail))
     return figures
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
 
-Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run.
+Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run. With a
+CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import scaling
 import sft_speed
 import torch
 from measure import Figure, in_turns, table
+from shapes import LAPTOP, LLADA_8B, WIDE
 
 from remask.environment import hardware, versions
 
@@ -45,13 +47,17 @@ def start_up(rounds: int) -> list[Figure]:
     ]
 
 
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+SMALL, LARGE = (LLADA_8B, LLADA_8B) if ON_GPU else (LAPTOP, WIDE)
+BOTH = (LLADA_8B,) if ON_GPU else (LAPTOP, WIDE)
 PARTS: dict[str, Callable[[int], list[Figure]]] = {
-    "sft": sft_speed.measure,
-    "sampling": sampling_speed.measure,
-    "approximate": approximate_speed.measure,
-    "likelihood": likelihood_speed.measure,
-    "scaling": scaling.measure,
-    "plan": plan_check.measure,
+    "sft": lambda rounds: sft_speed.measure(rounds, SMALL, DEVICE),
+    "sampling": lambda rounds: sampling_speed.measure(rounds, BOTH, DEVICE),
+    "approximate": lambda rounds: approximate_speed.measure(rounds, device=DEVICE),
+    "likelihood": lambda rounds: likelihood_speed.measure(rounds, SMALL, DEVICE),
+    "scaling": lambda rounds: scaling.measure(rounds, LARGE, DEVICE),
+    "plan": lambda rounds: plan_check.measure(rounds, BOTH, DEVICE),
     "start-up": start_up,
 }
 
@@ -67,8 +73,8 @@ def main() -> None:
         figures += PARTS[name](arguments.rounds)
         print(f"{name}: {time.perf_counter() - started:.0f} s gone", file=sys.stderr, flush=True)
     described = hardware()
-    print(f"\n{described['processor']}, {described['threads']} threads, torch {torch.__version__}; ")
-    print(f"median of {arguments.rounds} rounds, lowest – highest\n")
+    machine = described.get("gpu") or f"{described['processor']}, {described['threads']} threads"
+    print(f"\n{machine}, torch {torch.__version__}; median of {arguments.rounds} rounds, lowest – highest\n")
     print(table(figures))
     if arguments.json:
         record = {"hardware": described, "versions": versions(), "rounds": arguments.rounds}

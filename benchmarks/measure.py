@@ -118,4 +118,6 @@ def shown(value: float | None, unit: str) -> str:
     assert value is not None
     if unit == "%":
         return f"{100 * value:.1f} %"
+    if unit == "relative":
+        return f"{value:.1e}"
     return f"{value:.2f}×" if unit == "×" else f"{value:,.2f} {unit}"

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rl_study import ARMS, LEARNING_RATES, SEEDS, VALIDATION, curve, tuned
 
 from remask.evaluation.compare import Arm, compare_arms, load_evaluation, pool
-from remask.evaluation.statistics import Difference
+from remask.evaluation.statistics import Difference, holm
 
 FURTHER = {"sudoku": "cells", "countdown": "valid"}
 
@@ -80,15 +80,6 @@ def test_table(folder: Path, task: str) -> list[str]:
 
 def accuracy_difference(baseline: Arm, arm: Arm, start: Arm) -> Difference:
     return next(c.difference for c in compare_arms(baseline, arm, start) if c.metric == "accuracy")
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Corrected for their number: the k-th smallest of m times m − k + 1, never less than the one before."""
-    corrected, floor = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
-        corrected[name] = floor
-    return corrected
 
 
 def draw(folder: Path, task: str, target: Path) -> None:

@@ -16,7 +16,7 @@ BARS = {LAPTOP: (4.0, 20.0), WIDE: (1.5, 3.0)}
 
 
 def measure(
-    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 8
+    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 4
 ) -> list[Figure]:
     """`steps` for the whole canvas: fewer than tokens, so that a round does not take minutes. What a step costs hardly
     depends on how many tokens it reveals.
@@ -37,7 +37,7 @@ def compare(
     decoding = Decoding(
         max_new_tokens=CANVAS, steps=steps, block_length=BLOCK, temperature=temperature, stop_early=False
     )
-    generator, written = torch.Generator().manual_seed(0), {}
+    generator, written = torch.Generator(prompt.device).manual_seed(0), {}
 
     def ours() -> None:
         written["ours"] = run(model, prompt, None, decoding).ids
@@ -47,11 +47,15 @@ def compare(
             model, prompt, length=CANVAS, steps=steps, block=BLOCK, temperature=temperature, generator=generator
         )
 
-    times = in_turns({"ours": ours, "plain": plain}, rounds=rounds)
+    ours()
+    memory = peak_memory(ours) / peak_memory(plain)  # and warms up
+    times = in_turns({"ours": ours, "plain": plain}, rounds=rounds, warm_up=0)
     part = f"sampling, exact: {shape.name}, block {BLOCK} of {CANVAS}, {ROWS} rows"
-    figures = [Figure(part, f"temperature {temperature:g}", *ratio(times["plain"], times["ours"]), bar=bar)]
+    figures = [
+        Figure(part, f"temperature {temperature:g}", *ratio(times["plain"], times["ours"]), bar=bar),
+        Figure(part, f"peak memory at temperature {temperature:g}", memory, more_is_better=False),
+    ]
     if temperature == 0:
         same = (written["ours"] == written["plain"]).float().mean().item()
-        return [*figures, Figure(part, "tokens equal to the textbook's", same, bar=1.0, unit="%")]
-    memory = peak_memory(ours) / peak_memory(plain)
-    return [*figures, Figure(part, "peak memory", memory, more_is_better=False)]
+        figures.append(Figure(part, "tokens equal to the textbook's", same, bar=1.0, unit="%"))
+    return figures

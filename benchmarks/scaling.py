@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from measure import Figure, in_turns
-from sft_speed import Stepper
+from sft_speed import Stepper, adamw
 from shapes import WIDE, Shape, build
 
 from remask.data.canvas import Row
@@ -61,13 +61,14 @@ def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.
         model(input_ids=ids, positions=none)
 
     with tempfile.TemporaryDirectory() as folder:
+        optimizer = adamw(model)
         variants: dict[str, Any] = {
             "product": product,
             "forward": forward,
             "sampling": lambda: run(model, prompt, None, decoding),
         }
-        variants |= {f"length {n}": Stepper(model, rows_of(4, n, shape), "sft", folder) for n in lengths}
-        variants |= {f"rows {n}": Stepper(model, rows_of(n, 64, shape), "sft", folder) for n in batches}
+        variants |= {f"length {n}": Stepper(model, rows_of(4, n, shape), "sft", folder, optimizer) for n in lengths}
+        variants |= {f"rows {n}": Stepper(model, rows_of(n, 64, shape), "sft", folder, optimizer) for n in batches}
         times = in_turns(variants, rounds=rounds)
     best = {name: min(seconds) for name, seconds in times.items()}
     peak = product_flops / best["product"]

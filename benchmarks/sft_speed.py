@@ -13,18 +13,38 @@ from transformers import TrainingArguments
 
 from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, RowDataset, Visit, canvas_of
+from remask.data.collate import Collator, RowDataset, Visit, by_length, canvas_of
 from remask.sft.presets import resolve
 from remask.sft.signals import CacheKey, build_cache
-from remask.sft.trainer import SftTrainer
+from remask.sft.trainer import LEAST_TOKENS, SftTrainer
 
 ROWS = 8
+
+
+def adamw(model: Any) -> torch.optim.Optimizer:
+    """Transformers' default optimiser, its states already there: they are part of no step's memory."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
 
 
 class Stepper:
     """Remask's own optimiser step: collate, corrupt, loss, backward, clip, update."""
 
-    def __init__(self, model: Any, rows: list[Row], objective: str, folder: str, *, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: list[Row],
+        objective: str,
+        folder: str,
+        optimizer: torch.optim.Optimizer,
+        *,
+        frozen: bool = False,
+    ) -> None:
         self.chosen = resolve(objective)
         collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
@@ -37,7 +57,7 @@ class Stepper:
             mask_id=model.config.mask_token_id,
             micro_batch_tokens=TrainerConfig().micro_batch_tokens,
         )
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+        self.optimizer = optimizer
         self.rows, self.collator, self.visit = RowDataset(rows), collator, 0
         if frozen:
             self.trainer.cache = build_cache(
@@ -52,11 +72,15 @@ class Stepper:
                 show_progress=False,
             )
 
+    def batch(self) -> dict[str, torch.Tensor]:
+        """All rows, with the noise of this visit."""
+        return self.collator(
+            [self.rows[Visit(i, self.visit, self.visit * len(self.rows) + i)] for i in range(len(self.rows))]
+        )
+
     def __call__(self) -> None:
-        trainer = self.trainer
-        visits = [Visit(i, self.visit, self.visit * len(self.rows) + i) for i in range(len(self.rows))]
+        trainer, batch = self.trainer, self.batch()
         self.visit += 1
-        batch = self.collator([self.rows[visit] for visit in visits])
         inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
         trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count).backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
@@ -67,10 +91,18 @@ class Stepper:
 class Plain:
     """The textbook's optimiser step on the same rows."""
 
-    def __init__(self, model: Any, rows: list[Row], form: textbook.LossForm, *, gift: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: list[Row],
+        form: textbook.LossForm,
+        optimizer: torch.optim.Optimizer,
+        *,
+        gift: bool = False,
+    ) -> None:
         self.model, self.form, self.gift, self.pad = model, form, gift, model.config.pad_token_id
         self.pairs = [(row.prompt, row.response) for row in rows]
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+        self.optimizer = optimizer
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> None:
@@ -103,19 +135,57 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
             model = build(shape, device=device)
             model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
             part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
-            ours = Stepper(model, rows, "sft", folder)
+            ours = Stepper(model, rows, "sft", folder, adamw(model))
             figures += against_textbook(part, ours, model, rows, rounds)
             figures += probes(part, ours, folder, 3 * rounds)
-            plain = Plain(model, rows, "masked rows", gift=True)
-            times = in_turns({"ours": Stepper(model, rows, "gift", folder), "plain": plain}, rounds=rounds)
+            plain = Plain(model, rows, "masked rows", ours.optimizer, gift=True)
+            times = in_turns(
+                {"ours": Stepper(model, rows, "gift", folder, ours.optimizer), "plain": plain}, rounds=rounds, warm_up=0
+            )
             figures.append(Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"])))
+            del model, ours, plain
+        figures += [loss_apart(shape, rows, folder, device), padding(shape)]
     return figures
 
 
+def loss_apart(shape: Shape, rows: list[Row], folder: str, device: str) -> Figure:
+    """In float32, on the same masks."""
+    model = build(shape, torch.float32, device)
+    ours = Stepper(model, rows, "sft", folder, adamw(model.requires_grad_(True)))
+    prepared = ours.trainer.prepare(ours.batch(), ours.trainer.args.device)
+    canvas, corrupted = prepared.canvas, prepared.corrupted
+    u = torch.where(corrupted.mask, 0.0, 1.0)
+    pad = model.config.pad_token_id
+    plain = textbook.sft_loss(model, canvas.ids, canvas.corruptible, corrupted.rate, u, "masked rows", pad).item()
+    found = (ours.trainer.loss_rows(model, prepared).sum() / canvas.corruptible.sum()).item()
+    what = "loss, of the textbook's, relative difference in float32"
+    return Figure(
+        f"SFT loss: {shape.name}", what, abs(found / plain - 1), bar=1e-5, more_is_better=False, unit="relative"
+    )
+
+
+def padding(shape: Shape, batch: int = 32) -> Figure:
+    """Of what the trainer computes, the share that is padding."""
+    rows = gsm8k_like(10 * batch, shape, seed=1)
+    collate = Collator(Fill.parse("none"), shape.vocabulary - 3, 4096, seed=0)
+    kept = computed = 0
+    for start in range(0, len(rows), batch):
+        whole = collate([RowDataset(rows)[Visit(i, 0, i)] for i in range(start, start + batch)])
+        for part in by_length(whole, most=TrainerConfig().micro_batch_tokens, least=LEAST_TOKENS[True]):
+            kept += int(part["attended"].sum())
+            computed += part["attended"].numel()
+    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    fixed = 1 - sum(lengths) / (1024 * len(lengths))
+    what = f"padding, batches of {batch} GSM8K-like rows"
+    detail = f"padded to 1,024 tokens: {100 * fixed:.0f} %"
+    return Figure("batches", what, 1 - kept / computed, unit="%", more_is_better=False, detail=detail)
+
+
 def against_textbook(part: str, ours: Stepper, model: Any, rows: list[Row], rounds: int) -> list[Figure]:
-    plain = {form: Plain(model, rows, form) for form in ("masked rows", "B V L")}
-    times = in_turns({"ours": ours, **plain}, rounds=rounds)
-    memory = {name: peak_memory(run) for name, run in {"ours": ours, **plain}.items()}
+    plain = {form: Plain(model, rows, form, ours.optimizer) for form in ("masked rows", "B V L")}
+    ours()
+    memory = {name: peak_memory(run) for name, run in {"ours": ours, **plain}.items()}  # and warms up
+    times = in_turns({"ours": ours, **plain}, rounds=rounds, warm_up=0)
     said = {"masked rows": ("full logits", 1.5), "B V L": ("the [B, V, L] form", 2.5)}
     figures = []
     for form, (name, bar) in said.items():
@@ -134,8 +204,8 @@ def probes(part: str, ours: Stepper, folder: str, rounds: int) -> list[Figure]:
     model, rows = ours.trainer.model, list(ours.trainer.rows)
     variants = {
         "sft": ours,
-        "policy": Stepper(model, rows, "gift", folder),
-        "frozen": Stepper(model, rows, "gift", folder, frozen=True),
+        "policy": Stepper(model, rows, "gift", folder, ours.optimizer),
+        "frozen": Stepper(model, rows, "gift", folder, ours.optimizer, frozen=True),
         "forward": lambda: forward_of_response(ours),
     }
     times = in_turns(variants, rounds=rounds)
@@ -164,8 +234,7 @@ def forward_of_response(ours: Stepper) -> None:
     """
     trainer = ours.trainer
     network = trainer.predict(trainer.model).read_only()
-    batch = ours.collator([ours.rows[Visit(i, 0, i)] for i in range(len(ours.rows))])
-    for part in trainer.parts(batch):
+    for part in trainer.parts(ours.batch()):
         canvas = canvas_of({name: value.to(trainer.args.device) for name, value in part.items()})
         ids = canvas.ids.masked_fill(canvas.corruptible, trainer.mask_id)
         network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))

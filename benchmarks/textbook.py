@@ -70,7 +70,7 @@ def generate(
     In float64 what LLaDA's generate.py has in float64: the noise, and the probabilities that say how sure a token is.
     """
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
-    x = torch.cat([prompt, torch.full((len(prompt), length), mask_id)], dim=1)
+    x = torch.cat([prompt, prompt.new_full((len(prompt), length), mask_id)], dim=1)
     for start in range(P, P + length, block):
         end = start + block
         of_block = steps // (length // block)
@@ -94,7 +94,7 @@ def gumbel_argmax(logits: Tensor, temperature: float, generator: torch.Generator
     if temperature == 0:
         return logits.argmax(-1)
     wide = logits.double()
-    u = torch.rand(wide.shape, dtype=torch.float64, generator=generator)
+    u = torch.rand(wide.shape, dtype=torch.float64, generator=generator, device=wide.device)
     return (wide.exp() / (-u.log()) ** temperature).argmax(-1)
 
 
@@ -102,7 +102,7 @@ def gumbel_argmax(logits: Tensor, temperature: float, generator: torch.Generator
 def coupled_elbo(model: Any, ids: Tensor, response: Tensor, masks: Sequence[Tensor], pad: int) -> Tensor:
     """[B]: each draw's mask and complement in one batch of 2B rows, losses of every position, the mean over draws."""
     n = response.sum(-1)
-    total = torch.zeros(len(ids))
+    total = torch.zeros(len(ids), device=ids.device)
     for mask in masks:
         halves = torch.cat([mask, response & ~mask])
         both = torch.cat([ids, ids])

@@ -39,7 +39,7 @@ LOWER: dict[str, set[str]] = {
 }
 """What each package may import, besides itself."""
 
-TOP = {"cli", "commands"}
+TOP = {"cli", "commands", "study"}
 """What may import everything, and nothing imports."""
 
 

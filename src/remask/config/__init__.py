@@ -36,6 +36,7 @@ from remask.config.rl import (
     RolloutConfig,
 )
 from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, SftConfig
+from remask.config.study import StudyConfig
 
 __all__ = [
     "CanvasConfig",
@@ -67,6 +68,7 @@ __all__ = [
     "RolloutConfig",
     "RowEngineConfig",
     "SftConfig",
+    "StudyConfig",
     "TourConfig",
     "TrainerConfig",
     "dump",

@@ -17,9 +17,10 @@ How far these intervals can be trusted
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -182,6 +183,21 @@ def relative_gain(candidate: float, baseline: float, start: float | None = None)
     over_score = None if baseline == 0.0 else (candidate - baseline) / baseline
     over_delta = None if start is None or baseline <= start else (candidate - start) / (baseline - start) - 1.0
     return RelativeGain(over_score, over_delta)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """p-values corrected for their number m (Holm 1979): the k-th smallest times m − k + 1, never less than the one
+    before, at most 1.
+    """
+    corrected: dict[Key, float] = {}
+    floor = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = floor
+    return corrected
 
 
 def _bootstrap(arms: Sequence[Scores], rng: np.random.Generator, resamples: int) -> Scores:

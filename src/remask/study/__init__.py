@@ -1,0 +1,1 @@
+"""Grids of runs: methods × anything else × seeds, each trained and evaluated once, compared with intervals."""

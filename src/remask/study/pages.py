@@ -1,0 +1,197 @@
+"""A study's results as Markdown, CSV, JSON, a figure (PNG and SVG) and one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+
+from remask.config import StudyConfig
+from remask.environment import hardware, versions
+from remask.evaluation.compare import START
+from remask.evaluation.statistics import Difference
+from remask.files import write_atomically
+from remask.progress import duration
+from remask.report.words import plural
+from remask.study.results import Found
+
+FIRST_METRIC = "accuracy"
+
+
+def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Path, command: str) -> dict[str, Path]:
+    """Every form of the results, in `folder`; what was written, by its kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {kind: folder / f"results.{kind}" for kind in ("md", "csv", "json", "svg", "png", "html")}
+    record = {
+        "kind": "remask.study",
+        "name": name,
+        "study": asdict(study),
+        "command": command,
+        "versions": versions(),
+        "hardware": hardware(),
+        "results": [f.row() for f in found],
+    }
+    draw(study, name, found, files)
+    page = markdown(study, name, found, command)
+    write_atomically(files["json"], json.dumps(record, indent=1, ensure_ascii=False))
+    write_atomically(files["csv"], as_csv(found))
+    write_atomically(files["md"], page)
+    write_atomically(files["html"], as_html(study, name, found, command, files["svg"].read_text(encoding="utf-8")))
+    return files
+
+
+def answer(study: StudyConfig, found: Sequence[Found]) -> list[str]:
+    """One sentence per arm, level and task that was compared: what was found, or that nothing was."""
+    sentences = []
+    for f in found:
+        if f.metric != FIRST_METRIC or f.against is None:
+            continue
+        at = "".join(f", {axis} {level}" for axis, level in f.levels.items())
+        size = f"{difference(f.against.difference)} points"
+        verdict = f"{size}, p {f.p_holm:.3f} (Holm)" if f.found else f"no difference found ({size}, p {f.p_holm:.3f})"
+        sentences.append(
+            f"{f.arm} against {study.baseline} on {f.task}{at}: {verdict}; n = {f.score.n}, {plural(f.seeds, 'seed')}."
+        )
+    return sentences
+
+
+def difference(d: Difference) -> str:
+    return f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f} %"
+
+
+def columns(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table that people read."""
+    axes = list(dict.fromkeys(axis for f in found for axis in f.levels))
+    several = len({f.metric for f in found}) > 1
+    trained = any(f.gradient for f in found)
+    heads = [*axes, "task", *(["metric"] if several else []), "arm", "seeds", "n", "mean, % [95 %]"]
+    heads += ["difference, points [95 %]", "p (Holm)", "gain over score", "gain over delta", "cost, s"]
+    heads += ["gradient norm: mean, std, max"] if trained else []
+    rows = []
+    for f in found:
+        row = [*(f.levels[axis] for axis in axes), f.task, *([f.metric] if several else []), f.arm]
+        row += [
+            str(f.seeds),
+            str(f.score.n),
+            f"{100 * f.score.mean:.1f} [{100 * f.score.low:.1f}, {100 * f.score.high:.1f}]",
+        ]
+        if f.against is None:
+            row += ["", "", "", ""]
+        else:
+            gain = f.against.gain
+            row += [difference(f.against.difference), f"{f.p_holm:.3f}"]
+            row += [percent(gain.over_score), percent(gain.over_delta)]
+        row.append(f"{f.seconds:.0f}")
+        if trained:
+            row.append(", ".join(f"{value:.2f}" for value in f.gradient) if f.gradient else "")
+        rows.append(row)
+    return heads, rows
+
+
+def markdown(study: StudyConfig, name: str, found: Sequence[Found], command: str) -> str:
+    heads, rows = columns(found)
+    table = [heads, ["---"] * len(heads), *rows]
+    lines = [f"# {name}", "", study.question, "", f"    {command}", ""]
+    lines += [f"- {sentence}" for sentence in answer(study, found)]
+    lines += ["", *("| " + " | ".join(row) + " |" for row in table), ""]
+    return "\n".join(lines)
+
+
+def as_csv(found: Sequence[Found]) -> str:
+    rows = [f.row() for f in found]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def draw(study: StudyConfig, name: str, found: Sequence[Found], files: dict[str, Path]) -> None:
+    """Accuracy of every arm with its interval, a panel for each task, levels from left to right."""
+    shown = [f for f in found if f.metric == FIRST_METRIC]
+    tasks = list(dict.fromkeys(f.task for f in shown))
+    arms = list(dict.fromkeys(f.arm for f in shown))
+    places = list(dict.fromkeys(tuple(f.levels.items()) for f in shown))
+    settings: dict[str, Any] = {"svg.hashsalt": name, "font.size": 9}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(settings):
+        width = max(3.2, 0.9 * len(places) + 0.18 * len(places) * len(arms) + 1.2)
+        figure = Figure(figsize=(width * len(tasks), 3.4), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+            for k, arm in enumerate(arms):
+                own = [f for f in shown if f.task == task and f.arm == arm]
+                x = [places.index(tuple(f.levels.items())) + 0.8 * (k - (len(arms) - 1) / 2) / len(arms) for f in own]
+                low = [100 * (f.score.mean - f.score.low) for f in own]
+                high = [100 * (f.score.high - f.score.mean) for f in own]
+                colour = "0.5" if arm == START else f"C{k % 10}"
+                axes.errorbar(
+                    x,
+                    [100 * f.score.mean for f in own],
+                    yerr=[low, high],
+                    fmt="o",
+                    ms=4,
+                    lw=1.2,
+                    color=colour,
+                    label=arm,
+                )
+            axes.set_xticks(range(len(places)), ["\n".join(level for _, level in place) for place in places])
+            axes.set_xlim(-0.6, len(places) - 0.4)
+            axes.set_title(task, fontsize=10)
+        figure.axes[0].set_ylabel("accuracy, % [95 %]")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+        figure.savefig(files["svg"], metadata={"Date": None})
+        figure.savefig(files["png"], dpi=150)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }}</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+pre { background: #f3f4f6; padding: .6rem .8rem; overflow-x: auto; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #dfe2e6; }
+</style></head><body>
+<h1>{{ name }}</h1><p>{{ question }}</p><pre>{{ command }}</pre>
+<ul>{% for line in answers %}<li>{{ line }}</li>{% endfor %}</ul>
+<figure>{{ figure | safe }}</figure>
+<div class="table"><table><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+<p>{{ total }} of training and evaluation in all. {{ machine }}</p>
+</body></html>
+"""
+
+
+def as_html(study: StudyConfig, name: str, found: Sequence[Found], command: str, svg: str) -> str:
+    heads, rows = columns(found)
+    cells = {(tuple(f.levels.items()), f.arm): f.seconds * f.seeds for f in found}
+    machine = hardware()
+    return (
+        jinja2.Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            name=name,
+            question=study.question,
+            command=command,
+            answers=answer(study, found),
+            figure=svg[svg.index("<svg") :],
+            heads=heads,
+            rows=rows,
+            total=duration(sum(cells.values())),
+            machine=", ".join(f"{key} {value}" for key, value in {**machine, **versions()}.items()),
+        )
+    )

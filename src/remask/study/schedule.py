@@ -1,0 +1,88 @@
+"""Carrying out jobs: several processes at a time, each job once, after the one it builds on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from remask.errors import UserError
+from remask.files import write_atomically
+from remask.progress import Tracker, progress
+from remask.study.grid import Cell, Job
+from remask.study.work import is_done
+
+
+@dataclass
+class Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    place: int
+    """Which of the processes' places (and GPUs) it has."""
+
+
+def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, quiet: bool = False) -> None:
+    """Do what is not done yet. When a job fails or the study is stopped, all that run are stopped; what is done stays
+    done, and runs go on from their checkpoints the next time.
+    """
+    jobs = {job.name: job for cell in cells for job in cell.evaluation.chain()}
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [job for job in jobs.values() if not is_done(folder, job.name)]
+    running: list[Running] = []
+    with progress("study", len(waiting), enabled=not quiet and bool(waiting)) as tick:
+        try:
+            _loop(waiting, running, folder, processes, tick)
+        finally:
+            for one in running:
+                if one.process.poll() is None:
+                    one.process.terminate()
+            for one in running:
+                one.process.wait()
+
+
+def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: int, tick: Tracker) -> None:
+    waiting, total = list(waiting), len(waiting)
+    while waiting or running:
+        free = [place for place in range(processes) if place not in {one.place for one in running}]
+        ready = [job for job in waiting if job.after is None or is_done(folder, job.after.name)]
+        for job, place in zip(ready, free, strict=False):
+            running.append(Running(job, _begin(job, folder, processes, place), place))
+            waiting.remove(job)
+        time.sleep(0.1)
+        for one in [one for one in running if one.process.poll() is not None]:
+            running.remove(one)
+            if one.process.returncode or not is_done(folder, one.job.name):
+                raise UserError(
+                    f"{one.job.name} failed ({_last_line(folder, one.job)})", where=str(_log(folder, one.job))
+                )
+            tick(total - len(waiting) - len(running), one.job.name)
+
+
+def _begin(job: Job, folder: Path, processes: int, place: int) -> subprocess.Popen[bytes]:
+    record = {"kind": job.kind, "config": job.config, "after": job.after.name if job.after else None}
+    write_atomically(folder / f"{job.name}.job.json", json.dumps(record, indent=1))
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    if gpus := [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    with _log(folder, job).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "remask.study.work", str(folder), job.name],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the study, which ends its jobs
+        )
+
+
+def _log(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}.log"
+
+
+def _last_line(folder: Path, job: Job) -> str:
+    lines = [line for line in _log(folder, job).read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

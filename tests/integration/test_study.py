@@ -1,0 +1,133 @@
+"""A study from its file to its tables: two methods × two seeds, stopped in between, done again, and cells shared."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from remask import cli
+
+SMALL: dict[str, Any] = {
+    "question": "Does GIFT differ from SFT after three steps?",
+    "base": {
+        "sft": {
+            "data": "generated:sudoku:8",
+            "canvas": {"max_length": 160},
+            "max_steps": 3,
+            "trainer": {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1},
+        },
+        "eval": {"tasks": "sudoku", "n": 6, "batch_size": 6, "decoding": {"steps": 4}},
+    },
+    "arms": {"sft": {}, "gift": {"sft": {"objective": "gift"}}},
+    "baseline": "sft",
+    "seeds": [0, 1],
+}
+
+
+def written(folder: Path, study: dict[str, Any], name: str = "small") -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return str(path)
+
+
+def study(folder: Path, path: str, *flags: str) -> int:
+    return cli.main(["study", path, "--output-dir", str(folder / "studies"), "--processes", "2", *flags])
+
+
+def results(folder: Path, name: str = "small") -> list[dict[str, Any]]:
+    return json.loads((folder / "studies" / name / "results.json").read_text())["results"]
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_two_methods_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, SMALL)
+    assert study(tmp_path, path) == 0
+    assert "gift against sft on sudoku" in capsys.readouterr().out
+    rows = results(tmp_path)
+    assert [row["arm"] for row in rows if row["metric"] == "accuracy"] == ["start", "sft", "gift"]
+    gift = next(row for row in rows if row["arm"] == "gift" and row["metric"] == "accuracy")
+    assert gift["seeds"] == 2
+    assert gift["n"] == 6
+    assert gift["difference_low"] <= gift["difference"] <= gift["difference_high"]
+    assert gift["p_holm"] >= gift["p"]
+    assert gift["grad_norm_max"] >= gift["grad_norm_mean"] > 0
+    folder = tmp_path / "studies" / "small"
+    assert {path.name for path in folder.iterdir()} == {
+        f"results.{k}" for k in ("md", "csv", "json", "svg", "png", "html")
+    }
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["arm"] for row in table] == [row["arm"] for row in rows]
+    assert "<svg" in (folder / "results.html").read_text()
+
+    cells = tmp_path / "studies" / "cells"
+    stamps = {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}
+    assert study(tmp_path, path) == 0  # nothing is done again
+    assert {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()} == stamps
+    assert results(tmp_path) == rows
+
+    # A cell made anew is the same, bit for bit: its answers, and so the tables.
+    lost = sorted(cells.glob("sft-*/run.json"))[0].parent
+    weights = (lost / "model.safetensors").read_bytes()
+    (lost / "run.json").unlink()
+    for evaluation in cells.glob("eval-*.json"):
+        if not evaluation.name.endswith(".job.json"):
+            evaluation.unlink()
+    assert study(tmp_path, path) == 0
+    assert (lost / "model.safetensors").read_bytes() == weights
+    assert without_time(results(tmp_path)) == without_time(rows)
+
+    # Another study with an arm in common runs that arm's seeds no more.
+    other = {**SMALL, "arms": {"sft": {}, "dft": {"sft": {"objective": "dft"}}}}
+    assert study(tmp_path, written(tmp_path, other, "other"), "--dry-run") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert all("to do" not in line for line in listed if line.startswith("sft"))
+    assert sum("to do" in line for line in listed if line.startswith("dft")) == 2
+
+
+def test_decoding_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decoding = {
+        "question": "Do fewer steps cost anything?",
+        "base": {"eval": {"tasks": "sudoku", "n": 6}},
+        "arms": {"8 steps": {"eval": {"decoding": {"steps": 8}}}, "2 steps": {"eval": {"decoding": {"steps": 2}}}},
+        "baseline": "8 steps",
+        "start": False,
+    }
+    assert study(tmp_path, written(tmp_path, decoding)) == 0
+    assert [row["arm"] for row in results(tmp_path) if row["metric"] == "accuracy"] == ["8 steps", "2 steps"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"baseline": "x"}, "the baseline 'x' is no arm"),
+        ({"arms": {"sft": {"train": {}}}}, "unknown stage 'train'"),
+        ({"arms": {"sft": {"sft": {"seed": 3}}}}, "sft.seed is the study's own to set"),
+        ({"arms": {"sft": {"sft": {"objectiv": "gift"}}}}, "unknown key 'objectiv'"),
+        ({"seeds": [0, 0]}, "seeds [0, 0]"),
+        ({"base": {"sft": {}}}, "nothing is evaluated"),
+        ({"arms": {"sft": {}, "start": {}}}, "an arm is called start"),
+        ({"axes": {"size": {"small": {"sft": 3}}}}, "stage sft is 3"),
+    ],
+)
+def test_what_no_run_can_be_made_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    assert study(tmp_path, written(tmp_path, {**SMALL, **change})) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_job_that_fails_is_named_with_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {**SMALL, "arms": {"sft": {"sft": {"objective": "no-such-method"}}}}
+    assert study(tmp_path, written(tmp_path, broken)) == 2
+    said = capsys.readouterr().err
+    assert "no-such-method" in said
+    assert ".log" in said
