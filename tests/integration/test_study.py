@@ -111,6 +111,7 @@ def test_decoding_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"arms": {"sft": {"train": {}}}}, "unknown stage 'train'"),
         ({"arms": {"sft": {"sft": {"seed": 3}}}}, "sft.seed is the study's own to set"),
         ({"arms": {"sft": {"sft": {"objectiv": "gift"}}}}, "unknown key 'objectiv'"),
+        ({"arms": {"sft": {"sft": {"objective": "no-such-method"}}}}, "no-such-method"),
         ({"seeds": [0, 0]}, "seeds [0, 0]"),
         ({"base": {"sft": {}}}, "nothing is evaluated"),
         ({"arms": {"sft": {}, "start": {}}}, "an arm is called start"),
@@ -126,8 +127,18 @@ def test_what_no_run_can_be_made_of(
 
 
 def test_a_job_that_fails_is_named_with_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = {**SMALL, "arms": {"sft": {"sft": {"objective": "no-such-method"}}}}
+    broken = {**SMALL, "arms": {"sft": {"sft": {"data": "no-such-file.jsonl"}}}}
     assert study(tmp_path, written(tmp_path, broken)) == 2
     said = capsys.readouterr().err
-    assert "no-such-method" in said
+    assert "no-such-file.jsonl" in said
     assert ".log" in said
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_say_what_can_be_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study(tmp_path, str(recipe), "--dry-run") == 0
+    trained = [line for line in capsys.readouterr().out.splitlines() if "seed None" not in line]
+    assert {line.partition(" seed ")[2].partition(":")[0] for line in trained} in (set(), set("01234"))

@@ -134,10 +134,23 @@ def study_model(stages: dict[str, Any]) -> str:
 
 
 def _job(kind: Kind, values: dict[str, Any], after: Job | None, where: str) -> Job:
-    configs.from_dict(CONFIGS[kind], values, where=f"{where}, {kind}")
+    config: Any = configs.from_dict(CONFIGS[kind], values, where=f"{where}, {kind}")
+    _check_objective(config)
     parts = [kind, values, after.key if after else None, __version__, sorted(_stamps(values))]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return Job(kind, values, after, key)
+
+
+def _check_objective(config: Any) -> None:
+    """Raises UserError for a method or a choice that is not known: now, and not when its turn comes."""
+    if isinstance(config, SftConfig):
+        from remask.sft.presets import resolve
+
+        resolve(config.objective, **config.choices.given())
+    elif isinstance(config, RlConfig):
+        from remask.rl.presets import resolve as resolve_policy
+
+        resolve_policy(config.objective, **config.choices.given())
 
 
 def _stamps(values: dict[str, Any]) -> Iterator[str]:
