@@ -33,7 +33,7 @@ MODES = {
 }
 
 
-def measure(rounds: int, problems: int = 50, batch: int = 50, device: str = "cpu") -> list[Figure]:
+def measure(rounds: int, problems: int = 32, batch: int = 50, device: str = "cpu") -> list[Figure]:
     model, tokenizer = remask.load("tiny")
     model.to(device)
     figures = []
@@ -49,20 +49,23 @@ def compare(
 ) -> list[Figure]:
     prompts = [task.prompt(problem, "compact") for problem in problems]
 
-    def answer(decoding: Decoding, prompts: list[str]) -> Generated:
-        return generate(model, tokenizer, prompts, decoding=decoding, batch_size=batch)
+    written: dict[str, Generated] = {}
+
+    def answer(mode: str, prompts: list[str]) -> None:
+        written[mode] = generate(model, tokenizer, prompts, decoding=every[mode], batch_size=batch)
 
     every = {"exact": EXACT, **MODES}
     first = prompts[:batch]
-    times = in_turns({mode: lambda d=d: answer(d, first) for mode, d in every.items()}, rounds=rounds)
+    times = in_turns({mode: lambda m=mode: answer(m, first) for mode in every}, rounds=rounds, warm_up=0)
     part = f"approximate sampling, tiny model, {task.name}, n = {len(prompts)}, block {BLOCK} of {CANVAS}"
     figures: list[Figure] = []
     correct: dict[str, list[float]] = {}
-    for mode, decoding in every.items():
-        written = answer(decoding, prompts)
-        grades = task.grade_all(problems, written.texts)
+    for mode in every:
+        if len(prompts) > batch:
+            answer(mode, prompts)
+        grades = task.grade_all(problems, written[mode].texts)
         correct[mode] = [float(grade.correct) for grade in grades]
-        tokens = written.stats["tokens"] / written.stats["row_forwards"]
+        tokens = written[mode].stats["tokens"] / written[mode].stats["row_forwards"]
         share = statistics.mean(correct[mode])
         speed = ratio(times["exact"], times[mode])
         detail = f"{100 * share:.1f} % right, {tokens:.2f} tokens a forward"

@@ -6,9 +6,10 @@ from typing import Any
 
 import textbook
 import torch
-from measure import Figure, in_turns, peak_memory, ratio
+from measure import Figure, Variant, in_turns, peak_memory, ratio
 from shapes import LAPTOP, Shape, build, gsm8k_like
 
+from remask.analysis.plan import Meter
 from remask.diffusion.corruption import Canvas, exact_count_mask
 from remask.diffusion.likelihood import elbo_coupled, unit_time
 from remask.diffusion.noise import MIN_TIME, Noise
@@ -47,7 +48,10 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
         kept["plain"] = textbook.coupled_elbo(model, ids, response, masks, pad)
 
     ours()
-    two, sixteen, published = peak_memory(ours), peak_memory(lambda: ours(draws(16))), peak_memory(plain)
+    two, published = peak_memory(ours), peak_memory(plain)
+    sixteen = draws(16)
+    pairs = [counted(lambda i=i: ours(sixteen[i : i + 2])) for i in range(0, 16, 2)]
+    flat = counted(lambda: ours(sixteen)) / max(pairs)
     ours()
     apart = ((kept["ours"] - kept["plain"]).abs() / kept["plain"].abs()).max().item()
     times = in_turns({"ours": ours, "plain": plain}, rounds=rounds, warm_up=0)
@@ -56,5 +60,14 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
         Figure(part, "against the published form", *ratio(times["plain"], times["ours"]), bar=1.5),
         Figure(part, "largest relative difference of the value", apart, unit="%", more_is_better=False),
         Figure(part, "peak memory", two / max(1, published), more_is_better=False),
-        Figure(part, "peak memory at K = 16, of that at K = 2", sixteen / max(1, two), bar=1.1, more_is_better=False),
+        Figure(
+            part, "memory at K = 16, of the largest of its draws two at a time", flat, bar=1.1, more_is_better=False
+        ),
     ]
+
+
+def counted(run: Variant) -> int:
+    """Bytes of tensors at the highest; what the process holds moves by more than this from run to run."""
+    with Meter() as meter:
+        run()
+    return meter.peak

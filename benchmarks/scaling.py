@@ -52,7 +52,7 @@ def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.
     product, product_flops = matmul_peak(dtype, device)
     prompt = torch.randint(shape.vocabulary - 3, (4, PROMPT), generator=torch.Generator().manual_seed(0)).to(device)
     decoding = Decoding(max_new_tokens=128, steps=16, block_length=32, stop_early=False)
-    lengths, batches = (64, 128, 256, 512), (1, 4, 16, 32)
+    lengths, batches = (64, 512), (1, 32)
     ids = torch.randint(shape.vocabulary - 3, (8, 256), device=device)
     none = torch.zeros(ids.shape, dtype=torch.bool, device=device)
 

@@ -137,11 +137,10 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
             part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
             ours = Stepper(model, rows, "sft", folder, adamw(model))
             figures += against_textbook(part, ours, model, rows, rounds)
-            figures += probes(part, ours, folder, 3 * rounds)
+            figures += probes(part, ours, folder, 2 * rounds)
             plain = Plain(model, rows, "masked rows", ours.optimizer, gift=True)
-            times = in_turns(
-                {"ours": Stepper(model, rows, "gift", folder, ours.optimizer), "plain": plain}, rounds=rounds, warm_up=0
-            )
+            gift = Stepper(model, rows, "gift", folder, ours.optimizer)
+            times = in_turns({"ours": gift, "plain": plain}, rounds=max(1, rounds - 1), warm_up=0)
             figures.append(Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"])))
             del model, ours, plain
         figures += [loss_apart(shape, rows, folder, device), padding(shape)]
