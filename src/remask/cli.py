@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
+    "estimators": ("remask.commands.estimators", "bias, variance and cost of ELBO estimators and of SFT gradients"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
     "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
     "study": ("remask.commands.study", "a grid of trainings and evaluations, with tables and figures"),
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
   remask grade gsm8k generations.jsonl
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
+  remask estimators --model runs/gift --data my.jsonl
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
   remask study recipes/studies/gift_vs_sft.yaml --processes 2
   remask report runs/*"""

@@ -24,6 +24,7 @@ from remask.config.common import (
     RowEngineConfig,
     TrainerConfig,
 )
+from remask.config.instruments import EstimatorsConfig
 from remask.config.preference import DpoConfig, PreferenceChoicesConfig, PreferenceEngineConfig
 from remask.config.read import dump, from_dict, load
 from remask.config.rl import (
@@ -47,6 +48,7 @@ __all__ = [
     "DpoConfig",
     "Dtype",
     "EngineConfig",
+    "EstimatorsConfig",
     "EvalConfig",
     "GenerateConfig",
     "GradeConfig",

@@ -1,0 +1,255 @@
+"""ELBO estimators side by side: bias and variance per unit of compute, and how tight the ELBO is.
+
+An estimator draws K times for an answer; what a draw is, and how the K times are placed, is what tells them apart. The
+unit of compute is one forward pass of one row.
+
+Shapes: B rows of answers, R replicates, L length, n scored tokens of a row. Values are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from remask.diffusion.any_order import (
+    MOST_TOKENS,
+    drawn_orders,
+    exact,
+    multi_sample_bound,
+    order_log_p,
+    subset_log_p,
+)
+from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, uniform_rate
+from remask.diffusion.likelihood import (
+    View,
+    Views,
+    coupled_views,
+    elbo_coupled_views,
+    elbo_views,
+    estimate,
+    mean_field_views,
+    scored_tokens,
+)
+from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.predict import Predict
+from remask.errors import UserError
+
+Tick = Callable[[int], None]
+"""Told of every `forwards` passes of a row that are done."""
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """views: of a draw. forwards: of a draw. stratified: the K times are one in each K-th of [0, 1), else all drawn
+    freely. unbiased: for the ELBO.
+    """
+
+    name: str
+    views: Views
+    forwards: int
+    stratified: bool = False
+    unbiased: bool = True
+
+
+def uniform_time_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
+    """Each token masked with probability t, each weighing 1/t: the ELBO as it is first written (methods §1)."""
+    scored = scored_tokens(batch)
+    mask = bernoulli_mask(noise.u, uniform_rate(noise.t, scored), scored)
+    hidden = mask | (batch.corruptible & ~batch.supervised)
+    return (View(apply_mask(batch.ids, hidden, mask_id), mask, 1 / noise.t),)
+
+
+ESTIMATORS = (
+    Estimator("uniform t", uniform_time_views, 1),
+    Estimator("stratified t", uniform_time_views, 1, stratified=True),
+    Estimator("exact count", elbo_views, 1),
+    Estimator("exact count, stratified", elbo_views, 1, stratified=True),
+    Estimator("coupled", elbo_coupled_views, 2),
+    Estimator("coupled, stratified", elbo_coupled_views, 2, stratified=True),
+    Estimator("mean field", mean_field_views, 1, unbiased=False),
+    Estimator("coupled (DiffuCoder)", coupled_views, 3, unbiased=False),
+)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One estimator with K draws, per scored token and over the rows.
+
+    bias and its 95 % interval: against the exact ELBO or the reference's mean. sd: of one estimate about its own mean.
+    forwards: of a row. efficiency: variance × forwards of `exact count` with the first K, over this one's;
+    None for what is not made to be unbiased.
+    """
+
+    name: str
+    draws: int
+    forwards: int
+    bias: float
+    bias_low: float
+    bias_high: float
+    sd: float
+    efficiency: float | None
+
+
+def draw_noise(
+    rows: int, length: int, draws: int, *, stratified: bool, generator: torch.Generator, device: Any = "cpu"
+) -> list[Noise]:
+    """K draws for each row: free times, or one in each K-th of [0, 1); u is free in both."""
+    shift = torch.rand(draws, rows, generator=generator)
+    place = (torch.arange(draws)[:, None] + shift) / draws if stratified else shift
+    time = MIN_TIME + (1 - MIN_TIME) * place
+    return [Noise(t, torch.rand(rows, length, generator=generator)).to(device) for t in time]
+
+
+def repeated(batch: Canvas, times: int) -> Canvas:
+    """Each row `times` times in a row."""
+    return Canvas(
+        *(x.repeat_interleave(times, 0) for x in (batch.ids, batch.attended, batch.corruptible, batch.supervised))
+    )
+
+
+def chosen(batch: Canvas, rows: Tensor) -> Canvas:
+    return Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
+
+
+@torch.no_grad()
+def replicates(
+    predict: Predict,
+    batch: Canvas,
+    estimator: Estimator,
+    draws: int,
+    count: int,
+    mask_id: int,
+    *,
+    generator: torch.Generator,
+    batch_size: int,
+    tick: Tick | None = None,
+) -> Float[Tensor, "B R"]:
+    """`count` independent estimates of each row, per scored token."""
+    many = repeated(batch, count)
+    rows_in_all, length = many.ids.shape
+    noise = draw_noise(rows_in_all, length, draws, stratified=estimator.stratified, generator=generator)
+    values = []
+    for part in torch.arange(len(many.ids)).split(batch_size):
+        rows = chosen(many, part.to(many.ids.device))
+        own = [Noise(n.t[part], n.u[part]).to(many.ids.device) for n in noise]
+        found = estimate(predict, rows, [estimator.views(rows, n, mask_id) for n in own])
+        values.append((found.sequence / found.scored).double().cpu())
+        if tick is not None:
+            tick(len(part) * draws * estimator.forwards)
+    return torch.cat(values).reshape(len(batch.ids), count)
+
+
+def compare_estimators(
+    predict: Predict,
+    batch: Canvas,
+    mask_id: int,
+    *,
+    draws: Sequence[int],
+    count: int,
+    reference_count: int,
+    truth: Float[Tensor, "B"] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    tick: Tick | None = None,
+) -> tuple[list[Quality], Float[Tensor, "B"]]:
+    """Every estimator with each K, and the value they are held against, per scored token.
+
+    truth: the exact ELBO per token, where it is known; else `reference_count` draws of the coupled estimator give it,
+    and their error is part of each bias's interval. A proxy without noise is read once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def run(estimator: Estimator, k: int, times: int) -> Tensor:
+        return replicates(
+            predict, batch, estimator, k, times, mask_id, generator=generator, batch_size=batch_size, tick=tick
+        )
+
+    uncertain = torch.zeros(len(batch.ids), dtype=torch.float64)
+    if truth is None:
+        reference = run(REFERENCE, 1, reference_count)
+        truth, uncertain = reference.mean(-1), reference.var(-1) / reference_count
+    found: list[Quality] = []
+    for estimator in ESTIMATORS:
+        for k in draws:
+            if estimator.views is mean_field_views and k != draws[0]:
+                continue  # the response wholly masked: no chance, every draw is the same
+            values = run(estimator, k, count)
+            variance = values.var(-1)
+            rows = len(values)
+            bias = (values.mean(-1) - truth).mean().item()
+            error = ((variance / count + uncertain).sum() / rows**2).sqrt().item()
+            spread, forwards = variance.mean().item(), k * estimator.forwards
+            found.append(
+                Quality(estimator.name, k, forwards, bias, bias - 1.96 * error, bias + 1.96 * error, spread**0.5, None)
+            )
+    unit = next(q for q in found if q.name == "exact count")
+    fair = {e.name for e in ESTIMATORS if e.unbiased}
+    return [
+        replace(q, efficiency=unit.sd**2 * unit.forwards / (q.sd**2 * q.forwards)) if q.name in fair and q.sd else q
+        for q in found
+    ], truth
+
+
+REFERENCE = next(e for e in ESTIMATORS if e.name == "coupled")
+
+
+def pass_count(rows: int, draws: Sequence[int], count: int, reference_count: int) -> int:
+    """Forward passes of a row that `compare_estimators` makes."""
+    each = sum(k * e.forwards for e in ESTIMATORS for k in (draws[:1] if e.views is mean_field_views else draws))
+    return rows * (count * each + reference_count * REFERENCE.forwards)
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """Per token: what the model says of the first tokens of an answer, the rest masked.
+
+    bounds: M and the mean over repetitions of the logarithm of the mean over M orders.
+    """
+
+    tokens: int
+    elbo: float
+    log_likelihood: float | None
+    bounds: tuple[tuple[int, float], ...]
+
+
+def first_tokens(batch: Canvas, row: int, count: int) -> Canvas:
+    """One row of which only the first `count` response tokens are to be written, while the others stay hidden."""
+    one = chosen(batch, torch.tensor([row], device=batch.ids.device))
+    places = one.corruptible[0].nonzero()[:count, 0]
+    kept = torch.zeros_like(one.corruptible)
+    kept[0, places] = True
+    return Canvas(one.ids, one.attended, one.corruptible, kept)
+
+
+def tightness(
+    predict: Predict,
+    row: Canvas,
+    mask_id: int,
+    *,
+    orders: Sequence[int],
+    repetitions: int,
+    generator: torch.Generator,
+    batch_size: int = 64,
+) -> Tightness:
+    """ELBO, bounds by M orders each, and the exact likelihood where the row is short enough to write all subsets out.
+
+    Raises UserError for a row without response.
+    """
+    n = int(scored_tokens(row).sum())
+    if not n:
+        raise UserError("an answer without tokens")
+    most = max(orders)
+    drawn = drawn_orders(most * repetitions, n, generator)
+    values = order_log_p(predict, row, mask_id, drawn, batch_size=batch_size)
+    bounds = tuple(
+        (m, sum(multi_sample_bound(g) for g in values.split(m)) / (most * repetitions / m) / n) for m in orders
+    )
+    if n > MOST_TOKENS:
+        return Tightness(n, values.mean().item() / n, None, bounds)
+    known = exact(subset_log_p(predict, row, mask_id, batch_size=batch_size))
+    return Tightness(n, known.elbo / n, known.log_likelihood / n, bounds)

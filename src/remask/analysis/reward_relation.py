@@ -1,0 +1,90 @@
+"""Does a likelihood know which of a prompt's answers is the better one?
+
+Answers are sampled, graded and scored; answers to the same prompt are compared in pairs of unlike reward. The share of
+pairs in which the better answer has the higher value is ½ where the value knows nothing (a within-prompt AUC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remask.analysis.estimators import chosen, draw_noise
+from remask.data.canvas import Row
+from remask.data.collate import lay_out
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.likelihood import elbo_coupled, mean_field, predict_with
+from remask.models.facts import Facts
+from remask.sampling.generate import encode_prompts, generate_from_ids
+from remask.sampling.schedule import Decoding
+from remask.tasks.base import Problem, PromptStyle, Task
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sampled answers [P prompts, G]: rewards, and each value's reading of them (nats)."""
+
+    rewards: list[list[float]]
+    values: dict[str, list[list[float]]]
+
+
+def sample_answers(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    problems: Sequence[Problem],
+    known: Facts,
+    decoding: Decoding,
+    *,
+    completions: int,
+    draws: int,
+    style: PromptStyle,
+    seed: int = 0,
+    batch_size: int = 64,
+    on_done: Callable[[int], None] | None = None,
+) -> Answers:
+    """`completions` answers a problem, graded by the task's dense reward, with the coupled ELBO of `draws` draws and
+    the mean-field value of the whole canvas.
+    """
+    prompts = encode_prompts(model, tokenizer, [task.prompt(problem, style) for problem in problems], decoding)
+    encoded = [ids for ids in prompts for _ in range(completions)]
+    seeds = [seed * 1_000_003 + row for row in range(len(encoded))]
+    generated = generate_from_ids(
+        model, tokenizer, encoded, decoding, batch_size=batch_size, row_seeds=seeds, on_batch=on_done
+    )
+    asked = [problem for problem in problems for _ in range(completions)]
+    rewards = [grade.score for grade in task.grade_all(asked, generated.texts)]
+    rows = [Row(ids, canvas, "") for ids, canvas in zip(encoded, generated.token_ids, strict=True)]
+    ids, attended, response = lay_out(rows, [len(row.response) for row in rows], known.eos_ids[0])
+    batch = Canvas(*(x.to(model.device) for x in (ids, attended, response, response)))
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, list[Tensor]] = {"ELBO": [], "mean field": []}
+    predict = predict_with(model)
+    with torch.no_grad():
+        for part in torch.arange(len(rows)).split(batch_size):
+            own = chosen(batch, part.to(model.device))
+            noise = draw_noise(
+                len(part), ids.shape[1], draws, stratified=True, generator=generator, device=model.device
+            )
+            values["ELBO"].append(elbo_coupled(predict, own, noise, known.mask_id).sequence.cpu())
+            values["mean field"].append(mean_field(predict, own, noise[:1], known.mask_id).sequence.cpu())
+    by_prompt = {name: torch.cat(parts).reshape(len(problems), completions).tolist() for name, parts in values.items()}
+    return Answers(torch.tensor(rewards, dtype=torch.float64).reshape(len(problems), completions).tolist(), by_prompt)
+
+
+def concordance(rewards: Sequence[float], values: Sequence[float]) -> float | None:
+    """The share of one prompt's pairs of unlike reward that the values order rightly, ties counting half; None where
+    all rewards are the same.
+    """
+    right = pairs = 0.0
+    for i, (reward, value) in enumerate(zip(rewards, values, strict=True)):
+        for other, compared in zip(rewards[:i], values[:i], strict=True):
+            if reward != other:
+                pairs += 1
+                agrees = (value - compared) * (reward - other)
+                right += 1.0 if agrees > 0 else 0.5 if agrees == 0 else 0.0
+    return right / pairs if pairs else None

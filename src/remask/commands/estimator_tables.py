@@ -1,0 +1,124 @@
+"""The tables of `remask estimators`, for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+
+def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
+    """(title, table, note) of every part that was measured."""
+    settings = record["settings"]
+    if "elbo" in record:
+        value = mean(record["elbo"]["per_token"])
+        yield (
+            f"ELBO estimators: {settings['rows']} answers, ELBO {value:.4f} nats a token",
+            _table(
+                ["estimator", "K", "forwards", "bias, 10⁻³ nats a token", "sd, 10⁻³", "efficiency"],
+                [
+                    [
+                        e["name"],
+                        str(e["draws"]),
+                        str(e["forwards"]),
+                        f"{1e3 * e['bias']:+.1f} [{1e3 * e['bias_low']:+.1f}, {1e3 * e['bias_high']:+.1f}]",
+                        f"{1e3 * e['sd']:.1f}",
+                        "" if e["efficiency"] is None else f"{e['efficiency']:.2f}×",
+                    ]
+                    for e in record["elbo"]["estimators"]
+                ],
+            ),
+            "efficiency: 1 / (variance × forwards), of exact count with the first K. Bias with its 95 % interval, "
+            f"against {settings['reference']} draws of the coupled estimator. None: it is not made to be unbiased.",
+        )
+    if "tightness" in record:
+        yield _tightness(record["tightness"], settings["orders"])
+    if "reward" in record:
+        yield (
+            f"Which of a prompt's answers is better? {settings['prompts']} problems × {settings['completions']}",
+            _table(
+                ["task", "value", "AUC within prompts", "prompts", "mean reward"],
+                [
+                    [
+                        r["task"],
+                        r["value"],
+                        "–" if r["auc"] is None else f"{r['auc']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
+                        f"{r['prompts']} ({r['same_reward']} without spread)",
+                        f"{r['reward']:.3f}",
+                    ]
+                    for r in record["reward"]
+                ],
+            ),
+            "½: the value knows nothing. 95 % intervals over prompts.",
+        )
+    if "gradients" in record:
+        yield _gradients(record["gradients"], settings)
+
+
+def _tightness(rows: Sequence[dict[str, Any]], orders: Sequence[int]) -> tuple[str, Table, str]:
+    shown = [
+        [f"{r['tokens']} tokens", _nats(r["elbo"]), *(_nats(v) for _, v in r["bounds"]), _nats(r["log_likelihood"])]
+        for r in rows
+    ]
+    known = [r for r in rows if r["log_likelihood"] is not None]
+    if known:
+        bounds = [mean(r["bounds"][i][1] for r in known) for i in range(len(orders))]
+        exact = [mean(r["elbo"] for r in known), *bounds, mean(r["log_likelihood"] for r in known)]
+        shown.append(["mean", *map(_nats, exact)])
+    return (
+        "Tightness: nats a token of an answer's first tokens, the rest masked",
+        _table(["answer", "ELBO", *(f"{m} order{'s' * (m > 1)}" for m in orders), "log likelihood"], shown),
+        "The bound by M orders is log of the mean of p over M random orders; with every order it is the likelihood.",
+    )
+
+
+def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> tuple[str, Table, str]:
+    first = methods[0]["name"]
+    return (
+        f"SFT gradients: {settings['rows']} rows as one batch, {settings['gradients']} draws of the masks each",
+        _table(
+            [
+                "method",
+                "forwards",
+                "norm of mean",
+                "variance ± se",
+                "variance / norm²",
+                f"compute of {first}",
+                "cosine",
+            ],
+            [
+                [
+                    m["name"],
+                    str(m["forwards"]),
+                    f"{m['norm']:.3g}",
+                    f"{m['variance']:.3g} ± {m['variance_error']:.1g}",
+                    _number(m["relative"]),
+                    f"{m['compute']:.2f}×",
+                    f"{m['cosine']:.3f}",
+                ]
+                for m in methods
+            ],
+        ),
+        f"compute of {first}: what a gradient as exact as its takes. cosine: of the mean gradients, free of noise's "
+        "share; 1 is variance control alone, less is another objective.",
+    )
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _number(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.2f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

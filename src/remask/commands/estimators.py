@@ -1,0 +1,238 @@
+"""`remask estimators`: what a likelihood and a gradient cost, and how far they can be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from remask.commands.options import console, load_named, parse, refuse_unwritable
+from remask.config import EstimatorsConfig
+from remask.errors import UserError
+
+EXAMPLES = """Examples:
+  remask estimators
+  remask estimators --model runs/gift --data my.jsonl --parts elbo gradients --json estimators.json
+  remask estimators --parts gradients --objectives sft gift gift-permuted --gradients 256
+
+The unit of compute is one forward pass of one row; a gradient takes three."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    config = parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES)
+    check(config)
+    refuse_unwritable(config.json)
+    record = measure(config)
+    if config.json:
+        from remask.files import write_atomically
+
+        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+    show(record)
+    return 0
+
+
+def check(config: EstimatorsConfig) -> None:
+    """Raises UserError for a number that nothing can be measured with."""
+    least = {
+        "rows": 1,
+        "replicates": 2,
+        "reference": 2,
+        "exact_tokens": 1,
+        "prompts": 2,
+        "completions": 2,
+        "gradients": 4,
+        "batch_size": 1,
+    }
+    for name, smallest in least.items():
+        if getattr(config, name) < smallest:
+            raise UserError(f"{name} = {getattr(config, name)}", mend=f"it is {smallest} or more")
+    for name in ("draws", "orders"):
+        values = getattr(config, name)
+        if not values or min(values) < 1:
+            raise UserError(f"{name} = {list(values)}", mend="give numbers of 1 or more")
+    if any(max(config.orders) % m for m in config.orders):
+        raise UserError(f"orders = {list(config.orders)}", mend="each divides the largest")
+    if config.temperature <= 0:
+        raise UserError(f"temperature = {config.temperature}", mend="answers to compare are sampled: it is above 0")
+    if "gradients" in config.parts and config.quantization and not config.adapter:
+        raise UserError("quantised weights have no gradient", mend="leave quantization out, or gradients of --parts")
+
+
+def measure(config: EstimatorsConfig) -> dict[str, Any]:
+    """Load, measure the parts asked for, and say with what."""
+    from remask.environment import hardware
+    from remask.models.facts import facts
+    from remask.sft.presets import resolve
+
+    objectives = {name: resolve(name) for name in config.objectives}
+    model, tokenizer = load_named(config)
+    model.eval()
+    known = facts(model, tokenizer)
+    record: dict[str, Any] = {"kind": "remask.estimators", "settings": asdict(config), "hardware": hardware()}
+    rows, collator = _rows(config, tokenizer, known) if set(config.parts) - {"reward"} else ([], None)
+    if "elbo" in config.parts or "tightness" in config.parts:
+        record |= _likelihoods(config, model, rows, collator, known)
+    if "reward" in config.parts:
+        record["reward"] = _rewards(config, model, tokenizer, known)
+    if "gradients" in config.parts:
+        record["gradients"] = _gradients(config, model, rows, collator, known, objectives)
+    return record
+
+
+def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[Any], Any]:
+    from remask.data.canvas import Fill, build_rows
+    from remask.data.collate import Collator
+    from remask.data.sources import load_examples
+    from remask.tasks.generated import generated_examples, is_generated
+
+    if is_generated(config.data):
+        examples = generated_examples(config.data, split="validation", prompt_style=known.prompt_style)
+    else:
+        examples = load_examples(config.data).examples
+    built = build_rows(examples[: config.rows], tokenizer, max_length=config.max_length, over_long="error").rows
+    if len(built) < config.rows:
+        raise UserError(f"{len(built)} rows where {config.rows} were asked for", where=config.data, mend="lower --rows")
+    return built, Collator(Fill.parse(config.fill or known.fill), known.eos_ids[0], config.max_length, config.seed)
+
+
+def _likelihoods(config: EstimatorsConfig, model: Any, rows: list[Any], collator: Any, known: Any) -> dict[str, Any]:
+    """The ELBO estimators on whole canvases, and the ELBO's tightness on the answers' first tokens."""
+    import torch
+
+    from remask.analysis.estimators import compare_estimators, first_tokens, pass_count, tightness
+    from remask.data.collate import Visit, canvas_of
+    from remask.diffusion.likelihood import predict_with
+    from remask.progress import progress
+
+    laid = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
+    canvas = canvas_of({name: value.to(model.device) for name, value in laid.items()})
+    predict = predict_with(model)
+    found: dict[str, Any] = {}
+    if "elbo" in config.parts:
+        total = pass_count(len(rows), config.draws, config.replicates, config.reference)
+        done = 0
+        with progress("ELBO estimators: forward passes", total) as tick:
+
+            def told(passes: int) -> None:
+                nonlocal done
+                done += passes
+                tick(done)
+
+            quality, truth = compare_estimators(
+                predict,
+                canvas,
+                known.mask_id,
+                draws=config.draws,
+                count=config.replicates,
+                reference_count=config.reference,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                tick=told,
+            )
+        found["elbo"] = {"per_token": truth.tolist(), "estimators": [asdict(q) for q in quality]}
+    if "tightness" in config.parts:
+        generator = torch.Generator().manual_seed(config.seed)
+        tight = []
+        with progress("tightness: answers", len(rows)) as tick:
+            for i, row in enumerate(rows):
+                one = first_tokens(canvas, i, min(config.exact_tokens, len(row.response)))
+                tight.append(
+                    asdict(
+                        tightness(
+                            predict,
+                            one,
+                            known.mask_id,
+                            orders=config.orders,
+                            repetitions=4,
+                            generator=generator,
+                            batch_size=config.batch_size,
+                        )
+                    )
+                )
+                tick(i + 1)
+        found["tightness"] = tight
+    return found
+
+
+def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -> list[dict[str, Any]]:
+    """Per task and value: the within-prompt AUC, with a bootstrap interval over prompts."""
+    from remask.analysis.reward_relation import concordance, sample_answers
+    from remask.evaluation.statistics import mean_interval
+    from remask.progress import progress
+    from remask.sampling.generate import decoding_for
+    from remask.tasks import get
+    from remask.tasks.generator import GeneratedTask
+
+    found = []
+    for name in (part.strip() for part in config.tasks.split(",")):
+        task = get(name)
+        if not isinstance(task, GeneratedTask):
+            raise UserError(f"{name} makes no problems of its own", mend="name generated tasks, such as sudoku")
+        problems = task.generate(config.prompts, split="validation", seed=config.seed)
+        with progress(f"{name}: answers", config.prompts * config.completions) as tick:
+            answers = sample_answers(
+                model,
+                tokenizer,
+                task,
+                problems,
+                known,
+                decoding_for(model, temperature=config.temperature),
+                completions=config.completions,
+                draws=max(config.draws),
+                style=known.prompt_style,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                on_done=tick,
+            )
+        for value, by_prompt in answers.values.items():
+            shares = [concordance(r, v) for r, v in zip(answers.rewards, by_prompt, strict=True)]
+            told = [share for share in shares if share is not None]
+            interval = mean_interval(told) if told else None
+            found.append(
+                {
+                    "task": name,
+                    "value": value,
+                    "prompts": len(told),
+                    "same_reward": len(shares) - len(told),
+                    "auc": interval and interval.mean,
+                    "low": interval and interval.low,
+                    "high": interval and interval.high,
+                    "reward": sum(map(sum, answers.rewards)) / (config.prompts * config.completions),
+                }
+            )
+    return found
+
+
+def _gradients(
+    config: EstimatorsConfig, model: Any, rows: list[Any], collator: Any, known: Any, objectives: dict[str, Any]
+) -> list[dict[str, Any]]:
+    from remask.analysis.gradients import compare_gradients
+    from remask.progress import progress
+
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_("lora_" in name or not config.adapter)
+    count = config.gradients + config.gradients % 2
+    done = 0
+    with progress("gradients", count * len(objectives)) as tick:
+
+        def told() -> None:
+            nonlocal done
+            done += 1
+            tick(done)
+
+        found = compare_gradients(
+            model, rows, collator, objectives, known.mask_id, count=config.gradients, on_gradient=told
+        )
+    return [asdict(each) for each in found]
+
+
+def show(record: dict[str, Any]) -> None:
+    from remask.commands.estimator_tables import tables
+
+    for title, table, notes in tables(record):
+        console().print(f"\n[bold]{title}[/bold]", highlight=False)
+        console().print(table)
+        console().print(f"[dim]{notes}[/dim]", highlight=False)

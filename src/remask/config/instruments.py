@@ -1,0 +1,66 @@
+"""Options of the instruments: commands that measure estimators, tokens and steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from remask.config.common import Device, Dtype, Quantization
+from remask.config.read import STRICT
+
+
+@dataclass(frozen=True)
+class EstimatorsConfig:
+    """Bias and variance of ELBO estimators and of SFT gradients, per unit of compute; how tight the ELBO is, and
+    whether it knows the better answer.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: str = "tiny"
+    """A hub id, a local folder, a run of Remask's, or tiny."""
+    adapter: str | None = None
+    data: str = "generated:sudoku+countdown:8"
+    """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
+    rows: int = 8
+    """How many of them."""
+    parts: tuple[Literal["elbo", "tightness", "reward", "gradients"], ...] = (
+        "elbo",
+        "tightness",
+        "reward",
+        "gradients",
+    )
+    """What to measure."""
+    draws: tuple[int, ...] = (1, 2, 4, 8)
+    """K of the ELBO estimators."""
+    replicates: int = 32
+    """Independent estimates of each answer, for every estimator and K."""
+    reference: int = 512
+    """Draws of the coupled estimator that stand for the true ELBO of answers too long to write out."""
+    exact_tokens: int = 8
+    """Tightness: how many first tokens of an answer to write all orders out for, the rest masked (exactly up to 14)."""
+    orders: tuple[int, ...] = (1, 4, 16, 64)
+    """Tightness: orders of the multi-sample bounds."""
+    tasks: str = "sudoku,countdown"
+    """Reward: generated tasks to answer."""
+    prompts: int = 16
+    """Reward: problems a task."""
+    completions: int = 8
+    """Reward: sampled answers a problem."""
+    temperature: float = 1.0
+    """Reward: of the sampling."""
+    objectives: tuple[str, ...] = ("sft", "gift-elbo", "gift", "gift-permuted", "gift-raw", "weft-sw", "cart", "dft")
+    """Gradients: methods; the first is what the others are held against."""
+    gradients: int = 64
+    """Gradients: how many of each method, on all rows as one batch."""
+    seed: int = 0
+    batch_size: int = 64
+    fill: str | None = None
+    """EOS fill of the answers (default: the checkpoint's)."""
+    max_length: int = 4096
+    json: str | None = None
+    """Where to write the record."""
+    dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
+    device: Device = "auto"
