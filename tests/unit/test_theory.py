@@ -242,6 +242,15 @@ def test_alpha_gives_p_to_the_one_less_alpha(alpha: float, t: float) -> None:
     assert torch.allclose(variance, p ** (1 - 2 * alpha) * (1 - p))
 
 
+def test_visits_move_variance_between_tokens() -> None:
+    """The mean of 1/p over t ∈ [ε, 1], which is E[(m/p)²], at b = ½, 1, 2; at b = 1 it is ln(1/ε)/(1 − ε)."""
+    logarithm = torch.linspace(math.log(MIN_TIME), 0, 20_001, dtype=torch.float64)
+    t = logarithm.exp()
+    for b, mean in ((0.5, 12.83), (1.0, math.log(1000) / 0.999), (2.0, 3.80)):
+        rate = importance_rate(t, torch.full((len(t), 1), b, dtype=torch.float64), torch.ones(len(t), 1).bool())[:, 0]
+        assert torch.trapezoid(t / rate, logarithm).item() / (1 - MIN_TIME) == pytest.approx(mean, abs=0.005)
+
+
 def test_alpha_of_one_half_over_all_times_by_hand() -> None:
     """(1/b)·B(1/b, 3⁄2): 8⁄15, ⅔ and π/4 for b = ½, 1, 2. At α = 0 it is b/(1 + b)."""
     ratio = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
