@@ -16,6 +16,7 @@ from remask.diffusion.corruption import Canvas, exact_count_mask
 from remask.diffusion.likelihood import (
     View,
     coupled,
+    coupled_views,
     elbo,
     elbo_coupled,
     mean_field,
@@ -109,6 +110,18 @@ def test_diffucoders_coupled_by_hand() -> None:
     value = coupled(ignorant, batch, [noise], MASK)
     weights = torch.tensor([0.5 + 0.5 / rate, 0.5 + 0.5 / rate, 0.5 + 0.5 / (1 - rate)])
     assert value.token[0, 2:].tolist() == pytest.approx((weights * LOG_P[:3]).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.25, 0.5, 0.9])
+def test_diffucoders_expected_weight_is_one_and_a_half(tau: float) -> None:
+    rate, total = 0.2 + 0.6 * tau, torch.zeros(3)
+    for chosen in itertools.product([False, True], repeat=3):
+        mask = torch.tensor(chosen)
+        time = torch.tensor([MIN_TIME + (1 - MIN_TIME) * tau])
+        views = coupled_views(canvas([0, 1, 2], prompt=0), Noise(time, torch.where(mask, 0.1, 0.9)[None]), MASK)
+        chance = rate ** int(mask.sum()) * (1 - rate) ** int((~mask).sum())
+        total += chance * sum(view.weight * view.scored[0] for view in views)
+    assert total.tolist() == pytest.approx([1.5] * 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("estimate", [mean_field, elbo, elbo_coupled, coupled])

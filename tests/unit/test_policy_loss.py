@@ -134,6 +134,38 @@ def test_token_and_sequence_level_coincide_for_answers_of_one_token(kl: str, nor
     assert rows[0].tolist() == pytest.approx(rows[1].tolist())
 
 
+def of_tokens(token: Tensor) -> Likelihood:
+    return Likelihood(token, token.sum(-1), torch.full((len(token),), token.shape[1]))
+
+
+def test_an_answers_ratio_is_the_geometric_mean_of_its_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    new, old = (of_tokens(-torch.rand(3, 5, generator=generator)) for _ in range(2))
+    scored, advantage = torch.ones(3, 5, dtype=torch.bool), torch.ones(3)
+    whole, each = (
+        policy_terms(PolicyObjective(level=level, kl="none"), advantage, new, old, None, scored).ratio  # type: ignore[arg-type]
+        for level in ("sequence", "token")
+    )
+    assert torch.allclose(whole, each.reshape(3, 5).log().mean(-1).exp())
+    assert (whole < each.reshape(3, 5).mean(-1)).all()
+
+
+@pytest.mark.parametrize(("moved", "same"), [(0.0, True), (0.1, False)])
+def test_levels_share_their_gradient_until_the_policy_moves(moved: float, same: bool) -> None:
+    """At ρ = 1 every token has A/n at either level; after that its own ratio's share, or all the same."""
+    gradients = []
+    for level in ("sequence", "token"):
+        token = torch.tensor([[-1.0, -0.5, -2.0]], requires_grad=True)
+        old = of_tokens(token.detach() - moved * torch.tensor([[1.0, -1.0, 0.5]]))
+        objective = PolicyObjective(level=level, kl="none")  # type: ignore[arg-type]
+        scored = torch.ones(1, 3, dtype=torch.bool)
+        policy_terms(objective, torch.tensor([0.7]), of_tokens(token), old, None, scored).row.sum().backward()
+        assert token.grad is not None
+        gradients.append(token.grad)
+    assert torch.allclose(gradients[0], gradients[0][:, :1].expand(1, 3))
+    assert torch.allclose(*gradients) == same
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_and_batch_mates_change_nothing(name: str) -> None:
     short, longer = [-1.0, -0.5], [-2.0, -0.25, -0.75]

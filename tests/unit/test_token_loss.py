@@ -69,3 +69,15 @@ def test_a_reading_carries_no_gradient() -> None:
     reading = read_tokens(LOGITS.clone().requires_grad_(), GOLD)
     assert not reading.entropy.requires_grad
     assert not reading.nll.requires_grad
+
+
+def test_the_root_of_entropy_bounds_the_logit_gradient() -> None:
+    """E‖∂ce/∂z‖² = 1 − Σp² ≤ H when the gold token is drawn from the prediction."""
+    logits = (3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    p = logits.detach().softmax(-1)
+    size = torch.zeros(6)
+    for gold in range(5):
+        (gradient,) = torch.autograd.grad(token_cross_entropy(logits, torch.full((6,), gold)).sum(), logits)
+        size += p[:, gold] * gradient.square().sum(-1)
+    assert torch.allclose(size, 1 - p.square().sum(-1), atol=1e-6)
+    assert (size <= read_tokens(logits.detach(), torch.zeros(6, dtype=torch.long)).entropy).all()

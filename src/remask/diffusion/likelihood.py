@@ -141,7 +141,7 @@ def elbo(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask
 
 
 def elbo_coupled(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Mean over draws of a mask's value and its complement's (`elbo_coupled_views`): unbiased, of lower variance."""
+    """Mean over draws of a mask's value and its complement's (`elbo_coupled_views`): unbiased."""
     return estimate(model, batch, [elbo_coupled_views(batch, draw, mask_id) for draw in noise])
 
 

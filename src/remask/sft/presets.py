@@ -15,7 +15,7 @@ GIFT = Objective(rate="importance", signal="entropy", transform="sqrt", weight="
 PRESETS: dict[str, Objective] = {
     "sft": Objective(),  # LLaDA, 2502.09992
     "gift": GIFT,  # GIFT = WeFT, 2509.20863
-    "gift-elbo": replace(GIFT, normaliser="response"),  # the unbiased form of its Theorem 1
+    "gift-elbo": replace(GIFT, normaliser="response"),  # unbiased: every token has the expected weight 1
     "gift-raw": replace(GIFT, transform="identity"),
     "gift-log": replace(GIFT, transform="log1p"),
     "gift-cbrt": replace(GIFT, transform="cbrt"),
