@@ -91,9 +91,27 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole(
         return metrics(run_sft(config, quiet=True).folder)
 
     whole, parts = train("whole", 0), train("parts", 40)
-    for key in ("loss", "grad_norm_mean", "eval_nll", "masked_fraction", "rate_mean"):
+    for key in ("loss", "grad_norm_mean", "eval_nll", "masked_fraction", "rate_mean", "effective_tokens"):
         assert [r[key] for r in parts if key in r] == pytest.approx([r[key] for r in whole if key in r], rel=1e-3)
     assert max(r["padding"] for r in parts if "padding" in r) < max(r["padding"] for r in whole if "padding" in r)
+
+
+def test_effective_tokens_are_all_where_all_weigh_the_same(
+    make_config: MakeConfig, tmp_path: Path, metrics: Metrics
+) -> None:
+    """A row alone has one t under sft: every masked token weighs 1/t. Under gift the rates differ."""
+
+    def logged(objective: str) -> list[float]:
+        config = make_config(
+            {"per_device_train_batch_size": 1}, output_dir=str(tmp_path / objective), objective=objective, max_steps=6
+        )
+        return [r["effective_tokens"] for r in metrics(run_sft(config, quiet=True).folder) if "effective_tokens" in r]
+
+    plain, rated = logged("sft"), logged("gift")
+    assert plain == pytest.approx([1.0] * len(plain))
+    assert rated
+    assert all(0 < share <= 1 for share in rated)
+    assert min(rated) < 0.999
 
 
 def test_gift_with_constant_beta_is_sft_bit_for_bit(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:

@@ -59,6 +59,15 @@ SFT = (
         "Mean over each logging window (line), up to the window's maximum (band), before clipping.",
         figures.mean_to_max,
     ),
+    Curve(
+        "effective-tokens",
+        "effective_tokens",
+        "Effective tokens of a step",
+        "(Σw)²/Σw² of the weights that a step's masked tokens have, as a share of these tokens: 1 where all weigh the "
+        "same. A step of few effective tokens is a noisy one.",
+        figures.trend,
+        label="Effective share of the masked tokens",
+    ),
 )
 
 RL = (

@@ -88,6 +88,7 @@ SFT = (
     Column("held-out nll,\nlast", lambda run: number(last(run, "eval_nll"), 3)),
     GRADIENT,
     Column("masked,\nmean", lambda run: in_percent(mean(run, "masked_fraction"))),
+    Column("effective\ntokens", lambda run: in_percent(mean(run, "effective_tokens"))),
     SPEED,
     Column("probe's share\nof step time", lambda run: in_percent(mean(run, "share_probe"))),
     TIME,

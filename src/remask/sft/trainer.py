@@ -31,6 +31,7 @@ from remask.diffusion.objective import (
     read_importance,
     row_losses,
     scored_positions,
+    token_weights,
 )
 from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
@@ -40,6 +41,8 @@ from remask.training.window import Window
 
 LEAST_TOKENS = {True: 512, False: 4096}
 """Tokens (on a CPU or not) below which a part of a batch is not worth a forward pass of its own."""
+WEIGHING = ("scored", "weight", "weight_squared")
+"""Sums over a step's scored tokens; (Σw)²/Σw² of them is the effective sample size."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,9 @@ class SftTrainer(Trainer):
         objective = objective or self.objective
         gain = expected_weights(objective, canvas, corrupted)
         ce = token_losses(self.predict(model), corrupted.ids, canvas.attended, where, canvas.ids, gain)
+        weights = token_weights(objective, canvas, corrupted, ce, prepared.ce_reference).double()
+        sums = (len(weights), weights.sum().item(), weights.square().sum().item())
+        prepared.statistics.update(zip(WEIGHING, sums, strict=True))
         return row_losses(objective, canvas, corrupted, ce, prepared.ce_reference)
 
     # ---- evaluation -------------------------------------------------------------------------------------------
@@ -288,6 +294,9 @@ class SftTrainer(Trainer):
             parts = [(s["response"], s[name]) for s in self._statistics if name in s]
             if parts:
                 step[name] = sum(size * value for size, value in parts) / max(1.0, sum(size for size, _ in parts))
+        scored, weight, squared = (sum(s[name] for s in self._statistics) for name in WEIGHING)
+        if squared:
+            step["effective_tokens"] = weight**2 / squared / scored
         self._statistics.clear()
         # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
         step["tokens"] *= self.args.world_size
