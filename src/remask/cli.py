@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
     "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
+    "profile": ("remask.commands.profile", "where the time and the memory of a fine-tuning step go"),
     "study": ("remask.commands.study", "a grid of trainings and evaluations, with tables and figures"),
     "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
 }
@@ -39,6 +40,7 @@ EXAMPLES = """examples:
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
+  remask profile --config recipes/tiny/gift.yaml --steps 8
   remask study recipes/studies/gift_vs_sft.yaml --processes 2
   remask report runs/*"""
 

@@ -35,7 +35,7 @@ from remask.config.rl import (
     RlConfig,
     RolloutConfig,
 )
-from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, SftConfig
+from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, SftConfig
 from remask.config.study import StudyConfig
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "PreferenceChoicesConfig",
     "PreferenceEngineConfig",
     "ProbeConfig",
+    "ProfileConfig",
     "Quantization",
     "ReferenceConfig",
     "RewardsConfig",
