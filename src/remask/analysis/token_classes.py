@@ -2,7 +2,8 @@
 
 A token is classed by the unit of text it lies in (a word, a number, a sign), not by its own characters, so the classes
 mean the same for a tokenizer of bytes as for one of words. Every token has exactly one lexical class (`LEXICAL`), that
-of the first character in it which is not white space, and any number of positional ones (`POSITIONAL`).
+of the first character in it which is not white space, and any number of positional ones (`POSITIONAL`). A tokenizer
+that does not keep its text (WordPiece, which puts blanks around every sign) shows no tags and no answer.
 """
 
 from __future__ import annotations

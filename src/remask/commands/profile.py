@@ -12,7 +12,7 @@ from remask.config import ProfileConfig
 
 EXAMPLES = """Examples:
   remask profile --config recipes/tiny/gift.yaml --steps 8
-  remask profile --model runs/x --objective gift --data my.jsonl --trainer.bf16 True
+  remask profile --model runs/x --objective gift --data my.jsonl --trainer.bf16
   remask profile --config recipes/tiny/sft.yaml --json profile.json
 
 It takes the options of remask sft. Nothing is saved but the figures."""
