@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "estimators": ("remask.commands.estimators", "bias, variance and cost of ELBO estimators and of SFT gradients"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
     "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
+    "profile": ("remask.commands.profile", "where the time and the memory of a fine-tuning step go"),
     "study": ("remask.commands.study", "a grid of trainings and evaluations, with tables and figures"),
     "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
 }
@@ -41,6 +42,7 @@ EXAMPLES = """examples:
   remask generate --model runs/x "countdown 4 5 9 -> 9"
   remask estimators --model runs/gift --data my.jsonl
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
+  remask profile --config recipes/tiny/gift.yaml --steps 8
   remask study recipes/studies/gift_vs_sft.yaml --processes 2
   remask report runs/*"""
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from remask import generate, load
+from remask.analysis.profile import profile
 from remask.config import (
     CanvasConfig,
     DecodingConfig,
     HeldOutConfig,
     LoraConfig,
     PolicyEngineConfig,
+    ProfileConfig,
     ReferenceConfig,
     RlConfig,
     RolloutConfig,
@@ -51,6 +53,15 @@ def test_a_run_on_cuda_finishes_and_loads(config: SftConfig, bf16: bool) -> None
     assert outcome.finished
     model, _ = load(outcome.folder, device="cuda")
     assert next(model.parameters()).is_cuda
+
+
+def test_a_profile_on_cuda_adds_up_and_weighs_its_parts(config: SftConfig) -> None:
+    settings = {f.name: getattr(config, f.name) for f in fields(SftConfig)}
+    record = profile(ProfileConfig(**settings, steps=3))
+    for step in record["steps"]:
+        assert sum(step["parts"].values()) == pytest.approx(step["seconds"], rel=1e-6)
+    assert record["peak_bytes"]["backward"] >= record["bytes"]["gradients"] > 0
+    assert record["hardware"]["gpu"]
 
 
 def test_lora_and_gradient_checkpointing_on_cuda(config: SftConfig) -> None:

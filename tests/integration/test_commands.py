@@ -134,6 +134,37 @@ def test_inspect_colours_writes_json_and_html(
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_inspect_classes_the_tokens(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--json", str(tmp_path / "i.json"), "--html", str(tmp_path / "i.html"), "--classes"]
+    assert main(["inspect", "--model", str(checkpoint), "--data", str(data), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "AUC of entropy" in printed
+    record = json.loads((tmp_path / "i.json").read_text())
+    assert len(record["examples"]) == record["classes"]["rows"] == 24
+    classes = {one["name"]: one for one in record["classes"]["classes"]}
+    assert set(classes) == {"word", "end", "step start"}
+    assert all(f"\n{name} " in printed for name in classes)
+    assert classes["end"]["tokens"] == classes["step start"]["tokens"] == 24
+    assert sum(one["tokens"] for one in classes.values()) - 24 == sum(len(e["tokens"]) for e in record["examples"])
+    page = (tmp_path / "i.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Which tokens are uncertain" in page
+
+
+def test_inspect_refuses_to_class_what_gives_no_interval(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c"}) + "\n")
+    flags = ["--model", str(checkpoint), "--data", str(tmp_path / "one.jsonl"), "--classes"]
+    assert main(["inspect", *flags, "--json", str(tmp_path / "i.json")]) == 2
+    assert main(["inspect", *flags, "--rows", "1"]) == 2
+    assert main(["inspect", *flags, "--html", str(tmp_path / "no" / "i.html")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 3
+    assert not (tmp_path / "i.json").exists()
+
+
 @pytest.mark.parametrize("objective", ["sft", "gift"])
 def test_the_tiny_recipes_say_what_the_tour_does(objective: str) -> None:
     recipe = load(SftConfig, Path(__file__).parents[2] / f"recipes/tiny/{objective}.yaml")

@@ -99,7 +99,9 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole(
 def test_effective_tokens_are_all_where_all_weigh_the_same(
     make_config: MakeConfig, tmp_path: Path, metrics: Metrics
 ) -> None:
-    """A row alone has one t under sft: every masked token weighs 1/t. Under gift the rates differ."""
+    """A row alone has one t under sft: every masked token weighs 1/t. CART weighs each
+    by what stands around it.
+    """
 
     def logged(objective: str) -> list[float]:
         config = make_config(
@@ -107,7 +109,7 @@ def test_effective_tokens_are_all_where_all_weigh_the_same(
         )
         return [r["effective_tokens"] for r in metrics(run_sft(config, quiet=True).folder) if "effective_tokens" in r]
 
-    plain, rated = logged("sft"), logged("gift")
+    plain, rated = logged("sft"), logged("cart")
     assert plain == pytest.approx([1.0] * len(plain))
     assert rated
     assert all(0 < share <= 1 for share in rated)

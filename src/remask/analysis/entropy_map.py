@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of, noise_of
-from remask.diffusion.corruption import importance_rate, uniform_rate
+from remask.diffusion.corruption import Canvas, importance_rate, uniform_rate
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.likelihood import predict_with
+from remask.diffusion.noise import Noise
 from remask.diffusion.objective import Objective, read_importance
+
+
+def without_fill(rows: Sequence[Row], eos_id: int) -> Collator:
+    """Each row as it is."""
+    return Collator(Fill("none"), eos_id, max(len(row) for row in rows), seed=0)
+
+
+def one_by_one(rows: Sequence[Row], collator: Collator, device: Any) -> Iterator[tuple[Canvas, Noise]]:
+    """Each row's canvas and noise."""
+    dataset = RowDataset(rows)
+    for i in range(len(rows)):
+        batch = {name: value.to(device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
+        yield canvas_of(batch), noise_of(batch)
 
 
 @torch.no_grad()
 def entropy_map(
-    model: Any, tokenizer: Any, rows: Sequence[Row], objective: Objective, *, mask_id: int, eos_id: int, time: float
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    objective: Objective,
+    *,
+    mask_id: int,
+    collator: Collator,
+    time: float,
 ) -> list[dict[str, Any]]:
     """For each row: its response tokens, their entropy (nats, whole response masked), β (None where the objective reads
     none), and p at `time`.
 
-    Rows are read one by one, without fill.
+    Rows are read one by one, with the collator's fill.
     """
-    collator = Collator(Fill("none"), eos_id, max(len(row) for row in rows), seed=0)
-    dataset = RowDataset(rows)
     examples = []
-    for i, row in enumerate(rows):
-        batch = {name: value.to(model.device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
-        canvas = canvas_of(batch)
+    for row, (canvas, noise) in zip(rows, one_by_one(rows, collator, model.device), strict=True):
         entropy = probe_signal(predict_with(model), canvas, mask_id, "entropy")
         signal = (
             entropy
             if objective.signal in ("entropy", "permuted_entropy")
             else probe_signal(predict_with(model), canvas, mask_id, objective.signal)
         )
-        found = read_importance(objective, canvas, noise_of(batch), signal)
+        found = read_importance(objective, canvas, noise, signal)
         t = torch.full((1,), time, device=model.device)
         rated = objective.rate == "importance"  # LIFT's masks have the rate t too
         rate = importance_rate(t, found.ratio, canvas.corruptible) if rated else uniform_rate(t, canvas.corruptible)
@@ -44,7 +61,7 @@ def entropy_map(
         examples.append(
             {
                 "prompt": tokenizer.decode(row.prompt),
-                "tokens": [tokenizer.decode([token]) for token in row.response],
+                "tokens": [tokenizer.decode([token]) for token in canvas.ids[where].tolist()],
                 "entropy": [round(v, 5) for v in entropy[where].tolist()],
                 "beta": [round(v, 5) for v in found.beta[where].tolist()] if objective.uses_importance else None,
                 "rate": [round(v, 5) for v in rate[where].tolist()],

@@ -14,51 +14,86 @@ from remask.errors import UserError
 EXAMPLES = """Examples:
   remask inspect
   remask inspect --model runs/x --data my.jsonl --rows 8 --html inspect.html
-  remask inspect --objective gift-raw --time 0.3 --json inspect.json"""
+  remask inspect --objective gift-raw --time 0.3 --json inspect.json
+  remask inspect --classes --data my.jsonl --rows 500 --html classes.html"""
+
+ROWS = {False: 4, True: 64}
+"""Looked at where nothing is said: without and with classes."""
 
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(InspectConfig, arguments, command="inspect", examples=EXAMPLES)
+    refuse_unwritable(config.html)
     record = inspect_examples(config)
-    show(record["examples"])
+    if config.classes:
+        from remask.commands.inspect_classes import show_classes
+
+        show_classes(record["classes"], objective=config.objective, time=config.time)
+    else:
+        show(record["examples"])
     if config.html:
         from remask.report.html import write_inspection
 
-        page = write_inspection(record["examples"], Path(config.html), model=config.model, objective=config.objective)
+        page = write_inspection(record, Path(config.html))
         print(f"written to {page}")
     return 0
 
 
 def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     """Read the entropy map as the config says and write the record where it says."""
-    from remask.analysis.entropy_map import entropy_map
-    from remask.data.canvas import build_rows
-    from remask.data.sources import load_examples
+    from remask.analysis.entropy_map import entropy_map, without_fill
+    from remask.data.canvas import Fill
+    from remask.data.collate import Collator
     from remask.files import write_atomically
     from remask.models.facts import facts
     from remask.sft.presets import resolve
-    from remask.tasks.generated import generated_examples, is_generated
 
     if not 0 < config.time <= 1:
         raise UserError(f"time = {config.time}", mend="it lies in (0, 1]")
-    if config.rows < 1:
+    if config.rows is not None and config.rows < 1:
         raise UserError(f"rows = {config.rows}", mend="it is 1 or more")
+    if config.classes and config.rows == 1:
+        raise UserError("rows = 1: intervals come from how rows differ", mend="with classes it is 2 or more")
     refuse_unwritable(config.json)
     objective = resolve(config.objective)
     model, tokenizer = load_named(config)
     known = facts(model, tokenizer)
-    if is_generated(config.data):
-        examples = generated_examples(config.data, split="validation", prompt_style=known.prompt_style)
+    rows = read_rows(config, tokenizer, known.prompt_style)
+    if config.classes:  # entropies as in training: with the fill
+        collator = Collator(Fill.parse(known.fill), known.eos_ids[0], config.max_length, seed=0)
     else:
-        examples = load_examples(config.data).examples
-    rows = build_rows(examples[: config.rows], tokenizer, max_length=config.max_length, over_long="error").rows
-    found = entropy_map(
-        model, tokenizer, rows, objective, mask_id=known.mask_id, eos_id=known.eos_ids[0], time=config.time
-    )
-    record = {"kind": "remask.inspect", "model": config.model, "objective": config.objective, "examples": found}
+        collator = without_fill(rows, known.eos_ids[0])
+    found = entropy_map(model, tokenizer, rows, objective, mask_id=known.mask_id, collator=collator, time=config.time)
+    record: dict[str, Any] = {"kind": "remask.inspect", "model": config.model, "objective": config.objective}
+    record["examples"] = found
+    if config.classes:
+        from remask.analysis.entropy_classes import entropy_classes
+        from remask.analysis.token_classes import classes_of
+        from remask.analysis.token_errors import token_errors
+
+        errors = token_errors(model, rows, mask_id=known.mask_id, collator=collator)
+        for row, example, wrong in zip(rows, found, errors, strict=True):
+            fill = len(example["tokens"]) - len(row.response)
+            example |= {**wrong, "classes": classes_of(tokenizer, row.response, fill=fill)}
+        record["classes"] = entropy_classes(found)
     if config.json:
         write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
     return record
+
+
+def read_rows(config: InspectConfig, tokenizer: Any, prompt_style: str) -> list[Any]:
+    """The rows to look at, tokenised."""
+    from remask.data.canvas import build_rows
+    from remask.data.sources import load_examples
+    from remask.tasks.generated import generated_examples, is_generated
+
+    count = config.rows or ROWS[config.classes]
+    data = config.data or f"generated:sudoku+countdown:{count}"
+    if is_generated(data):
+        examples = generated_examples(data, split="validation", prompt_style=prompt_style)
+    else:
+        examples = load_examples(data).examples
+    return build_rows(examples[:count], tokenizer, max_length=config.max_length, over_long="error").rows
 
 
 def show(examples: Sequence[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ from remask.config.rl import (
     RlConfig,
     RolloutConfig,
 )
-from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, SftConfig
+from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, SftConfig
 from remask.config.study import StudyConfig
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "PreferenceChoicesConfig",
     "PreferenceEngineConfig",
     "ProbeConfig",
+    "ProfileConfig",
     "Quantization",
     "ReferenceConfig",
     "RewardsConfig",

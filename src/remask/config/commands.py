@@ -102,10 +102,12 @@ class InspectConfig:
 
     model: str = "tiny"
     adapter: str | None = None
-    data: str = "generated:sudoku+countdown:4"
-    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
-    rows: int = 4
-    """How many rows to look at."""
+    data: str | None = None
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""
+    rows: int | None = None
+    """How many rows to look at (default: 4, or 64 with classes)."""
+    classes: bool = False
+    """Which kinds of tokens have high entropy, and whether entropy tells what the model gets wrong, over all rows."""
     objective: str = "gift"
     """Whose β and masking rate to show."""
     time: float = 0.5

@@ -103,3 +103,18 @@ class SftConfig:
     canvas: CanvasConfig = field(default_factory=CanvasConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class ProfileConfig(SftConfig):
+    """Where the time and the memory of a fine-tuning step go: real steps of the run that the other options describe.
+
+    Nothing is kept: output_dir, resume, overwrite, eval_data, max_steps and what is saved or reported have no effect.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: int = 8
+    """How many steps to time, after two that warm up; one more is looked at for memory."""
+    json: str | None = None
+    """Where to write the figures for machines."""

@@ -121,7 +121,7 @@ def cluster_interval(
         return wilson(int(first) * n, n, level) if first in (0.0, 1.0) else Interval(first, first, first, n)
     mean = float(matrix.mean())
     draws = _bootstrap([matrix], np.random.default_rng(seed), resamples)[:, 0]
-    low, high = _percentiles(_scaled(draws, mean, [matrix]), level)
+    low, high = percentiles(_scaled(draws, mean, [matrix]), level)
     # A mean never leaves the scores' range; the stretch may, by a hair.
     return Interval(mean, max(low, float(matrix.min())), min(high, float(matrix.max())), n)
 
@@ -165,7 +165,7 @@ def paired_difference(
     arms = [left - right] if paired_seeds else [left, -right]
     mean = float(sum(arm.mean() for arm in arms))
     draws = _scaled(_bootstrap(arms, np.random.default_rng(seed), resamples).sum(axis=1), mean, arms)
-    low, high = _percentiles(draws, level)
+    low, high = percentiles(draws, level)
     # A resample that equals the observed difference up to rounding is as extreme as it, and counts.
     extreme = int((np.abs(draws - mean) >= abs(mean) - 1e-12).sum())
     p_value = (1 + extreme) / (1 + resamples)
@@ -209,10 +209,10 @@ def _bootstrap(arms: Sequence[Scores], rng: np.random.Generator, resamples: int)
     for begin in range(0, resamples, step := max(1, CHUNK // P)):
         block = slice(begin, min(begin + step, resamples))
         size = block.stop - begin
-        columns = _weights(rng, size, P)
+        columns = resampled(rng, size, P)
         for k, arm in enumerate(arms):
             by_seed = columns @ arm.T  # [size, S]: each seed's mean over the drawn problems
-            means[block, k] = (by_seed * _weights(rng, size, arm.shape[0])).sum(axis=1)
+            means[block, k] = (by_seed * resampled(rng, size, arm.shape[0])).sum(axis=1)
     return means
 
 
@@ -243,7 +243,7 @@ def _variance(arms: Sequence[Scores]) -> float:
     return total
 
 
-def _weights(rng: np.random.Generator, resamples: int, k: int) -> Scores:
+def resampled(rng: np.random.Generator, resamples: int, k: int) -> Scores:
     """Shares [resamples, k] that each of k units gets when k−1 are drawn with replacement; rows sum to 1."""
     if k == 1:
         return np.ones((resamples, 1))
@@ -253,7 +253,7 @@ def _weights(rng: np.random.Generator, resamples: int, k: int) -> Scores:
     return counts.reshape(resamples, k) / (k - 1)
 
 
-def _percentiles(draws: Scores, level: float) -> tuple[float, float]:
+def percentiles(draws: Scores, level: float) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 

@@ -16,6 +16,7 @@ from remask.report import figures
 from remask.report.results import LEVEL, benchmark, comparable_groups, completions, tally
 from remask.report.runs import Run, load_run, parse_examples
 from remask.report.samples import samples
+from remask.report.token_classes import class_section
 from remask.report.tokens import heat_maps, strips
 from remask.report.training import SFT, kind_of, training_sections
 from remask.report.words import duration, method_order, pairs, plural
@@ -64,15 +65,19 @@ def _write(output: Path, page: str) -> Path:
     return output
 
 
-def write_inspection(examples: Sequence[dict[str, Any]], output: Path, *, model: str, objective: str) -> Path:
-    """Write one HTML page of inspected examples (see `remask inspect`) and return its path."""
+def write_inspection(record: dict[str, Any], output: Path) -> Path:
+    """Write one HTML page of what `remask inspect` found and return its path."""
+    model, objective, examples = record["model"], record["objective"], record["examples"]
     run = Run(Path(model), objective, None, "inspected", {"model": model}, "", [], [], parse_examples(examples), [])
-    page = render([run], [], f"{objective} on {model}")
+    classes = class_section(record.get("classes"), objective, examples[0]["time"])
+    page = render([run], [], f"{objective} on {model}", classes=classes)
     return _write(output, page)
 
 
-def render(runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str) -> str:
-    """The page as text."""
+def render(
+    runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str, *, classes: dict[str, Any] | None = None
+) -> str:
+    """The page as text; `classes` is what `class_section` makes of an inspection."""
     methods = method_order(runs, evaluations)
     runs = sorted(runs, key=lambda run: (methods.index(run.method), run.seed if isinstance(run.seed, int) else -1))
     # The starting model is grey; every trained method has a colour of its own, the same all over the page.
@@ -113,6 +118,7 @@ def render(runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str) -
         same_facts=len(benchmarks) > 1 and all(b["facts"] == benchmarks[0]["facts"] for b in benchmarks),
         comparisons=sum(len(b["differences"]) for b in benchmarks),
         training=training,
+        classes=classes,
         heat=heat,
         strips=unmasking,
         rollouts=rollouts,

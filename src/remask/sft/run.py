@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
@@ -58,7 +58,7 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
         refuse_another_config(config, folder, free=FREE_ON_RESUME)
     if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
         return already_finished(folder)
-    trainer, tokenizer, train = _build(config, folder, objective)
+    trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
 
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
@@ -120,8 +120,11 @@ def _described(config: SftConfig, objective: Objective, rows: Rows[Row]) -> dict
     }
 
 
-def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTrainer, Any, Rows[Row]]:
-    """Model, rows and trainer, from what the config names. Writes nothing."""
+T = TypeVar("T", bound=SftTrainer)
+
+
+def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) -> tuple[T, Any, Rows[Row]]:
+    """Trainer (of this `kind`), tokenizer and rows, from what the config names. Writes nothing."""
     t = config.trainer
     if t.eval_steps and not config.eval_data:
         print("trainer.eval_steps has no effect without eval_data", file=sys.stderr)
@@ -151,7 +154,7 @@ def _build(config: SftConfig, folder: Path, objective: Objective) -> tuple[SftTr
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     collator = Collator(fill, known.eos_ids[0], config.canvas.max_length, config.seed)
     try:
-        trainer = SftTrainer(
+        trainer = kind(
             model,
             args,
             objective=objective,

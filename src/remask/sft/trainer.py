@@ -221,9 +221,13 @@ class SftTrainer(Trainer):
             loss = rows.sum() / total * self.args.world_size
             if part is not parts[-1]:
                 with no_sync(self, model):
-                    self.accelerator.backward(loss)
+                    self.backward(loss)
                 before += loss.detach()
         return loss + before
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part's loss to the weights'."""
+        self.accelerator.backward(loss)
 
     def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
         """Each row's part of the numerator [B]."""
