@@ -116,7 +116,7 @@ def test_clipping_by_hand() -> None:
 
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3", "none"])
 @pytest.mark.parametrize("normaliser", ["sequences", "tokens"])
-def test_token_and_sequence_level_coincide_for_answers_of_one_token(kl: str, normaliser: str) -> None:
+def test_levels_coincide_for_answers_of_one_token(kl: str, normaliser: str) -> None:
     new, scored = likelihood([-0.5], [-1.5], [-2.0])
     old, _ = likelihood([-0.75], [-1.0], [-2.5])
     reference, _ = likelihood([-1.0], [-1.25], [-1.5])
@@ -129,9 +129,10 @@ def test_token_and_sequence_level_coincide_for_answers_of_one_token(kl: str, nor
             reference,
             scored,
         ).row
-        for level in ("token", "sequence")
+        for level in ("token", "sequence", "whole")
     ]
     assert rows[0].tolist() == pytest.approx(rows[1].tolist())
+    assert rows[0].tolist() == pytest.approx(rows[2].tolist())
 
 
 def of_tokens(token: Tensor) -> Likelihood:
@@ -142,12 +143,13 @@ def test_an_answers_ratio_is_the_geometric_mean_of_its_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     new, old = (of_tokens(-torch.rand(3, 5, generator=generator)) for _ in range(2))
     scored, advantage = torch.ones(3, 5, dtype=torch.bool), torch.ones(3)
-    whole, each = (
+    mean, product, each = (
         policy_terms(PolicyObjective(level=level, kl="none"), advantage, new, old, None, scored).ratio  # type: ignore[arg-type]
-        for level in ("sequence", "token")
+        for level in ("sequence", "whole", "token")
     )
-    assert torch.allclose(whole, each.reshape(3, 5).log().mean(-1).exp())
-    assert (whole < each.reshape(3, 5).mean(-1)).all()
+    assert torch.allclose(mean, each.reshape(3, 5).log().mean(-1).exp())
+    assert (mean < each.reshape(3, 5).mean(-1)).all()
+    assert torch.allclose(product, each.reshape(3, 5).prod(-1))
 
 
 @pytest.mark.parametrize(("moved", "same"), [(0.0, True), (0.1, False)])

@@ -25,8 +25,8 @@ class PolicyChoicesConfig:
     """Share of the prompt's tokens masked by mean_field."""
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
-    level: Literal["token", "sequence", "none"] | None = None
-    """A ratio per token, per answer (length-normalised), or none: weighted likelihood."""
+    level: Literal["token", "sequence", "whole", "none"] | None = None
+    """A ratio per token, per answer (sequence: length-normalised; whole: not), or none: weighted likelihood."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None

@@ -4,8 +4,9 @@ A method is a preset of the choices (`rl.presets`). What is minimised is
 
     (1/N) Σ_rows [ −min(ρ·A, clip(ρ, 1 − ε_low, 1 + ε_high)·A) + β·KL ]
 
-with ρ per token (the bracket is the answer's mean) or per answer; at level none −A·ℓ stands in place of the ratio's
-term. Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
+with ρ per token (the bracket is the answer's mean) or per answer: `sequence` is exp((ℓ − ℓ_old)/n), the geometric mean
+of its tokens' ratios, `whole` exp(ℓ − ℓ_old), their product. At level none −A·ℓ stands in place of the ratio's term.
+Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
 
 Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the scored tokens of a row.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from remask.diffusion.likelihood import Likelihood, LikelihoodName
 from remask.rl.advantage import AdvantageName
 
-Level = Literal["token", "sequence", "none"]
+Level = Literal["token", "sequence", "whole", "none"]
 KlName = Literal["k1", "k2", "k3", "none"]
 Scope = Literal["canvas", "until_eos"]
 Normaliser = Literal["sequences", "tokens", "groups"]
@@ -103,8 +104,9 @@ def policy_terms(
     if objective.level == "token":
         log_ratio = current.token - (current.token.detach() if old is None else old.token)
         surrogate = _per_row(_surrogate(objective, log_ratio, advantage[:, None]), scored)
-    elif objective.level == "sequence":
-        log_ratio = (current.sequence - (current.sequence.detach() if old is None else old.sequence)) / n
+    elif objective.level in ("sequence", "whole"):
+        log_ratio = current.sequence - (current.sequence.detach() if old is None else old.sequence)
+        log_ratio = log_ratio / n if objective.level == "sequence" else log_ratio
         surrogate = _surrogate(objective, log_ratio, advantage)
     else:
         log_ratio = torch.zeros_like(current.sequence)
