@@ -175,6 +175,7 @@ def test_every_kind_has_its_own_section_and_figures(mixed: str) -> None:
         "Training loss",
         "Held-out nll, nats per token",
         "Gradient norm",
+        "Effective tokens of a step",
         "Masked share by token entropy",
     ]
     assert figure_names(section(mixed, "preference")) == [
