@@ -20,8 +20,15 @@ from remask.report.tokens import glyph, strip_rows
 NASTY = "<script>alert('x')</script> & <b>"
 
 
-def evaluation(arm: str, seed: int | None, right: float, *, problems: int = 60, **change: Any) -> dict[str, Any]:
-    """An evaluation whose first share `right` of problems is answered correctly."""
+def confidence(place: int) -> dict[str, Any]:
+    level = {"tokens": 4, "mean": 0.99 - place / 100, "least": 0.9 - place / 100}
+    return {"text": level, "answer": level if place % 2 else None}
+
+
+def evaluation(
+    arm: str, seed: int | None, right: float, *, problems: int = 60, sure: bool = False, **change: Any
+) -> dict[str, Any]:
+    """An evaluation whose first share `right` of problems is answered correctly; `sure`: with falling confidence."""
     answers = [
         {
             "id": f"sudoku:{i}",
@@ -33,6 +40,7 @@ def evaluation(arm: str, seed: int | None, right: float, *, problems: int = 60, 
             "metrics": {"cells": 1.0 if i < right * problems else 0.25 + 0.01 * (i % 7)},
             "answer": "1234",
             "tokens": 12,
+            **({"confidence": confidence(i)} if sure else {}),
         }
         for i in range(problems)
     ]
@@ -78,7 +86,8 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
     rows: list[dict[str, Any]] = []
     for step in range(10, 110, 10):
         norm = float(rng.random()) + 0.5
-        rows.append({"step": step, "loss": 3 / step, "grad_norm_mean": norm, "grad_norm_max": 2 * norm})
+        norms = {"grad_norm_mean": norm, "grad_norm_max": 2 * norm}
+        rows.append({"step": step, "loss": 3 / step, "effective_tokens": 1 / step, **norms})
         rows.append({"step": step, "eval_loss": 3 / step, "eval_nll": 2 / step})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     deciles = [{"low": i / 10, "high": (i + 1) / 10, "tokens": 100, "masked": 30 + 4 * i} for i in range(10)]
@@ -92,7 +101,7 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
         "time": 0.5,
     }
     (folder / "inspect.json").write_text(json.dumps({"kind": "remask.inspect", "examples": [example]}))
-    (folder / "eval.json").write_text(json.dumps(evaluation(method, seed, right)))
+    (folder / "eval.json").write_text(json.dumps(evaluation(method, seed, right, sure=True)))
     return folder
 
 
@@ -123,7 +132,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("report")
     runs = [run_dir(root, m, s, r) for m, r in (("sft", 0.4), ("gift", 0.7)) for s in (0, 1)]
     start = root / "start.json"
-    start.write_text(json.dumps(evaluation("start", None, 0.2)))
+    start.write_text(json.dumps(evaluation("start", None, 0.2, sure=True)))
     output = write_report(runs, root / "deep" / "report.html", title=f"Title {NASTY}", evaluations=[start])
     assert output == root / "deep" / "report.html"
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
@@ -154,11 +163,11 @@ def test_text_is_escaped(page: str) -> None:
 def test_every_arm_and_section_is_there(page: str) -> None:
     for arm in ("start", "sft", "gift"):
         assert f"</i>{arm}" in page
-    for section in ("results", "training", "entropy", "unmasking", "completions", "settings"):
+    for section in ("results", "training", "entropy", "calibration", "unmasking", "completions", "settings"):
         assert f'<section id="{section}">' in page
     assert '<section id="missing">' not in page
-    assert page.count("<svg ") == 4
-    assert page.count('role="img" aria-label') >= 4
+    assert page.count("<svg ") == 6
+    assert page.count('role="img" aria-label') >= 6
 
 
 def test_colours_follow_the_page(page: str) -> None:

@@ -13,6 +13,7 @@ import jinja2
 from remask.errors import UserError
 from remask.evaluation.compare import START, Evaluation, load_evaluation
 from remask.report import figures
+from remask.report.calibration import calibration_section
 from remask.report.results import LEVEL, benchmark, comparable_groups, completions, tally
 from remask.report.runs import Run, load_run, parse_examples
 from remask.report.samples import samples
@@ -91,6 +92,8 @@ def render(
     heat = heat_maps(runs)
     rollouts = samples(runs)
     unmasking = strips(evaluations)
+    confidence, unrecorded = calibration_section(groups, placeholders)
+    missing += unrecorded
     if not evaluations:
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
     elif not unmasking:
@@ -120,6 +123,7 @@ def render(
         training=training,
         classes=classes,
         heat=heat,
+        calibration=confidence,
         strips=unmasking,
         rollouts=rollouts,
         completions=[completions(group) for group in groups],
