@@ -92,6 +92,10 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     deciles = [{"low": i / 10, "high": (i + 1) / 10, "tokens": 100, "masked": 30 + 4 * i} for i in range(10)]
     (folder / "masking.json").write_text(json.dumps({"kind": "remask.masking", "deciles": deciles}))
+    counts = {"tokens": {"number": [8, 4], "answer": [2, 0]}, "before": {"number": [4, 3], "answer": [1, 0]}}
+    after = {"number": [6, 4], "answer": [2, 0]}
+    table = {"kind": "remask.class_accuracy", "held_out": True, **counts, "after": after}
+    (folder / "class_accuracy.json").write_text(json.dumps(table))
     example = {
         "prompt": f"question {NASTY}",
         "tokens": ["b", "\n", "<b>"],
@@ -163,11 +167,11 @@ def test_text_is_escaped(page: str) -> None:
 def test_every_arm_and_section_is_there(page: str) -> None:
     for arm in ("start", "sft", "gift"):
         assert f"</i>{arm}" in page
-    for section in ("results", "training", "entropy", "calibration", "unmasking", "completions", "settings"):
+    for section in ("results", "training", "learned", "entropy", "calibration", "unmasking", "completions", "settings"):
         assert f'<section id="{section}">' in page
     assert '<section id="missing">' not in page
-    assert page.count("<svg ") == 6
-    assert page.count('role="img" aria-label') >= 6
+    assert page.count("<svg ") == 7
+    assert page.count('role="img" aria-label') >= 7
 
 
 def test_colours_follow_the_page(page: str) -> None:
@@ -216,10 +220,16 @@ def test_many_arms_are_counted_at_the_top_and_folded_below(tmp_path: Path) -> No
 
 def test_missing_parts_are_left_out_and_named(tmp_path: Path) -> None:
     run = run_dir(tmp_path, "dft", 0, 0.5)
-    for name in ("masking.json", "inspect.json", "eval.json", "config.yaml", "metrics.jsonl"):
+    for name in ("masking.json", "class_accuracy.json", "inspect.json", "eval.json", "config.yaml", "metrics.jsonl"):
         (run / name).unlink()
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
-    for words in ("no evaluation", "no run holds an inspect.json", "no run holds a masking.json", "no run logged loss"):
+    for words in (
+        "no evaluation",
+        "no run holds an inspect.json",
+        "no run holds a masking.json",
+        "no run holds a class_acc",
+        "no run logged loss",
+    ):
         assert words in page
     assert "<svg" not in page
     assert '<section id="entropy">' not in page
@@ -272,6 +282,11 @@ def test_an_output_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> No
         ("metrics.jsonl", '{"step": 1}\nnot json\n'),
         ("metrics.jsonl", "[1]\n"),
         ("masking.json", '{"deciles": [{}]}'),
+        ("class_accuracy.json", '{"held_out": true, "tokens": {"word": [1]}, "before": null}'),
+        (
+            "class_accuracy.json",
+            '{"held_out": true, "tokens": {"word": [1]}, "before": null, "after": {"word": [1, 1]}}',
+        ),
         ("inspect.json", '{"examples": [{"tokens": ["a"], "entropy": []}]}'),
         ("inspect.json", '{"examples": [{"tokens": ["a"]}]}'),
         ("eval.json", '{"kind": "remask.evaluation"}'),

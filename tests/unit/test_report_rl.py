@@ -134,7 +134,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
         folder_of(root, "wd1", 0, rl_metrics(0, **NO_RATIO)),
         folder_of(root, "vrpo", 0, dpo_metrics(), training="dpo"),
     ]
-    (runs[1] / "eval.json").write_text(json.dumps(evaluation("espo", 0, 0.7)))
+    (runs[1] / "eval.json").write_text(json.dumps(evaluation("espo", 0, 0.7, sure=True)))
     return write_report(runs, root / "report.html").read_text(encoding="utf-8")
 
 
