@@ -18,6 +18,7 @@ from remask.report.runs import load_run
 from remask.report.tokens import glyph, strip_rows
 
 NASTY = "<script>alert('x')</script> & <b>"
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def confidence(place: int) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
 class Balance(HTMLParser):
     """Checks that every element that must be closed is, in order, and collects ids."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "hr"})
+    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +146,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_page_asks_nothing_of_the_network(page: str) -> None:
     assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
-    assert not re.findall(r"<(script|link|iframe|img)\b|@import|\bsrc=|url\((?!#)", page)
+    assert not re.findall(r"<(link|iframe|img)\b|@import|\bsrc=|url\((?!#)|<script\b(?!>)", page)
+    assert not re.findall(r"\bfetch\(|XMLHttpRequest|\bimport\b", "".join(SCRIPT.findall(page)))
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
@@ -158,7 +160,8 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
 
 
 def test_text_is_escaped(page: str) -> None:
-    assert "<script" not in page
+    assert len(SCRIPT.findall(page)) == page.count("<script") == 1  # the animation's own
+    assert "alert(" not in SCRIPT.findall(page)[0]
     assert "completion of gift &lt;script&gt;" in page
     assert "question &lt;script&gt;" in page
     assert "&lt;b&gt;</span>" in page  # a token of the heat map
@@ -328,6 +331,33 @@ def test_strip_cells_by_hand() -> None:
     assert [row["step"] for row in rows] == [1, 2]
     assert [[cell["state"] for cell in row["cells"]] for row in rows] == [["m", "n", "m"], ["n", "o", "m"]]
     assert rows[0]["cells"][1]["alpha"] == "1.00"
+
+
+def test_frames_of_the_animation_by_hand() -> None:
+    """Frames count the steps that revealed something; a cell that was filled has none."""
+    strip = strip_rows(
+        {"tokens": ["a", "bb", "c", "d"], "revealed_at": [7, 3, None, 7], "confidence": [0.5, 1.0, None, 0]}
+    )
+    assert strip["frames"] == 2
+    assert [cell["frame"] for cell in strip["cells"]] == [2, 1, None, 2]
+    assert [cell["alpha"] for cell in strip["cells"]] == ["0.50", "1.00", "0.50", "0.00"]
+    assert [cell["width"] for cell in strip["cells"]] == [1, 2, 1, 1]
+    assert [row["step"] for row in strip["rows"]] == [1, 2]
+
+
+def test_old_strips_without_confidence_are_shown() -> None:
+    strip = strip_rows({"tokens": ["a"], "revealed_at": [0]})
+    assert strip["cells"] == [{"frame": 1, "sure": None, "width": 1, "alpha": "0.50", "text": "a"}]
+
+
+def test_the_animation_can_be_worked_without_a_pointer_and_is_still_without_a_script(page: str) -> None:
+    section = page[page.index('<section id="unmasking">') :]
+    film = section[section.index("<figure") : section.index("</figure>")]
+    assert '<div class="controls" hidden><button type="button">Play</button>' in film
+    assert '<input type="range" min="0" max="3" value="3" aria-label="Step">' in film
+    assert film.count(" data-at=") == 3
+    assert 'title="step 1, confidence 0.90"' in film
+    assert "prefers-reduced-motion" in SCRIPT.findall(page)[0]
 
 
 def test_a_long_strip_shows_its_last_step() -> None:
