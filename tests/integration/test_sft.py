@@ -163,6 +163,18 @@ def test_right_tokens_are_counted_by_class_before_and_after(make_config: MakeCon
     assert held_out["before"] == trained["before"]
 
 
+def test_a_tokenizer_that_cannot_be_classed_is_passed_over(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def classes_of(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr("remask.sft.class_accuracy.classes_of", classes_of)
+    outcome = run_sft(make_config(max_steps=1), quiet=True)
+    assert outcome.finished
+    assert not (outcome.folder / "class_accuracy.json").exists()
+
+
 def test_lora_trains_only_adapters_and_loads_by_the_runs_folder(
     make_config: MakeConfig, checkpoint: Path, weights: Weights
 ) -> None:

@@ -61,7 +61,6 @@ def _row(found: Calibration) -> dict[str, Any]:
     excess = found.excess
     return {
         "answers": f"{found.answers:,}",
-        "right": percent(found.right),
         "claimed": percent(found.claimed),
         "excess": f"{signed(100 * excess.mean)} [{signed(100 * excess.low)}, {signed(100 * excess.high)}]",
         "error": f"{percent(found.error)} ({percent(found.chance)})",
