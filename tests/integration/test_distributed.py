@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,10 @@ def test_two_ranks_give_one_ranks_losses(
         alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
         assert len(alone) == len(together) > 0
         assert together == pytest.approx(alone, rel=1e-4)
+    # The first rank alone counts right tokens.
+    counts = [json.loads((tmp_path / name / "class_accuracy.json").read_text()) for name in ("one", "two")]
+    assert counts[0]["before"] == counts[1]["before"]
+    assert counts[1]["after"] is not None
 
 
 def test_launch_recipes_are_read() -> None:

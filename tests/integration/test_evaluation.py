@@ -252,6 +252,14 @@ def test_two_processes_answer_as_one(checkpoint: Path, tmp_path: Path, undisturb
     assert not list(tmp_path.glob("x.json.answers*"))
 
 
+def test_every_answer_keeps_its_confidence(undisturbed: dict[str, Any]) -> None:
+    for problems in undisturbed.values():
+        for problem in problems:
+            text = problem["confidence"]["text"]
+            assert 0 < text["tokens"] <= problem["tokens"]
+            assert 0 < text["least"] <= text["mean"] <= 1
+
+
 def test_several_processes_need_a_record(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--model", str(checkpoint), "--processes", "2"]) == 2
     assert "--json" in capsys.readouterr().err

@@ -144,6 +144,37 @@ def test_a_saved_run_loads_by_its_folder(make_config: MakeConfig, checkpoint: Pa
     assert sum(d["tokens"] for d in json.loads((outcome.folder / "masking.json").read_text())["deciles"]) > 0
 
 
+def test_right_tokens_are_counted_by_class_before_and_after(make_config: MakeConfig, data: Path) -> None:
+    def table(**keywords: Any) -> dict[str, Any]:
+        folder = run_sft(make_config(overwrite=True, **keywords), quiet=True).folder
+        return json.loads((folder / "class_accuracy.json").read_text())
+
+    trained = table()
+    assert not trained["held_out"]
+    assert sum(trained["tokens"]["word"]) == sum(3 + i % 7 for i in range(24))
+    assert trained["before"] != trained["after"]
+    for part in ("before", "after"):
+        for name, tokens in trained["tokens"].items():
+            assert len(tokens) == 24
+            assert all(right <= n for right, n in zip(trained[part][name], tokens, strict=True))
+    # The same rows on the same noise, whatever the method.
+    held_out = table(eval_data=str(data), objective="gift", seed=1)
+    assert held_out["held_out"]
+    assert held_out["before"] == trained["before"]
+
+
+def test_a_tokenizer_that_cannot_be_classed_is_passed_over(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def classes_of(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr("remask.sft.class_accuracy.classes_of", classes_of)
+    outcome = run_sft(make_config(max_steps=1), quiet=True)
+    assert outcome.finished
+    assert not (outcome.folder / "class_accuracy.json").exists()
+
+
 def test_lora_trains_only_adapters_and_loads_by_the_runs_folder(
     make_config: MakeConfig, checkpoint: Path, weights: Weights
 ) -> None:

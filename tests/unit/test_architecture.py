@@ -35,7 +35,7 @@ LOWER: dict[str, set[str]] = {
     "preference": BASE | {"diffusion", "models", "data", "tasks", "training", "rl"},
     "evaluation": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks"},
     "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks", "training", "sft", "evaluation"},
-    "report": BASE | {"tasks", "evaluation", "analysis"},
+    "report": BASE | {"data", "tasks", "evaluation", "analysis"},
 }
 """What each package may import, besides itself."""
 

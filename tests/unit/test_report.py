@@ -18,10 +18,18 @@ from remask.report.runs import load_run
 from remask.report.tokens import glyph, strip_rows
 
 NASTY = "<script>alert('x')</script> & <b>"
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def evaluation(arm: str, seed: int | None, right: float, *, problems: int = 60, **change: Any) -> dict[str, Any]:
-    """An evaluation whose first share `right` of problems is answered correctly."""
+def confidence(place: int) -> dict[str, Any]:
+    level = {"tokens": 4, "mean": 0.99 - place / 100, "least": 0.9 - place / 100}
+    return {"text": level, "answer": level if place % 2 else None}
+
+
+def evaluation(
+    arm: str, seed: int | None, right: float, *, problems: int = 60, sure: bool = False, **change: Any
+) -> dict[str, Any]:
+    """An evaluation whose first share `right` of problems is answered correctly; `sure`: with falling confidence."""
     answers = [
         {
             "id": f"sudoku:{i}",
@@ -33,6 +41,7 @@ def evaluation(arm: str, seed: int | None, right: float, *, problems: int = 60, 
             "metrics": {"cells": 1.0 if i < right * problems else 0.25 + 0.01 * (i % 7)},
             "answer": "1234",
             "tokens": 12,
+            **({"confidence": confidence(i)} if sure else {}),
         }
         for i in range(problems)
     ]
@@ -78,11 +87,16 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
     rows: list[dict[str, Any]] = []
     for step in range(10, 110, 10):
         norm = float(rng.random()) + 0.5
-        rows.append({"step": step, "loss": 3 / step, "grad_norm_mean": norm, "grad_norm_max": 2 * norm})
+        norms = {"grad_norm_mean": norm, "grad_norm_max": 2 * norm}
+        rows.append({"step": step, "loss": 3 / step, "effective_tokens": 1 / step, **norms})
         rows.append({"step": step, "eval_loss": 3 / step, "eval_nll": 2 / step})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     deciles = [{"low": i / 10, "high": (i + 1) / 10, "tokens": 100, "masked": 30 + 4 * i} for i in range(10)]
     (folder / "masking.json").write_text(json.dumps({"kind": "remask.masking", "deciles": deciles}))
+    counts = {"tokens": {"number": [8, 4], "answer": [2, 0]}, "before": {"number": [4, 3], "answer": [1, 0]}}
+    after = {"number": [6, 4], "answer": [2, 0]}
+    table = {"kind": "remask.class_accuracy", "held_out": True, **counts, "after": after}
+    (folder / "class_accuracy.json").write_text(json.dumps(table))
     example = {
         "prompt": f"question {NASTY}",
         "tokens": ["b", "\n", "<b>"],
@@ -92,14 +106,14 @@ def run_dir(root: Path, method: str, seed: int, right: float) -> Path:
         "time": 0.5,
     }
     (folder / "inspect.json").write_text(json.dumps({"kind": "remask.inspect", "examples": [example]}))
-    (folder / "eval.json").write_text(json.dumps(evaluation(method, seed, right)))
+    (folder / "eval.json").write_text(json.dumps(evaluation(method, seed, right, sure=True)))
     return folder
 
 
 class Balance(HTMLParser):
     """Checks that every element that must be closed is, in order, and collects ids."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "hr"})
+    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +137,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("report")
     runs = [run_dir(root, m, s, r) for m, r in (("sft", 0.4), ("gift", 0.7)) for s in (0, 1)]
     start = root / "start.json"
-    start.write_text(json.dumps(evaluation("start", None, 0.2)))
+    start.write_text(json.dumps(evaluation("start", None, 0.2, sure=True)))
     output = write_report(runs, root / "deep" / "report.html", title=f"Title {NASTY}", evaluations=[start])
     assert output == root / "deep" / "report.html"
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
@@ -132,7 +146,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_page_asks_nothing_of_the_network(page: str) -> None:
     assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
-    assert not re.findall(r"<(script|link|iframe|img)\b|@import|\bsrc=|url\((?!#)", page)
+    assert not re.findall(r"<(link|iframe|img)\b|@import|\bsrc=|url\((?!#)|<script\b(?!>)", page)
+    assert not re.findall(r"\bfetch\(|XMLHttpRequest|\bimport\b", "".join(SCRIPT.findall(page)))
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
@@ -145,7 +160,8 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
 
 
 def test_text_is_escaped(page: str) -> None:
-    assert "<script" not in page
+    assert len(SCRIPT.findall(page)) == page.count("<script") == 1  # the animation's own
+    assert "alert(" not in SCRIPT.findall(page)[0]
     assert "completion of gift &lt;script&gt;" in page
     assert "question &lt;script&gt;" in page
     assert "&lt;b&gt;</span>" in page  # a token of the heat map
@@ -154,11 +170,11 @@ def test_text_is_escaped(page: str) -> None:
 def test_every_arm_and_section_is_there(page: str) -> None:
     for arm in ("start", "sft", "gift"):
         assert f"</i>{arm}" in page
-    for section in ("results", "training", "entropy", "unmasking", "completions", "settings"):
+    for section in ("results", "training", "learned", "entropy", "calibration", "unmasking", "completions", "settings"):
         assert f'<section id="{section}">' in page
     assert '<section id="missing">' not in page
-    assert page.count("<svg ") == 4
-    assert page.count('role="img" aria-label') >= 4
+    assert page.count("<svg ") == 7
+    assert page.count('role="img" aria-label') >= 7
 
 
 def test_colours_follow_the_page(page: str) -> None:
@@ -207,10 +223,16 @@ def test_many_arms_are_counted_at_the_top_and_folded_below(tmp_path: Path) -> No
 
 def test_missing_parts_are_left_out_and_named(tmp_path: Path) -> None:
     run = run_dir(tmp_path, "dft", 0, 0.5)
-    for name in ("masking.json", "inspect.json", "eval.json", "config.yaml", "metrics.jsonl"):
+    for name in ("masking.json", "class_accuracy.json", "inspect.json", "eval.json", "config.yaml", "metrics.jsonl"):
         (run / name).unlink()
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
-    for words in ("no evaluation", "no run holds an inspect.json", "no run holds a masking.json", "no run logged loss"):
+    for words in (
+        "no evaluation",
+        "no run holds an inspect.json",
+        "no run holds a masking.json",
+        "no run holds a class_acc",
+        "no run logged loss",
+    ):
         assert words in page
     assert "<svg" not in page
     assert '<section id="entropy">' not in page
@@ -263,6 +285,11 @@ def test_an_output_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> No
         ("metrics.jsonl", '{"step": 1}\nnot json\n'),
         ("metrics.jsonl", "[1]\n"),
         ("masking.json", '{"deciles": [{}]}'),
+        ("class_accuracy.json", '{"held_out": true, "tokens": {"word": [1]}, "before": null}'),
+        (
+            "class_accuracy.json",
+            '{"held_out": true, "tokens": {"word": [1]}, "before": null, "after": {"word": [1, 1]}}',
+        ),
         ("inspect.json", '{"examples": [{"tokens": ["a"], "entropy": []}]}'),
         ("inspect.json", '{"examples": [{"tokens": ["a"]}]}'),
         ("eval.json", '{"kind": "remask.evaluation"}'),
@@ -304,6 +331,33 @@ def test_strip_cells_by_hand() -> None:
     assert [row["step"] for row in rows] == [1, 2]
     assert [[cell["state"] for cell in row["cells"]] for row in rows] == [["m", "n", "m"], ["n", "o", "m"]]
     assert rows[0]["cells"][1]["alpha"] == "1.00"
+
+
+def test_frames_of_the_animation_by_hand() -> None:
+    """Frames count the steps that revealed something; a cell that was filled has none."""
+    strip = strip_rows(
+        {"tokens": ["a", "bb", "c", "d"], "revealed_at": [7, 3, None, 7], "confidence": [0.5, 1.0, None, 0]}
+    )
+    assert strip["frames"] == 2
+    assert [cell["frame"] for cell in strip["cells"]] == [2, 1, None, 2]
+    assert [cell["alpha"] for cell in strip["cells"]] == ["0.50", "1.00", "0.50", "0.00"]
+    assert [cell["width"] for cell in strip["cells"]] == [1, 2, 1, 1]
+    assert [row["step"] for row in strip["rows"]] == [1, 2]
+
+
+def test_old_strips_without_confidence_are_shown() -> None:
+    strip = strip_rows({"tokens": ["a"], "revealed_at": [0]})
+    assert strip["cells"] == [{"frame": 1, "sure": None, "width": 1, "alpha": "0.50", "text": "a"}]
+
+
+def test_the_animation_can_be_worked_without_a_pointer_and_is_still_without_a_script(page: str) -> None:
+    section = page[page.index('<section id="unmasking">') :]
+    film = section[section.index("<figure") : section.index("</figure>")]
+    assert '<div class="controls" hidden><button type="button">Play</button>' in film
+    assert '<input type="range" min="0" max="3" value="3" aria-label="Step">' in film
+    assert film.count(" data-at=") == 3
+    assert 'title="step 1, confidence 0.90"' in film
+    assert "prefers-reduced-motion" in SCRIPT.findall(page)[0]
 
 
 def test_a_long_strip_shows_its_last_step() -> None:

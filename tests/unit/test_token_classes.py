@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from remask.analysis.token_classes import LEXICAL, POSITIONAL, classes_of, classify, spelled
+from remask.data.token_classes import LEXICAL, POSITIONAL, classes_of, classify, spelled
 
 TEXTS = ["so the total is 3.5 + a3 = 12", "wait, it's × 7\n<answer>(8-1)</answer>", "é well-known don't"]
 

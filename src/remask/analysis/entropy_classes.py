@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remask.analysis.token_classes import LEXICAL, POSITIONAL
+from remask.data.token_classes import LEXICAL, POSITIONAL
 from remask.errors import UserError
 from remask.evaluation.clusters import RowBootstrap
 from remask.evaluation.statistics import Interval

@@ -68,8 +68,8 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     record["examples"] = found
     if config.classes:
         from remask.analysis.entropy_classes import entropy_classes
-        from remask.analysis.token_classes import classes_of
         from remask.analysis.token_errors import token_errors
+        from remask.data.token_classes import classes_of
 
         errors = token_errors(model, rows, mask_id=known.mask_id, collator=collator)
         for row, example, wrong in zip(rows, found, errors, strict=True):

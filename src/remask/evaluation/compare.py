@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from remask.errors import UserError
+from remask.evaluation.calibration import Sureness
 from remask.evaluation.settings import same_decoding
 from remask.evaluation.statistics import (
     RESAMPLES,
@@ -48,6 +49,7 @@ class Answer:
     metrics: dict[str, float]
     answer: str | None
     tokens: int | None
+    confidence: Sureness | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def _answer(problem: Mapping[str, Any]) -> Answer:
         metrics={str(key): float(value) for key, value in (problem.get("metrics") or {}).items()},
         answer=None if answer is None else str(answer),
         tokens=None if tokens is None else int(tokens),
+        confidence=Sureness.parse(problem.get("confidence")),
     )
 
 

@@ -29,7 +29,9 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Written:
-    """One answer. `tokens` were revealed by the model; `ended` says that a stop token was among them."""
+    """One answer. `tokens` were revealed by the model; `ended` says that a stop token was among them; `confidence` is
+    a `calibration.Sureness`.
+    """
 
     task: str
     id: str
@@ -39,6 +41,7 @@ class Written:
     forwards: float
     seconds: float
     strip: dict[str, Any] | None = None
+    confidence: dict[str, Any] | None = None
 
     @property
     def key(self) -> Key:

@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
+from remask.evaluation.calibration import sureness
 from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
+from remask.models.facts import stop_token_ids
 from remask.progress import progress
 from remask.sampling.generate import Row, encode_prompts, generate_from_ids
 from remask.sampling.schedule import Decoding
@@ -137,6 +139,7 @@ def _answer(
 ) -> None:
     """Batches of like lengths, each written to the journal as soon as it is done."""
     order = sorted(items, key=lambda item: len(item.ids))
+    stops = stop_token_ids(model.config)
     with progress(label, len(order), enabled=bool(order) and not quiet) as tick:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -158,6 +161,7 @@ def _answer(
                         ended=row.ended,
                         **share,
                         strip=strip_of(tokenizer, item.prompt, row) if number == 0 else None,
+                        confidence=_sureness(tokenizer, row, stops),
                     )
                     for number, (item, text, row) in enumerate(
                         zip(batch, generated.texts, generated.history, strict=True), start
@@ -198,10 +202,17 @@ def _graded(benchmark: Benchmark, items: Sequence[Item], journal: Journal, prefi
                 "answer": grade.answer,
                 "tokens": answer.tokens,
                 "ended": answer.ended,
+                "confidence": answer.confidence,
             }
             for item, answer, grade in zip(items, answers, grades, strict=True)
         ],
     }
+
+
+def _sureness(tokenizer: PreTrainedTokenizerBase, row: Row, stops: Sequence[int]) -> dict[str, Any] | None:
+    """How sure the model was of an answer, for JSON."""
+    found = sureness(tokenizer, row.token_ids, row.revealed_at, row.confidence, stops)
+    return None if found is None else asdict(found)
 
 
 def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[str, Any]:

@@ -34,6 +34,14 @@ class Curve:
     besides: frozenset[str] = frozenset()
 
 
+GRADIENT_NORM = Curve(
+    "gradient-norm",
+    "grad_norm_mean",
+    "Gradient norm",
+    "Mean over each logging window (line), up to the window's maximum (band), before clipping.",
+    figures.mean_to_max,
+)
+
 SFT = (
     Curve(
         "train-loss",
@@ -52,13 +60,7 @@ SFT = (
         figures.points,
         label="Held-out negative log-likelihood",
     ),
-    Curve(
-        "gradient-norm",
-        "grad_norm_mean",
-        "Gradient norm",
-        "Mean over each logging window (line), up to the window's maximum (band), before clipping.",
-        figures.mean_to_max,
-    ),
+    GRADIENT_NORM,
     Curve(
         "effective-tokens",
         "effective_tokens",
@@ -177,7 +179,7 @@ RL = (
         figures.trend,
         aside=True,
     ),
-    replace(SFT[-1], slug="rl-gradient-norm"),
+    replace(GRADIENT_NORM, slug="rl-gradient-norm"),
 )
 
 PREFERENCE = (
@@ -202,7 +204,7 @@ PREFERENCE = (
         "How much more the policy than the reference favours the preferred answer, in mean; held-out pairs dashed.",
         rl_figures.train_and_held_out,
     ),
-    replace(SFT[-1], slug="preference-gradient-norm"),
+    replace(GRADIENT_NORM, slug="preference-gradient-norm"),
 )
 
 

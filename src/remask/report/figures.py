@@ -44,7 +44,7 @@ def series_colour(index: int) -> str:
     return f"#0103{index % SERIES:02x}"
 
 
-def panel(name: str, label: str, xlabel: str, draw: Draw) -> str:
+def panel(name: str, label: str, xlabel: str, draw: Draw, *, height: float = HEIGHT) -> str:
     """One axes as inline SVG. `name` prefixes its ids (they must be unique in a page); `label` is read out instead.
 
     The page's heading over the figure names the quantity, so the y axis has no title of its own.
@@ -75,7 +75,7 @@ def panel(name: str, label: str, xlabel: str, draw: Draw) -> str:
         "lines.solid_joinstyle": "round",
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.set_xlabel(xlabel)

@@ -13,6 +13,8 @@ import jinja2
 from remask.errors import UserError
 from remask.evaluation.compare import START, Evaluation, load_evaluation
 from remask.report import figures
+from remask.report.calibration import calibration_section
+from remask.report.class_accuracy import class_accuracy_section
 from remask.report.results import LEVEL, benchmark, comparable_groups, completions, tally
 from remask.report.runs import Run, load_run, parse_examples
 from remask.report.samples import samples
@@ -90,7 +92,10 @@ def render(
     training, missing = training_sections(runs, placeholders)
     heat = heat_maps(runs)
     rollouts = samples(runs)
+    learned = class_accuracy_section(runs, placeholders)
     unmasking = strips(evaluations)
+    confidence, unrecorded = calibration_section(groups, placeholders)
+    missing += unrecorded
     if not evaluations:
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
     elif not unmasking:
@@ -98,6 +103,8 @@ def render(
     kinds = {kind_of(run) for run in runs}
     if SFT in kinds and not heat:
         missing.append("Entropy over the text: no run holds an inspect.json.")
+    if SFT in kinds and not learned and not classes:
+        missing.append("Right tokens by class: no run holds a class_accuracy.json that was read to the end.")
     if "rl" in kinds and not rollouts:
         missing.append("Completions over training: no run holds a completions.jsonl.")
     environment = jinja2.Environment(
@@ -118,8 +125,10 @@ def render(
         same_facts=len(benchmarks) > 1 and all(b["facts"] == benchmarks[0]["facts"] for b in benchmarks),
         comparisons=sum(len(b["differences"]) for b in benchmarks),
         training=training,
+        learned=learned,
         classes=classes,
         heat=heat,
+        calibration=confidence,
         strips=unmasking,
         rollouts=rollouts,
         completions=[completions(group) for group in groups],

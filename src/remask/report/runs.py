@@ -22,6 +22,36 @@ class Decile:
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """Class → a number for each row: tokens, and how many of them the model got right before training and after it
+    (None: not read). `held_out`: the rows are not those trained on.
+    """
+
+    held_out: bool
+    tokens: dict[str, list[int]]
+    before: dict[str, list[int]] | None
+    after: dict[str, list[int]] | None
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.tokens.values()), []))
+
+    @classmethod
+    def parse(cls, data: Any) -> ClassCounts:
+        """Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
+
+        def counts(key: str) -> dict[str, list[int]]:
+            return {str(name): [int(n) for n in numbers] for name, numbers in data[key].items()}
+
+        before, after = (None if data[key] is None else counts(key) for key in ("before", "after"))
+        found = cls(bool(data["held_out"]), counts("tokens"), before, after)
+        tables = (found.tokens, *(table for table in (before, after) if table is not None))
+        if {len(numbers) for table in tables for numbers in table.values()} - {found.rows}:
+            raise ValueError("classes of different numbers of rows")
+        return found
+
+
+@dataclass(frozen=True)
 class Example:
     """One inspected response; `entropy` in nats, `beta` and `rate` (mask probability) per token where known."""
 
@@ -48,6 +78,7 @@ class Run:
     examples: list[Example]
     evaluations: list[Evaluation]
     rollouts: list[PromptGroup] = field(default_factory=list)
+    class_counts: ClassCounts | None = None
 
     @property
     def name(self) -> str:
@@ -94,6 +125,7 @@ def load_run(path: Path | str) -> Run:
         examples=_examples(path / "inspect.json"),
         evaluations=find_evaluations(path),
         rollouts=read_rollouts(path / "completions.jsonl"),
+        class_counts=_class_counts(path / "class_accuracy.json"),
     )
 
 
@@ -107,6 +139,15 @@ def _deciles(path: Path) -> list[Decile]:
         raise UserError(
             f"is not a masking table ({error!r})", where=str(path), mend="remove it or run again"
         ) from error
+
+
+def _class_counts(path: Path) -> ClassCounts | None:
+    if not path.is_file():
+        return None
+    try:
+        return ClassCounts.parse(read_json(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"is no class table ({error!r})", where=str(path), mend="remove it or run again") from error
 
 
 def _examples(path: Path) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,9 @@ def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
-    """Rows of cells: at most STRIP_ROWS of the steps, each cell masked, open, or newly opened since the row above."""
+    """rows: at most STRIP_ROWS of the steps, each cell masked, open, or newly opened since the row above. cells: the
+    whole canvas, each with the number of the frame (a step, from 1) that reveals it.
+    """
     tokens = [str(token) for token in data["tokens"]]
     revealed = [None if step is None else int(step) for step in data["revealed_at"]]
     confidence = [None if c is None else float(c) for c in data.get("confidence") or [None] * len(tokens)]
@@ -114,22 +117,44 @@ def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
     for step in picked:
         cells = []
         for i, shown in enumerate(glyphs):
-            at, sure = revealed[i], confidence[i]
-            width = min(CELL_CHARACTERS, max(1, len(shown["text"])))
+            at, sure, width = revealed[i], confidence[i], _width(shown)
             if at is None or at > step:
                 cells.append({"state": "m", "width": width, "text": "", "alpha": None})
             else:
                 new = at > previous
-                alpha = f"{max(0.0, min(1.0, 0.5 if sure is None else sure)):.2f}" if new else None
+                alpha = _alpha(sure) if new else None
                 state = "n" if new else "q" if shown["quiet"] else "o"
                 cells.append({"state": state, "width": width, "text": shown["text"], "alpha": alpha})
-        rows.append({"step": step, "cells": cells})
+        rows.append({"step": bisect_left(steps, step) + 1, "cells": cells})
         previous = step
     return {
         "prompt": str(data.get("prompt", "")),
         "rows": rows,
-        "steps": data.get("steps", steps[-1]),
+        "frames": len(steps),
+        "cells": [
+            _film_cell(shown, at, sure, steps) for shown, at, sure in zip(glyphs, revealed, confidence, strict=False)
+        ],
         "tokens": len(tokens),
         "cut": len(tokens) - len(glyphs),
         "every": len(steps) > count,
     }
+
+
+def _film_cell(shown: dict[str, Any], at: int | None, sure: float | None, steps: Sequence[int]) -> dict[str, Any]:
+    """A cell of the animation; frame None: it is never revealed."""
+    return {
+        "frame": None if at is None else bisect_left(steps, at) + 1,
+        "sure": None if sure is None else f"{sure:.2f}",
+        "width": _width(shown),
+        "alpha": _alpha(sure),
+        "text": shown["text"],
+    }
+
+
+def _width(shown: dict[str, Any]) -> int:
+    return min(CELL_CHARACTERS, max(1, len(shown["text"])))
+
+
+def _alpha(sure: float | None) -> str:
+    """How strong the colour of a confidence is; where none was kept, half."""
+    return f"{max(0.0, min(1.0, 0.5 if sure is None else sure)):.2f}"

@@ -20,6 +20,7 @@ from remask.diffusion.objective import Objective
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.models.facts import Facts
+from remask.sft.class_accuracy import ClassAccuracy
 from remask.sft.diagnostics import masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
@@ -59,12 +60,18 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
+    by_class = ClassAccuracy(trainer, tokenizer, folder)
 
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
         if trainer.is_world_process_zero() and checkpoint is None:
             write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
+            by_class.before()
         return [EpochCallback(trainer.sampler), *refresh]
+
+    def finish() -> dict[str, float]:
+        by_class.after()
+        return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
     return carry_out(
         config,
@@ -73,7 +80,7 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
         described=_described(config, objective, train),
         checkpoint=checkpoint,
         begin=begin,
-        finish=lambda: last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {},
+        finish=finish,
         label=label or config.objective,
         quiet=quiet,
         started=started,

@@ -144,6 +144,7 @@ WRITTEN = (
     "completions.jsonl",
     "run.json",
     "masking.json",
+    "class_accuracy.json",
     "inspect.json",
     "eval.json",
     "config.json",

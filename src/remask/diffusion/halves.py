@@ -1,0 +1,47 @@
+"""Every token of a response scored once, in the light of about half of the rest.
+
+Shapes: B batch, L length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from remask.diffusion.corruption import Canvas, apply_mask, exact_count_mask
+from remask.diffusion.predict import Network
+from remask.diffusion.token_loss import read_tokens
+
+
+@torch.no_grad()
+def score_in_halves(
+    network: Network, canvas: Canvas, u: Float[Tensor, "B L"], mask_id: int
+) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Whether the likeliest token is wrong, and −log p of the right one, with half of the response revealed.
+
+    Half: ⌊n/2⌋ of a row's n tokens, those with the smallest u, are masked and scored, then the others.
+    """
+    where = canvas.corruptible
+    half = exact_count_mask(u, where.sum(-1) // 2, where)
+    wrong, nll = score_masked(network, canvas, half, mask_id)
+    others = score_masked(network, canvas, where & ~half, mask_id)
+    return wrong | others[0], nll + others[1]
+
+
+@torch.no_grad()
+def score_masked(
+    network: Network, canvas: Canvas, mask: Bool[Tensor, "B L"], mask_id: int
+) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """The same where `mask` hides the tokens and the others are revealed; 0 where it does not."""
+    wrong, nll = torch.zeros_like(mask), torch.zeros(mask.shape, device=mask.device)
+    if not mask.any():
+        return wrong, nll
+    gold = canvas.ids[mask]
+
+    def look(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+        return logits.argmax(-1) != gold[part], read_tokens(logits, gold[part]).nll
+
+    hidden = apply_mask(canvas.ids, mask, mask_id)
+    wrong[mask], nll[mask] = network.call(hidden, canvas.attended, mask, look=look).seen
+    return wrong, nll

@@ -1,0 +1,99 @@
+"""What a run learned to predict: right tokens by class, with half of the response revealed, before and after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remask.data.canvas import Row
+from remask.data.collate import RowDataset, Visit, canvas_of, noise_of
+from remask.data.token_classes import classes_of
+from remask.diffusion.halves import score_in_halves
+from remask.files import write_atomically
+from remask.training.rows import EVALUATION_SEED
+
+if TYPE_CHECKING:
+    from remask.sft.trainer import SftTrainer
+
+ROWS = 64
+"""Looked at, evenly spaced among the held-out rows, or among those trained on where none are held out."""
+
+NAME = "class_accuracy.json"
+Counts = dict[str, list[int]]
+"""Class → a number for each row."""
+
+
+class ClassAccuracy:
+    """Reads a run's model before and after it, on the same rows and the same noise in every run.
+
+    Only the first process does, on whole weights: sharded ones it does not hold. Nothing is read or written where the
+    tokenizer does not tell which text its tokens stand for.
+    """
+
+    def __init__(self, trainer: SftTrainer, tokenizer: Any, folder: Path) -> None:
+        self.trainer, self.tokenizer, self.path = trainer, tokenizer, folder / NAME
+        self.rows = spaced(trainer.eval_rows or trainer.rows, ROWS)
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self.enabled = trainer.is_world_process_zero() and not sharded and self._classable()
+
+    def _classable(self) -> bool:
+        try:
+            classes_of(self.tokenizer, self.rows[0].response)
+        except (AttributeError, NotImplementedError, KeyError, TypeError, ValueError):
+            return False
+        return True
+
+    def before(self) -> None:
+        """Read the model as it is now and write the file."""
+        if self.enabled:
+            tokens, right = self.read()
+            self._write({"tokens": tokens, "before": right, "after": None})
+
+    def after(self) -> None:
+        """Read it again and write both. What an earlier process read before training of other rows is left out."""
+        if not self.enabled:
+            return
+        tokens, right = self.read()
+        try:
+            found = json.loads(self.path.read_text())
+            before = found["before"] if found["tokens"] == tokens else None
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
+        self._write({"tokens": tokens, "before": before, "after": right})
+
+    def _write(self, counts: dict[str, Any]) -> None:
+        held_out = bool(self.trainer.eval_rows)
+        write_atomically(self.path, json.dumps({"kind": "remask.class_accuracy", "held_out": held_out, **counts}))
+
+    def read(self) -> tuple[Counts, Counts]:
+        """(tokens, right ones) of each class in each row; the EOS fill is a class."""
+        trainer = self.trainer
+        device, size = trainer.args.device, trainer.args.per_device_train_batch_size  # what is known to fit
+        trainer.model.to(device)
+        network = trainer.predict(trainer.model).read_only()
+        collator, dataset = replace(trainer.collator, seed=EVALUATION_SEED), RowDataset(self.rows)
+        tokens: Counts = {}
+        right: Counts = {}
+        for start in range(0, len(self.rows), size):
+            members = range(start, min(start + size, len(self.rows)))
+            batch = collator([dataset[Visit(i, 0, i)] for i in members])
+            batch = {name: value.to(device) for name, value in batch.items()}
+            canvas, noise = canvas_of(batch), noise_of(batch)
+            wrong, _ = score_in_halves(network, canvas, noise.u, trainer.mask_id)
+            for place, i in enumerate(members):
+                errors = wrong[place][canvas.corruptible[place]].tolist()
+                response = self.rows[i].response
+                classes = classes_of(self.tokenizer, response, fill=len(errors) - len(response))
+                for names, error in zip(classes, errors, strict=True):
+                    for name in names:
+                        for counts, one in ((tokens, 1), (right, 1 - error)):
+                            counts.setdefault(name, [0] * len(self.rows))[i] += one
+        return tokens, right
+
+
+def spaced(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` of them, evenly spaced from the first on."""
+    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
