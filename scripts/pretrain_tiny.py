@@ -3,12 +3,13 @@
     python scripts/pretrain_tiny.py --output phase1 --stop-after 1500 --countdown 15 60 3000
     python scripts/pretrain_tiny.py --output phase2 --init phase1 --seed 1 --steps 2600 --learning-rate 1.2e-3
 
-A smaller one that answers without working, for studies of many runs:
+A smaller one that answers without working, for studies of many runs; stopped early, so that it has much to learn:
 
-    python scripts/pretrain_tiny.py --output small --direct --tasks sudoku --canvas 20 --width 64 --layers 3
+    python scripts/pretrain_tiny.py --output tiny-direct --direct --tasks sudoku --canvas 20 --width 64 --layers 3 \
+        --steps 2500 --stop-after 450 --learning-rate 3e-3 --batch-size 64
 
-The embedded weights are those of phase2. (The first phase shows Countdown with larger numbers, the second the generated
-task's own.)
+The embedded `tiny` is phase2 (the first phase shows Countdown with larger numbers, the second the generated task's
+own), `tiny-direct` the smaller one.
 
 A byte-level masked diffusion model in LLaDA's layout learns generated Sudoku and Countdown, half of whose worked
 answers are wrong: as real base models, it then can do right but often samples wrong, which leaves room for SFT and RL.
@@ -107,14 +108,8 @@ def rows(
             messages = [{"role": "user", "content": task.prompt(problem, "compact")}]
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             answer = task.solve(problem, rng, wrong=rng.random() < messy)
-            answer = without_work(task, answer) if direct else answer
+            answer = task.without_work(answer) if direct else answer
             yield tokenizer.encode(text), [*tokenizer.encode(answer), end]
-
-
-def without_work(task: GeneratedTask, answer: str) -> str:
-    """The answer tag alone; of a Sudoku its 16 digits alone, which its grader reads as well."""
-    tagged = answer[answer.index("<answer>") :]
-    return "".join(filter(str.isdigit, tagged)) if task.name == "sudoku" else tagged
 
 
 def batch(

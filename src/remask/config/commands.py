@@ -16,7 +16,7 @@ class EvalConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or tiny."""
+    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str = "sudoku,countdown"

@@ -18,7 +18,7 @@ class EstimatorsConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or tiny."""
+    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     adapter: str | None = None
     data: str = "generated:sudoku+countdown:8"
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""

@@ -59,7 +59,7 @@ class DpoConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or tiny (the embedded model). It is also the reference."""
+    """A hub id, a local folder, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the reference."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None

@@ -134,7 +134,7 @@ class RlConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or tiny (the embedded model)."""
+    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
     name=SOURCE for a file or a folder."""

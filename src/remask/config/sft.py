@@ -73,9 +73,9 @@ class SftConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or tiny (the embedded model)."""
+    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     data: str = "generated:sudoku+countdown:1000"
-    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
     eval_data: str | None = None
     """Held-out rows for the evaluation loss, in the same forms."""
     objective: str = "sft"

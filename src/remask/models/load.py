@@ -1,4 +1,4 @@
-"""Loading: hub ids, local folders in the hub's layout, Remask's own runs, LoRA adapters, and the embedded tiny model.
+"""Loading: hub ids, local folders in the hub's layout, Remask's own runs, LoRA adapters, and the embedded models.
 
 No remote code is ever run: a checkpoint's own Python files are not looked at.
 """
@@ -30,7 +30,9 @@ from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import base_of, is_adapter, load_adapter
 from remask.models.registry import is_convertible, known_types, model_class
 
-TINY = Path(__file__).parent / "tiny"
+EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
+"""Models that come with the package, by the names they are loaded by."""
+
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """Model types whose tokenizer files name a class of their own, and the class of transformers that reads them."""
 
@@ -39,13 +41,14 @@ LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
 
 
 def resolve(path: str | Path) -> str:
-    """`tiny` is the embedded model; anything else is itself. Raises UserError for a path that is not there."""
-    if str(path) == "tiny":
-        return str(TINY)
+    """`tiny` and `tiny-direct` are embedded; anything else is itself. Raises UserError for a path that is not there."""
     text = str(path)
+    if text in EMBEDDED:
+        return str(EMBEDDED[text])
     looks_local = Path(text).is_absolute() or text.startswith(".") or text.count("/") != 1 or Path(text).parent.exists()
     if looks_local and not Path(text).exists():
-        raise UserError("no such model folder", where=text, mend="give a folder, a hub id (owner/name) or tiny")
+        known = " or ".join(EMBEDDED)
+        raise UserError("no such model folder", where=text, mend=f"give a folder, a hub id (owner/name), {known}")
     return text
 
 
@@ -59,8 +62,9 @@ def load(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model, in evaluation mode, and its tokenizer.
 
-    `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or `tiny`. `adapter`: a
-    folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8 bits (bitsandbytes).
+    `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or an embedded model's
+    name. `adapter`: a folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8
+    bits (bitsandbytes).
     Raises UserError naming what is missing.
     """
     folder = resolve(path)

@@ -1,4 +1,6 @@
-"""Training examples from the tasks' generators: `generated:<task>[+<task>]:<rows>[:<seed>]`."""
+"""Training examples from the tasks' generators: `generated:<task>[+<task>]:<rows>[:<seed>]`, and `direct:…` for the
+answers without their work.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +14,53 @@ from remask.tasks import get
 from remask.tasks.base import PromptStyle
 from remask.tasks.generator import GeneratedTask, Split
 
-PREFIX = "generated:"
+GENERATED, DIRECT = "generated:", "direct:"
 
 
 def is_generated(source: str) -> bool:
-    return source.startswith(PREFIX)
+    return source.startswith((GENERATED, DIRECT))
 
 
 def generated_examples(source: str, *, split: Split, prompt_style: str, wrong: bool = False) -> list[Example]:
-    """Worked answers to generated problems, the tasks in turn, or plausible `wrong` ones to the same problems. The same
-    (source, split) gives the same examples.
+    """Worked answers to generated problems (of a `direct:` source the answers alone), the tasks in turn, or plausible
+    `wrong` ones to the same problems. The same (source, split) gives the same examples.
 
     Raises UserError where the source is not of the form above.
     """
     names, count, seed = _parse(source)
+    direct = source.startswith(DIRECT)
     per_task = [count // len(names) + (i < count % len(names)) for i in range(len(names))]
-    pools = [_worked(name, n, split, seed, prompt_style, wrong) for name, n in zip(names, per_task, strict=True)]
+    pools = [
+        _answers(name, n, split, seed, prompt_style, wrong, direct) for name, n in zip(names, per_task, strict=True)
+    ]
     return [pool[i] for i in range(max(per_task)) for pool in pools if i < len(pool)]
 
 
-def _worked(name: str, count: int, split: Split, seed: int, prompt_style: str, wrong: bool) -> list[Example]:
+def _answers(
+    name: str, count: int, split: Split, seed: int, prompt_style: str, wrong: bool, direct: bool
+) -> list[Example]:
     task = get(name)
     if not isinstance(task, GeneratedTask):
         raise UserError(f"{name} makes no problems of its own", mend="give a file of rows to train on")
     rng = random.Random(f"{'wrong' if wrong else 'worked'}/{name}/{split}/{seed}")
-    return [
-        Example(
-            ({"role": "user", "content": task.prompt(problem, cast(PromptStyle, prompt_style))},),
-            task.solve(problem, rng, wrong=wrong),
-            f"generated {split} problem {problem.key}",
+    examples = []
+    for problem in task.generate(count, split=split, seed=seed):
+        answer = task.solve(problem, rng, wrong=wrong)
+        examples.append(
+            Example(
+                ({"role": "user", "content": task.prompt(problem, cast(PromptStyle, prompt_style))},),
+                task.without_work(answer) if direct else answer,
+                f"generated {split} problem {problem.key}",
+            )
         )
-        for problem in task.generate(count, split=split, seed=seed)
-    ]
+    return examples
 
 
 def _parse(source: str) -> tuple[Sequence[str], int, int]:
-    parts = source.removeprefix(PREFIX).split(":")
+    parts = source.removeprefix(GENERATED).removeprefix(DIRECT).split(":")
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]) or int(parts[1]) < 1:
-        raise UserError(f"{source!r} is not a generated source", mend="write generated:<task>[+<task>]:<rows>[:<seed>]")
+        raise UserError(
+            f"{source!r} is not a generated source",
+            mend="write generated:<task>[+<task>]:<rows>[:<seed>], or direct:… for answers without work",
+        )
     return parts[0].split("+"), int(parts[1]), int(parts[2]) if len(parts) == 3 else 0

@@ -52,6 +52,10 @@ class GeneratedTask(Task):
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
         """A worked answer: reasoning, then `<answer>…</answer>`. `wrong` makes a plausible answer that is not right."""
 
+    def without_work(self, worked: str) -> str:
+        """The answer of a worked one alone: its tag and what is in it."""
+        return worked[worked.index("<answer>") :]
+
     def generate(self, count: int, *, split: Split, seed: int) -> list[Problem]:
         """`count` distinct problems of a split, the same for the same (task, split, seed), none of them published."""
         return list(islice(self.stream(split=split, seed=seed), count))

@@ -148,6 +148,10 @@ class Sudoku(GeneratedTask):
             steps.append(f"{ROWS[cell // 4]}{cell % 4 + 1}={written[cell]}")
         return f"{' '.join(steps)}\n<answer>{by_rows(written)}</answer>"
 
+    def without_work(self, worked: str) -> str:
+        """The grid's 16 digits, as `read_grid` takes them without a tag."""
+        return re.sub(r"\D", "", super().without_work(worked))
+
     def grade(self, problem: Problem, completion: str) -> Grade:
         puzzle = problem.fields["puzzle"]
         answer = read_grid(completion)

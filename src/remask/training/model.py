@@ -12,7 +12,7 @@ from peft import prepare_model_for_kbit_training
 from remask.config import Dtype, LoraConfig, Quantization
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
-from remask.models.load import load
+from remask.models.load import EMBEDDED, load
 from remask.models.lora import add_adapter
 
 
@@ -65,4 +65,4 @@ def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 def _base_name(model: str) -> str:
     """What an adapter names as its base: a local folder by its whole path, so that it is found from anywhere."""
-    return str(Path(model).resolve()) if model != "tiny" and Path(model).exists() else model
+    return str(Path(model).resolve()) if model not in EMBEDDED and Path(model).exists() else model
