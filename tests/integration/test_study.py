@@ -115,6 +115,7 @@ def test_decoding_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"seeds": [0, 0]}, "seeds [0, 0]"),
         ({"base": {"sft": {}}}, "nothing is evaluated"),
         ({"arms": {"sft": {}, "start": {}}}, "an arm is called start"),
+        ({"arms": {"sft": {"sft": {"model": "no-such-model"}}}}, "no-such-model: no such model folder"),
         ({"axes": {"size": {"small": {"sft": 3}}}}, "stage sft is 3"),
     ],
 )

@@ -15,6 +15,7 @@ from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig, StudyConfig
 from remask.errors import UserError
 from remask.evaluation.journal import weights_stamp
+from remask.models.load import resolve as model_folder
 
 Kind = Literal["sft", "rl", "eval"]
 CONFIGS: dict[Kind, type] = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
@@ -136,6 +137,8 @@ def study_model(stages: dict[str, Any]) -> str:
 def _job(kind: Kind, values: dict[str, Any], after: Job | None, where: str) -> Job:
     config: Any = configs.from_dict(CONFIGS[kind], values, where=f"{where}, {kind}")
     _check_objective(config)
+    if after is None:
+        model_folder(config.model)  # that it is not there is said now, and not when its turn comes
     parts = [kind, values, after.key if after else None, __version__, sorted(_stamps(values))]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return Job(kind, values, after, key)
