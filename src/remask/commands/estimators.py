@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ def run(arguments: Sequence[str]) -> int:
     config = parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES)
     check(config)
     refuse_unwritable(config.json)
-    record = measure(config)
-    if config.json:
-        from remask.files import write_atomically
+    for part, record in measure(config):
+        if config.json:
+            from remask.files import write_atomically
 
-        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
-    show(record)
+            write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+        show({"settings": record["settings"], part: record[part]})
     return 0
 
 
@@ -60,25 +60,32 @@ def check(config: EstimatorsConfig) -> None:
         raise UserError("quantised weights have no gradient", mend="leave quantization out, or gradients of --parts")
 
 
-def measure(config: EstimatorsConfig) -> dict[str, Any]:
-    """Load, measure the parts asked for, and say with what."""
+def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Load, then measure the parts asked for: (the part just done, the record of all that are)."""
     from remask.environment import hardware
     from remask.models.facts import facts
     from remask.sft.presets import resolve
 
     objectives = {name: resolve(name) for name in config.objectives}
+    if "gradients" in config.parts and (wrong := [n for n, o in objectives.items() if o.uses_reference_model]):
+        raise UserError(
+            f"{wrong[0]} compares with a reference model, which here would be the model itself",
+            mend="leave it out of objectives",
+        )
     model, tokenizer = load_named(config)
     model.eval()
     known = facts(model, tokenizer)
     record: dict[str, Any] = {"kind": "remask.estimators", "settings": asdict(config), "hardware": hardware()}
     rows, collator = _rows(config, tokenizer, known) if set(config.parts) - {"reward"} else ([], None)
-    if "elbo" in config.parts or "tightness" in config.parts:
-        record |= _likelihoods(config, model, rows, collator, known)
-    if "reward" in config.parts:
-        record["reward"] = _rewards(config, model, tokenizer, known)
-    if "gradients" in config.parts:
-        record["gradients"] = _gradients(config, model, rows, collator, known, objectives)
-    return record
+    parts: dict[str, Callable[[], Any]] = {
+        "elbo": lambda: _elbo(config, model, _canvas(model, rows, collator), known),
+        "tightness": lambda: _tightness(config, model, _canvas(model, rows, collator), rows, known),
+        "reward": lambda: _rewards(config, model, tokenizer, known),
+        "gradients": lambda: _gradients(config, model, rows, collator, known, objectives),
+    }
+    for name in dict.fromkeys(config.parts):
+        record[name] = parts[name]()
+        yield name, record
 
 
 def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[Any], Any]:
@@ -97,62 +104,66 @@ def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[An
     return built, Collator(Fill.parse(config.fill or known.fill), known.eos_ids[0], config.max_length, config.seed)
 
 
-def _likelihoods(config: EstimatorsConfig, model: Any, rows: list[Any], collator: Any, known: Any) -> dict[str, Any]:
-    """The ELBO estimators on whole canvases, and the ELBO's tightness on the answers' first tokens."""
-    import torch
-
-    from remask.analysis.estimators import compare_estimators, first_tokens, pass_count, tightness
+def _canvas(model: Any, rows: list[Any], collator: Any) -> Any:
+    """All rows as one batch, on the model's device."""
     from remask.data.collate import Visit, canvas_of
+
+    laid = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
+    return canvas_of({name: value.to(model.device) for name, value in laid.items()})
+
+
+def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict[str, Any]:
+    """Every estimator on whole canvases."""
+    from remask.analysis.estimators import compare_estimators, pass_count
     from remask.diffusion.likelihood import predict_with
     from remask.progress import progress
 
-    laid = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
-    canvas = canvas_of({name: value.to(model.device) for name, value in laid.items()})
-    predict = predict_with(model)
-    found: dict[str, Any] = {}
-    if "elbo" in config.parts:
-        total = pass_count(len(rows), config.draws, config.replicates, config.reference)
-        done = 0
-        with progress("ELBO estimators: forward passes", total) as tick:
+    total, done = pass_count(config.rows, config.draws, config.replicates, config.reference), 0
+    with progress("ELBO estimators: forward passes", total) as tick:
 
-            def told(passes: int) -> None:
-                nonlocal done
-                done += passes
-                tick(done)
+        def told(passes: int) -> None:
+            nonlocal done
+            done += passes
+            tick(done)
 
-            quality, truth = compare_estimators(
-                predict,
-                canvas,
+        quality, truth = compare_estimators(
+            predict_with(model),
+            canvas,
+            known.mask_id,
+            draws=config.draws,
+            count=config.replicates,
+            reference_count=config.reference,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            tick=told,
+        )
+    return {"per_token": truth.tolist(), "estimators": [asdict(q) for q in quality]}
+
+
+def _tightness(config: EstimatorsConfig, model: Any, canvas: Any, rows: list[Any], known: Any) -> list[dict[str, Any]]:
+    """The ELBO beside the likelihood, on the answers' first tokens."""
+    import torch
+
+    from remask.analysis.estimators import first_tokens, tightness
+    from remask.diffusion.likelihood import predict_with
+    from remask.progress import progress
+
+    generator = torch.Generator().manual_seed(config.seed)
+    found = []
+    with progress("tightness: answers", len(rows)) as tick:
+        for i, row in enumerate(rows):
+            one = first_tokens(canvas, i, min(config.exact_tokens, len(row.response)))
+            tight = tightness(
+                predict_with(model),
+                one,
                 known.mask_id,
-                draws=config.draws,
-                count=config.replicates,
-                reference_count=config.reference,
-                seed=config.seed,
+                orders=config.orders,
+                repetitions=4,
+                generator=generator,
                 batch_size=config.batch_size,
-                tick=told,
             )
-        found["elbo"] = {"per_token": truth.tolist(), "estimators": [asdict(q) for q in quality]}
-    if "tightness" in config.parts:
-        generator = torch.Generator().manual_seed(config.seed)
-        tight = []
-        with progress("tightness: answers", len(rows)) as tick:
-            for i, row in enumerate(rows):
-                one = first_tokens(canvas, i, min(config.exact_tokens, len(row.response)))
-                tight.append(
-                    asdict(
-                        tightness(
-                            predict,
-                            one,
-                            known.mask_id,
-                            orders=config.orders,
-                            repetitions=4,
-                            generator=generator,
-                            batch_size=config.batch_size,
-                        )
-                    )
-                )
-                tick(i + 1)
-        found["tightness"] = tight
+            found.append(asdict(tight))
+            tick(i + 1)
     return found
 
 
