@@ -8,19 +8,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
 
 from remask.config import StudyConfig
 from remask.environment import hardware, versions
-from remask.evaluation.compare import START
 from remask.evaluation.statistics import Difference
 from remask.files import write_atomically
 from remask.progress import duration
 from remask.report.words import plural
+from remask.study.figure import draw, numbers
 from remask.study.results import Found
 
 FIRST_METRIC = "accuracy"
@@ -39,7 +36,7 @@ def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Pat
         "hardware": hardware(),
         "results": [f.row() for f in found],
     }
-    draw(study, name, found, files)
+    draw(name, study.baseline, [f for f in found if f.metric == FIRST_METRIC], files)
     page = markdown(study, name, found, command)
     write_atomically(files["json"], json.dumps(record, indent=1, ensure_ascii=False))
     write_atomically(files["csv"], as_csv(found))
@@ -118,43 +115,6 @@ def as_csv(found: Sequence[Found]) -> str:
     return text.getvalue()
 
 
-def draw(study: StudyConfig, name: str, found: Sequence[Found], files: dict[str, Path]) -> None:
-    """Accuracy of every arm with its interval, a panel for each task, levels from left to right."""
-    shown = [f for f in found if f.metric == FIRST_METRIC]
-    tasks = list(dict.fromkeys(f.task for f in shown))
-    arms = list(dict.fromkeys(f.arm for f in shown))
-    places = list(dict.fromkeys(tuple(f.levels.items()) for f in shown))
-    settings: dict[str, Any] = {"svg.hashsalt": name, "font.size": 9}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(settings):
-        width = max(3.2, 0.9 * len(places) + 0.18 * len(places) * len(arms) + 1.2)
-        figure = Figure(figsize=(width * len(tasks), 3.4), layout="constrained")
-        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-            for k, arm in enumerate(arms):
-                own = [f for f in shown if f.task == task and f.arm == arm]
-                x = [places.index(tuple(f.levels.items())) + 0.8 * (k - (len(arms) - 1) / 2) / len(arms) for f in own]
-                low = [100 * (f.score.mean - f.score.low) for f in own]
-                high = [100 * (f.score.high - f.score.mean) for f in own]
-                colour = "0.5" if arm == START else f"C{k % 10}"
-                axes.errorbar(
-                    x,
-                    [100 * f.score.mean for f in own],
-                    yerr=[low, high],
-                    fmt="o",
-                    ms=4,
-                    lw=1.2,
-                    color=colour,
-                    label=arm,
-                )
-            axes.set_xticks(range(len(places)), ["\n".join(level for _, level in place) for place in places])
-            axes.set_xlim(-0.6, len(places) - 0.4)
-            axes.set_title(task, fontsize=10)
-        figure.axes[0].set_ylabel("accuracy, % [95 %]")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-        figure.savefig(files["svg"], metadata={"Date": None})
-        figure.savefig(files["png"], dpi=150)
-
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }}</title><style>
@@ -167,7 +127,7 @@ th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px so
 </style></head><body>
 <h1>{{ name }}</h1><p>{{ question }}</p><pre>{{ command }}</pre>
 <ul>{% for line in answers %}<li>{{ line }}</li>{% endfor %}</ul>
-<figure>{{ figure | safe }}</figure>
+<figure>{{ figure | safe }}<figcaption>{{ caption }}</figcaption></figure>
 <div class="table"><table><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
@@ -189,6 +149,7 @@ def as_html(study: StudyConfig, name: str, found: Sequence[Found], command: str,
             command=command,
             answers=answer(study, found),
             figure=svg[svg.index("<svg") :],
+            caption="" if numbers(found) else f"Filled: a difference to {study.baseline} was found (Holm, 5 %).",
             heads=heads,
             rows=rows,
             total=duration(sum(cells.values())),
