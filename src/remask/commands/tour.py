@@ -57,7 +57,7 @@ TOUR_RL = RlConfig(
     model="tiny",
     tasks="sudoku,countdown",
     problems=1000,
-    max_steps=24,
+    max_steps=18,
     rollout=RolloutConfig(
         prompts=8, completions=8, inner_updates=2, batch_size=64, decoding=DecodingConfig(temperature=1.0)
     ),
