@@ -10,7 +10,7 @@ from pathlib import Path
 from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
 from remask.evaluation.compare import ACCURACY, Arm, TaskComparison, compare_arms, load_evaluation, pool
-from remask.report.words import plural
+from remask.report.words import p_value, plural
 
 EXAMPLES = """Examples:
   remask compare sft.json gift.json
@@ -82,7 +82,7 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
             f"{100 * c.baseline.mean:.1f} [{100 * c.baseline.low:.1f}, {100 * c.baseline.high:.1f}]",
             f"{100 * c.candidate.mean:.1f} [{100 * c.candidate.low:.1f}, {100 * c.candidate.high:.1f}]",
             f"{100 * c.difference.mean:+.1f} [{100 * c.difference.low:+.1f}, {100 * c.difference.high:+.1f}]",
-            f"{c.difference.p_value:.3f}",
+            p_value(c.difference.p_value),
         )
     terminal = console()
     terminal.print(table)

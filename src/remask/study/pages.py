@@ -16,7 +16,7 @@ from remask.environment import hardware, versions
 from remask.evaluation.statistics import Difference
 from remask.files import write_atomically
 from remask.progress import duration
-from remask.report.words import plural
+from remask.report.words import p_value, plural
 from remask.study.figure import draw, numbers
 from remask.study.results import Found
 
@@ -52,8 +52,8 @@ def answer(study: StudyConfig, found: Sequence[Found]) -> list[str]:
         if f.metric != FIRST_METRIC or f.against is None:
             continue
         at = "".join(f", {axis} {level}" for axis, level in f.levels.items())
-        size = f"{difference(f.against.difference)} points"
-        verdict = f"{size}, p {f.p_holm:.3f} (Holm)" if f.found else f"no difference found ({size}, p {f.p_holm:.3f})"
+        size = f"{difference(f.against.difference)} points, p {p_value(f.p_holm)}"
+        verdict = f"{size} (Holm)" if f.found else f"no difference found ({size})"
         sentences.append(
             f"{f.arm} against {study.baseline} on {f.task}{at}: {verdict}; n = {f.score.n}, {plural(f.seeds, 'seed')}."
         )
@@ -88,7 +88,7 @@ def columns(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
             row += ["", "", "", ""]
         else:
             gain = f.against.gain
-            row += [difference(f.against.difference), f"{f.p_holm:.3f}"]
+            row += [difference(f.against.difference), p_value(f.p_holm)]
             row += [percent(gain.over_score), percent(gain.over_delta)]
         row.append(f"{f.seconds:.0f}")
         if trained:
