@@ -9,11 +9,11 @@ from pathlib import Path
 from remask.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing, even if the process dies on the way. Raises UserError where it cannot be written."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """All of it or nothing, even if the process dies on the way. Raises UserError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):

@@ -11,6 +11,10 @@ import pytest
 import yaml
 
 from remask import cli
+from remask import config as configs
+from remask.config import StudyConfig
+from remask.models.load import EMBEDDED
+from remask.study.grid import cells
 
 SMALL: dict[str, Any] = {
     "question": "Does GIFT differ from SFT after three steps?",
@@ -67,17 +71,17 @@ def test_two_methods_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [row["arm"] for row in table] == [row["arm"] for row in rows]
     assert "<svg" in (folder / "results.html").read_text()
 
-    cells = tmp_path / "studies" / "cells"
-    stamps = {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}
+    made = tmp_path / "studies" / "cells"
+    stamps = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
     assert study(tmp_path, path) == 0  # nothing is done again
-    assert {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()} == stamps
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == stamps
     assert results(tmp_path) == rows
 
     # A cell made anew is the same, bit for bit: its answers, and so the tables.
-    lost = sorted(cells.glob("sft-*/run.json"))[0].parent
+    lost = sorted(made.glob("sft-*/run.json"))[0].parent
     weights = (lost / "model.safetensors").read_bytes()
     (lost / "run.json").unlink()
-    for evaluation in cells.glob("eval-*.json"):
+    for evaluation in made.glob("eval-*.json"):
         if not evaluation.name.endswith(".job.json"):
             evaluation.unlink()
     assert study(tmp_path, path) == 0
@@ -117,6 +121,12 @@ def test_decoding_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"arms": {"sft": {}, "start": {}}}, "an arm is called start"),
         ({"arms": {"sft": {"sft": {"model": "no-such-model"}}}}, "no-such-model: no such model folder"),
         ({"axes": {"size": {"small": {"sft": 3}}}}, "stage sft is 3"),
+        ({"axes": {"size": {}}}, "the axis size has no levels"),
+        ({"axes": {"n": {"few": {"eval": {"n": 4}}}}}, "an axis is called n"),
+        ({"base": {**SMALL["base"], "eval": {"tasks": "sudoku,sudku"}}}, "unknown task 'sudku'"),
+        ({"base": {**SMALL["base"], "eval": {"tasks": "gsm8k=no-such.jsonl"}}}, "no-such.jsonl: no such file"),
+        ({"base": {**SMALL["base"], "rl": {"tasks": "countdow"}}}, "unknown task 'countdow'"),
+        ({"base": {**SMALL["base"], "eval": {"n": 1}}}, "eval.n is 1"),
     ],
 )
 def test_what_no_run_can_be_made_of(
@@ -143,3 +153,17 @@ def test_recipes_say_what_can_be_run(recipe: Path, tmp_path: Path, capsys: pytes
     assert study(tmp_path, str(recipe), "--dry-run") == 0
     trained = [line for line in capsys.readouterr().out.splitlines() if "seed None" not in line]
     assert {line.partition(" seed ")[2].partition(":")[0] for line in trained} in (set(), set("01234"))
+
+
+def test_another_embedded_checkpoint_is_another_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The jobs' names hold what the first model's weights are, also where its name is all that a study says."""
+    model = tmp_path / "tiny"
+    model.mkdir()
+    whole = configs.from_dict(StudyConfig, SMALL, where="small")
+    keys = []
+    for content in (b"one", b"two", b"one"):
+        (model / "model.safetensors").write_bytes(content)
+        monkeypatch.setitem(EMBEDDED, "tiny", model)
+        keys.append([cell.evaluation.key for cell in cells(whole, "small")])
+    assert keys[0] == keys[2]
+    assert not set(keys[0]) & set(keys[1])

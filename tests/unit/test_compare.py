@@ -153,7 +153,8 @@ def test_problems_are_paired_by_id_whatever_their_order() -> None:
     baseline = pool([evaluation("sft", 0, "1100101001")])["sft"]
     candidate = pool([parse_evaluation(backwards, Path("gift.json"))])["gift"]
     difference = compare_arms(baseline, candidate)[0].difference
-    assert (difference.low, difference.mean, difference.high) == (0.0, 0.0, 0.0)
+    half = 1 - 0.025 ** (1 / 10)  # ten problems without a difference, and what others might show
+    assert (difference.low, difference.mean, difference.high) == pytest.approx((-half, 0.0, half))
 
 
 def test_seeds_pair_only_where_they_are_the_same() -> None:
@@ -162,7 +163,7 @@ def test_seeds_pair_only_where_they_are_the_same() -> None:
     baseline = pool([evaluation("sft", s, m) for s, m in zip((0, 1), marks, strict=True)])["sft"]
     same = pool([evaluation("gift", s, m) for s, m in zip((0, 1), marks, strict=True)])["gift"]
     other = pool([evaluation("gift", s, m) for s, m in zip((2, 3), marks, strict=True)])["gift"]
-    assert compare_arms(baseline, same)[0].difference.high == 0.0
+    assert compare_arms(baseline, same)[0].difference.high == pytest.approx(1 - 0.025 ** (1 / 60))
     assert compare_arms(baseline, other)[0].difference.high > 0.2
 
 

@@ -113,11 +113,23 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_identical_arms_give_no_difference_at_all() -> None:
+def test_identical_arms_may_still_differ_on_problems_that_were_not_asked() -> None:
+    """1 − 0.025^(1/50) = 0.0711: were more than 7.1 % of problems answered otherwise, 50 without one would be rare."""
     scores = (np.random.default_rng(0).random((2, 50)) < 0.4).astype(float)
     difference = paired_difference(scores, scores)
-    assert difference == Difference(mean=0.0, low=0.0, high=0.0, p_value=1.0, n=50, seeds=2)
+    half = 1 - 0.025 ** (1 / 50)
+    assert half == pytest.approx(0.0711, abs=1e-4)
+    assert difference == Difference(mean=0.0, low=-half, high=half, p_value=1.0, n=50, seeds=2)
     assert not difference.found
+
+
+@pytest.mark.parametrize(("n", "found"), [(4, False), (6, True)])
+def test_every_problem_won_is_a_finding_from_six_problems_on(n: int, found: bool) -> None:
+    """By hand: q = 1 − 0.025^(1/n), the interval [1 − 2q, 1]; the sign test's p is 2·2⁻ⁿ."""
+    difference = paired_difference(np.ones((1, n)), np.zeros((1, n)))
+    assert (difference.low, difference.high) == pytest.approx((1 - 2 * (1 - 0.025 ** (1 / n)), 1.0))
+    assert difference.p_value == pytest.approx(2 * 0.5**n)
+    assert difference.found == found == (difference.p_value < 0.05)
 
 
 def test_difference_by_hand() -> None:

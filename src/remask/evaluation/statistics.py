@@ -144,7 +144,8 @@ def paired_difference(
         p = (1 + #{|d* − d| ≥ |d|}) / (1 + resamples)
 
     Interval and p-value never contradict each other: with a handful of problems that differ the percentiles are skewed
-    and may leave 0 out although p says nothing was found; the interval then reaches to 0.
+    and may leave 0 out although p says nothing was found; the interval then reaches to 0. Where every problem shows the
+    same difference, a bootstrap has no width; `_unseen` bounds what other problems could show.
 
     Raises UserError where the two sides differ in P, where P < 2, or where rows cannot be paired as asked.
     """
@@ -165,6 +166,8 @@ def paired_difference(
     arms = [left - right] if paired_seeds else [left, -right]
     mean = float(sum(arm.mean() for arm in arms))
     draws = _scaled(_bootstrap(arms, np.random.default_rng(seed), resamples).sum(axis=1), mean, arms)
+    if np.ptp(draws) < 1e-12:
+        return Difference(mean, *_unseen(mean, n, level), n, min(rows, other_rows))
     low, high = percentiles(draws, level)
     # A resample that equals the observed difference up to rounding is as extreme as it, and counts.
     extreme = int((np.abs(draws - mean) >= abs(mean) - 1e-12).sum())
@@ -172,6 +175,19 @@ def paired_difference(
     if p_value >= 1.0 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return Difference(mean, low, high, p_value, n, min(rows, other_rows))
+
+
+def _unseen(difference: float, n: int, level: float) -> tuple[float, float, float]:
+    """(low, high, p) of a mean difference d that all of n problems show alike.
+
+    Problems that show another one, in [−1, 1], are at most a share q = 1 − ((1−level)/2)^(1/n) of all: were they more,
+    n problems without any would be rarer than (1−level)/2. Hence d − q(1+d) … d + q(1−d), the "rule of three" of
+    nothing seen. p is the sign test's, 2·2⁻ⁿ, and never says more than the interval.
+    """
+    share = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / n)
+    low, high = difference - share * (1.0 + difference), difference + share * (1.0 - difference)
+    p_value = 1.0 if abs(difference) < 1e-12 else min(1.0, 2.0 * 0.5**n)
+    return low, high, max(p_value, 1.0 - level) if low <= 0.0 <= high else p_value
 
 
 def relative_gain(candidate: float, baseline: float, start: float | None = None) -> RelativeGain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from remask.evaluation.compare import START
+from remask.files import write_atomically
 from remask.study.results import Found
 
 SETTINGS: dict[str, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -22,8 +24,14 @@ def draw(name: str, baseline: str, found: Sequence[Found], files: dict[str, Path
     """Each arm's accuracy with its interval, as SVG and PNG."""
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = curves(found) if numbers(found) else rows(baseline, found)
-        figure.savefig(files["svg"], metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(files["png"], dpi=150, bbox_inches="tight")
+        _save(figure, files["svg"], metadata={"Date": None})
+        _save(figure, files["png"], dpi=150)
+
+
+def _save(figure: Figure, path: Path, **options: Any) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], bbox_inches="tight", **options)
+    write_atomically(path, image.getvalue())
 
 
 def numbers(found: Sequence[Found]) -> list[float] | None:

@@ -15,7 +15,9 @@ from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig, StudyConfig
 from remask.errors import UserError
 from remask.evaluation.journal import weights_stamp
+from remask.models.load import EMBEDDED
 from remask.models.load import resolve as model_folder
+from remask.tasks.benchmark import named
 
 Kind = Literal["sft", "rl", "eval"]
 CONFIGS: dict[Kind, type] = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
@@ -28,6 +30,11 @@ OWN = {
 }
 """What the study sets, stage by stage; a study file cannot."""
 START = "start"
+COLUMNS = frozenset(
+    "arm task metric seeds mean low high n difference difference_low difference_high p p_holm gain_over_score "
+    "gain_over_delta seconds grad_norm_mean grad_norm_std grad_norm_max".split()
+)
+"""Of the results, besides the axes."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,11 @@ def _check(study: StudyConfig, where: str) -> None:
         refuse(f"the baseline {study.baseline!r} is no arm", f"the arms are {', '.join(study.arms)}")
     if START in study.arms:
         refuse("an arm is called start", "that is the model before training: set start: true")
+    for axis, levels in study.axes.items():
+        if axis in COLUMNS:
+            refuse(f"an axis is called {axis}", "that is a column of the results: call it otherwise")
+        if not levels:
+            refuse(f"the axis {axis} has no levels", "give it one or more, or leave it out")
     if len(set(study.seeds)) < len(study.seeds) or not study.seeds or min(study.seeds) < 0:
         refuse(f"seeds {list(study.seeds)}", "give different ones, 0 or more")
     patches = [study.base, *study.arms.values(), *(p for levels in study.axes.values() for p in levels.values())]
@@ -103,6 +115,8 @@ def _check(study: StudyConfig, where: str) -> None:
                     refuse(f"{kind}.{key} is the study's own to set", "leave it out")
     if study.base.get("eval") is None:
         refuse("nothing is evaluated", "give base.eval, such as {tasks: sudoku, n: 200}")
+    if any(((patch or {}).get("eval") or {}).get("n") == 1 for patch in patches):
+        refuse("eval.n is 1", "differences need two problems or more")
 
 
 def _cell(
@@ -137,9 +151,13 @@ def study_model(stages: dict[str, Any]) -> str:
 def _job(kind: Kind, values: dict[str, Any], after: Job | None, where: str) -> Job:
     config: Any = configs.from_dict(CONFIGS[kind], values, where=f"{where}, {kind}")
     _check_objective(config)
+    _check_tasks(config)
+    stamps = sorted(_stamps(values))
     if after is None:
-        model_folder(config.model)  # that it is not there is said now, and not when its turn comes
-    parts = [kind, values, after.key if after else None, __version__, sorted(_stamps(values))]
+        begun = model_folder(config.model)  # that it is not there is said now, and not when its turn comes
+        if config.model in EMBEDDED:
+            stamps.append(f"{config.model} {_digest(Path(begun) / 'model.safetensors')}")
+    parts = [kind, values, after.key if after else None, __version__, stamps]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return Job(kind, values, after, key)
 
@@ -156,6 +174,13 @@ def _check_objective(config: Any) -> None:
         resolve_policy(config.objective, **config.choices.given())
 
 
+def _check_tasks(config: Any) -> None:
+    """Raises UserError for a task or its file that is not there: now, too."""
+    if isinstance(config, EvalConfig) or (isinstance(config, RlConfig) and config.data is None):
+        for text in config.tasks.split(","):
+            named(text.strip())
+
+
 def _stamps(values: dict[str, Any]) -> Iterator[str]:
     """What the local files and folders that a config names hold."""
     for value in values.values():
@@ -164,9 +189,13 @@ def _stamps(values: dict[str, Any]) -> Iterator[str]:
         for part in value.split(",") if isinstance(value, str) else ():
             path = Path(part.rpartition("=")[2].strip())
             if path.is_file():
-                yield f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+                yield f"{path} {_digest(path)}"
             elif path.is_dir() and (stamp := weights_stamp(str(path))):
                 yield f"{path} {stamp}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _merged(*patches: dict[str, Any] | None) -> dict[str, Any]:

@@ -36,11 +36,10 @@ def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Pat
         "hardware": hardware(),
         "results": [f.row() for f in found],
     }
-    draw(name, study.baseline, [f for f in found if f.metric == FIRST_METRIC], files)
-    page = markdown(study, name, found, command)
     write_atomically(files["json"], json.dumps(record, indent=1, ensure_ascii=False))
     write_atomically(files["csv"], as_csv(found))
-    write_atomically(files["md"], page)
+    write_atomically(files["md"], markdown(study, name, found, command))
+    draw(name, study.baseline, [f for f in found if f.metric == FIRST_METRIC], files)
     write_atomically(files["html"], as_html(study, name, found, command, files["svg"].read_text(encoding="utf-8")))
     return files
 

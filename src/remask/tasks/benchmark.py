@@ -35,22 +35,28 @@ class Benchmark:
         `name=SOURCE`: a published file, a folder in the hub's layout or a hub id (`owner/name@split`). Of published
         problems the first `count` are taken. Tasks that run code need a sandbox.
         """
-        name, given, source = text.partition("=")
-        task = get(name)
+        task, source = named(text)
         if task.runs_code:
             if sandbox is None:
                 raise UserError(
-                    f"{name} runs the code that the model writes, which is off",
+                    f"{task.name} runs the code that the model writes, which is off",
                     mend="allow it, in a sandbox, with --allow-code-execution",
                 )
             task.sandbox = sandbox
-        if not given and isinstance(task, GeneratedTask):
+        if source is None and isinstance(task, GeneratedTask):
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
-        if given and not Path(source).exists() and not is_hub_id(source):
-            raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
         problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
         return cls(task, problems[:count] if count else problems, source or str(task.hub))
+
+
+def named(text: str) -> tuple[Task, str | None]:
+    """The task and the source that `name` or `name=SOURCE` says; raises UserError for a task or a file that is not."""
+    name, given, source = text.partition("=")
+    task = get(name)
+    if given and not Path(source).exists() and not is_hub_id(source):
+        raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
+    return task, source if given else None
 
 
 def is_hub_id(source: str) -> bool:
