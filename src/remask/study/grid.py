@@ -30,10 +30,10 @@ OWN = {
 }
 """What the study sets, stage by stage; a study file cannot."""
 START = "start"
-COLUMNS = frozenset(
-    "arm task metric seeds mean low high n difference difference_low difference_high p p_holm gain_over_score "
-    "gain_over_delta seconds grad_norm_mean grad_norm_std grad_norm_max".split()
-)
+COLUMNS = {"arm", "task", "metric", "seeds", "seconds", "mean", "low", "high", "n"} | {
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "gain_over_score", "gain_over_delta"),
+    *("grad_norm_mean", "grad_norm_std", "grad_norm_max"),
+}
 """Of the results, besides the axes."""
 
 
