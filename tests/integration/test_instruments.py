@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import remask
 from remask import cli
+from remask.commands.estimators import _require_gradients
+from remask.errors import UserError
 
 SMALL = [
     *("--data", "generated:sudoku+countdown:2", "--rows", "2", "--draws", "1", "2", "--replicates", "4"),
@@ -45,6 +48,10 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--objectives", "sft", "gifted"], "gifted"),
         (["--objectives", "sft", "rho1", "--parts", "gradients"], "rho1 compares with a reference model"),
         (["--parts", "reward", "--tasks", "gsm8k"], "gsm8k makes no problems"),
+        (["--tasks", "sudku", "--parts", "elbo", "reward"], "unknown task 'sudku'"),
+        (["--seed", "-1"], "seed = -1"),
+        (["--parts"], "parts: none named"),
+        (["--objectives"], "objectives: none named"),
         (["--json", "nowhere/x.json"], "folder does not exist"),
     ],
 )
@@ -52,3 +59,35 @@ def test_what_cannot_be_measured_is_refused(flags: list[str], said: str, capsys:
     small = [*SMALL, *flags]
     assert cli.main(["estimators", *small]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_a_later_part_cannot_be_measured(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert cli.main(["estimators", *SMALL, "--parts", "elbo", "reward", "--tasks", "sudku", "--json", str(path)]) == 2
+    assert not path.exists()
+
+
+def test_of_adapters_only_they_have_a_gradient(tmp_path: Path) -> None:
+    """Also where the run's folder is all that is named: what is measured is what was trained."""
+    run, path = str(tmp_path / "run"), tmp_path / "x.json"
+    small = ["--data", "direct:sudoku:4", "--max-steps", "1", "--trainer.per-device-train-batch-size", "2"]
+    assert cli.main(["sft", "--model", "tiny-direct", *small, "--lora.rank", "2", "--output-dir", run]) == 0
+    few = ["--parts", "gradients", "--data", "direct:sudoku:2", "--objectives", "sft", "--gradients", "4"]
+    assert cli.main(["estimators", "--model", run, *few, "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["settings"]["rows"] == 2  # all there are: none were asked for
+    assert {name.partition(".")[0] for name in record["gradients"][0]["layers"]} == {"layers"}
+    model, _ = remask.load(run)
+    _require_gradients(model, quantised=False)
+    assert {name.rsplit("lora_", 1)[-1][0] for name, p in model.named_parameters() if p.requires_grad} == {"A", "B"}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="quantised weights have no gradient"):
+        _require_gradients(remask.load("tiny-direct")[0], quantised=True)
+
+
+def test_fewer_rows_than_asked_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "--classes", "--rows", "5", "--data", "direct:sudoku:3"]) == 2
+    assert "3 rows where 5 were asked for" in capsys.readouterr().err
+    assert cli.main(["inspect", "--classes", "--data", "direct:sudoku:1"]) == 2
+    assert "1 row: intervals come from how rows differ" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,12 +20,14 @@ from remask.analysis.estimators import (
     tightness,
     uniform_time_views,
 )
-from remask.analysis.gradients import Sums, compare_gradients, gather, gradient, layer_of
+from remask.analysis.gradient_sums import SKETCH, Sums, cosine_error, layer_of, log_ratio_error, sketch
+from remask.analysis.gradients import compare_gradients, gather, gradient, random_visits
 from remask.analysis.reward_relation import concordance
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, Visit, canvas_of, noise_of
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import MIN_TIME, Noise, low_discrepancy_time
+from remask.diffusion.objective import Objective
 from remask.errors import UserError
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
 from remask.sft.presets import resolve
@@ -81,6 +86,26 @@ def test_every_unbiased_estimator_finds_the_truth_and_passes_are_counted() -> No
     assert sum(done) + 20 == pass_count(1, (1, 2), 400, 10)  # the reference's own 20 were not needed
 
 
+def test_bias_is_held_against_a_reference_where_the_truth_is_not_known() -> None:
+    """A model without context: the mean field is exact and read once; DiffuCoder's estimate counts half too much."""
+    batch = Canvas(*(x.repeat(3, 1) for x in (canvas(0, 1, 2, 3).ids, *[torch.ones(1, 5, dtype=torch.bool)] * 3)))
+    batch.corruptible[:, 0] = batch.supervised[:, 0] = False
+    done: list[int] = []
+    found, truth = compare_estimators(
+        ignorant, batch, MASK, draws=(1, 4), count=64, reference_count=256, tick=done.append
+    )
+    expected = LOG_P.mean().item()
+    assert truth.tolist() == pytest.approx([expected] * 3, abs=0.05)
+    by_name = {(q.name, q.draws): q for q in found}
+    for name in ("exact count", "coupled", "mean field"):
+        quality = by_name[name, 1]
+        assert abs(quality.bias) <= 1.1 * (quality.bias_high - quality.bias_low)  # 4.3 standard errors
+    assert by_name["coupled (DiffuCoder)", 4].bias == pytest.approx(expected / 2, abs=0.15)
+    assert by_name["coupled (DiffuCoder)", 4].bias_high < 0
+    assert (by_name["mean field", 1].forwards, ("mean field", 4) in by_name) == (1, False)
+    assert sum(done) == pass_count(3, (1, 4), 64, 256)
+
+
 def test_tightness_of_a_model_without_context_is_total() -> None:
     """All orders give the same product: ELBO, bounds and likelihood coincide."""
     one = first_tokens(canvas(0, 1, 2, 3), 0, 3)
@@ -119,8 +144,9 @@ COLLATOR = Collator(Fill("none"), 9, 64, seed=3)
 
 def test_a_gradient_is_that_of_the_plain_formula(small: LLaDAModelLM) -> None:
     """(1/N) Σ m·ce/t over whole logits."""
-    found = gradient(small, ROWS, COLLATOR, resolve("sft"), 11, 5)
-    batch = COLLATOR([(row, Visit(i, 5, 10 + i)) for i, row in enumerate(ROWS)])
+    visits = [Visit(0, 5, 10), Visit(1, 5, 11)]
+    found = gradient(small, ROWS, COLLATOR, resolve("sft"), 11, visits)
+    batch = COLLATOR(list(zip(ROWS, visits, strict=True)))
     where, noise = canvas_of(batch), noise_of(batch)
     mask = (noise.u < noise.t[:, None]) & where.corruptible
     assert mask.any()
@@ -133,15 +159,25 @@ def test_a_gradient_is_that_of_the_plain_formula(small: LLaDAModelLM) -> None:
     assert all(p.grad is None for p in small.parameters())
 
 
+def of_vectors(draws: Tensor) -> Sums:
+    """The sums of given gradients [R, D]."""
+    sums = Sums()
+    for one, other in draws.reshape(-1, 2, draws.shape[-1]):
+        sums.add({"layers.0.w": one}, {"layers.0.w": other})
+    return sums
+
+
 def test_sums_are_those_of_the_gradients(small: LLaDAModelLM) -> None:
-    objective = resolve("gift")
-    sums = gather(small, ROWS, COLLATOR, objective, 11, 6)
+    """Every draw has its own visits; an odd count is made even."""
+    objective, seen = resolve("gift"), np.random.default_rng(1)
+    sums = gather(small, ROWS, COLLATOR, objective, 11, 5, np.random.default_rng(1))
     each = [
-        torch.cat([g.flatten() for g in gradient(small, ROWS, COLLATOR, objective, 11, r).values()]).double()
-        for r in range(6)
+        torch.cat([g.flatten() for g in gradient(small, ROWS, COLLATOR, objective, 11, v).values()]).double()
+        for v in [random_visits(len(ROWS), seen) for _ in range(6)]
     ]
     halves = [(each[r] - each[r + 1]).square().sum().item() / 2 for r in (0, 2, 4)]
     variance, error = sums.variance()
+    assert sums.count == 6
     assert variance == pytest.approx(sum(halves) / 3, rel=1e-4)
     assert error == pytest.approx(torch.tensor(halves).std().item() / math.sqrt(3), rel=1e-4)
     mean = torch.stack(each).mean(0).square().sum().item()
@@ -151,28 +187,104 @@ def test_sums_are_those_of_the_gradients(small: LLaDAModelLM) -> None:
     assert {"layers.0", "layers.1"} < set(sums.pairs)
 
 
+@pytest.mark.parametrize("rows", [8, 13])
+def test_pairs_of_draws_are_independent(rows: int) -> None:
+    """½E(x − y)² is the variance of x. Were y the next visits of the sequence, whose times hardly move where the number
+    of rows is a Fibonacci number, it would come out far too small.
+    """
+    random = np.random.default_rng(0)
+    times = np.array(
+        [[low_discrepancy_time(0, v.visit) for v in random_visits(rows, random)] for _ in range(4000)]
+    ).reshape(-1, 2, rows)
+    halves = ((times[:, 0] - times[:, 1]) ** 2 / 2).mean(0)
+    assert halves == pytest.approx(np.full(rows, 1 / 12), rel=0.1)
+    next_ones = np.array([low_discrepancy_time(0, v) - low_discrepancy_time(0, v + rows) for v in range(1000)])
+    assert (next_ones**2 / 2).mean() < 0.9 / 12  # what the test would catch
+
+
+def test_visits_of_a_draw_are_consecutive_and_in_any_order() -> None:
+    random = np.random.default_rng(3)
+    drawn = [random_visits(4, random) for _ in range(200)]
+    for visits in drawn:
+        first = min(v.visit for v in visits)
+        assert sorted(v.visit - first for v in visits) == [0, 1, 2, 3]
+        assert [v.index for v in visits] == [0, 1, 2, 3]
+    assert len({v.epoch for visits in drawn for v in visits}) == 200
+    assert len({tuple(v.visit - min(w.visit for w in visits) for v in visits) for visits in drawn}) == 24
+
+
 def test_methods_are_held_against_the_first(small: LLaDAModelLM) -> None:
-    first, same, probed = compare_gradients(
-        small, ROWS, COLLATOR, {n: resolve(p) for n, p in (("a", "sft"), ("b", "sft"), ("c", "gift"))}, 11, count=40
-    )
+    """The same method twice: as much compute and the same direction, within four standard errors."""
+    plain = Objective(rate="uniform", alpha=0.0)  # no weights of 1/t: light tails
+    methods = {"a": plain, "b": plain, "c": resolve("gift")}
+    first, same, probed = compare_gradients(small, ROWS, COLLATOR, methods, 11, count=101)
     assert (first.cosine, first.compute, first.forwards, probed.forwards) == (1.0, 1.0, 3, 4)
-    assert same.variance == pytest.approx(first.variance, rel=1.0)
     assert same.variance != first.variance  # its noise is its own
+    assert same.variance == pytest.approx(first.variance, abs=4 * math.hypot(same.variance_error, first.variance_error))
+    assert same.cosine == pytest.approx(1.0, abs=4 * same.cosine_error)
+    assert same.cosine_error < 0.2
+    spread = math.log(same.compute_high / same.compute) / 1.96
+    assert abs(math.log(same.compute)) < 4 * spread
+    assert same.compute_low < same.compute < same.compute_high < 2 * same.compute_low
     with pytest.raises(UserError, match="reference model"):
         compare_gradients(small, ROWS, COLLATOR, {"rho1": resolve("rho1")}, 11, count=4)
     with pytest.raises(UserError, match="3 gradients"):
         compare_gradients(small, ROWS, COLLATOR, {"sft": resolve("sft")}, 11, count=3)
 
 
+def test_what_is_lost_in_the_noise_is_not_known(small: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not infinite, nor zero: nothing that JSON has no word for."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*_: object) -> dict[str, Tensor]:
+        return {"layers.0.w": torch.randn(100, generator=generator)}
+
+    monkeypatch.setattr("remask.analysis.gradients.gradient", noise)
+    found = compare_gradients(small, ROWS, COLLATOR, {name: resolve("sft") for name in "abcdefgh"}, 11, count=4)
+    lost = [each for each in found if each.norm is None]
+    assert lost
+    for each in lost:
+        assert (each.relative, each.compute, each.compute_low, each.cosine, each.layers["layers.0"]) == (None,) * 5
+    json.dumps([asdict(each) for each in found], allow_nan=False)
+
+
 def test_noise_in_the_mean_is_taken_out() -> None:
     """Pure noise: ‖ḡ‖² is its share alone, and the corrected mean is 0 in expectation."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(200):
-        draws = torch.randn(8, 5, generator=generator)
-        pairs = [(draws[i] - draws[i + 1]).square().sum().item() / 2 for i in range(0, 8, 2)]
-        found.append(Sums({"layers.0.w": draws.mean(0)}, {"layers.0": pairs}, 8).squared_mean())
+    found = [of_vectors(torch.randn(8, 5, generator=generator)).squared_mean() for _ in range(200)]
     assert abs(sum(found) / 200) < 4 * torch.tensor(found).std().item() / math.sqrt(200)
+
+
+def test_sketches_keep_lengths_and_angles() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = {"a": torch.randn(70, 301, generator=generator), "b": torch.randn(5, generator=generator)}
+    other = {name: 0.6 * g + 0.8 * torch.randn(g.shape, generator=generator) for name, g in one.items()}
+    x, y = (torch.cat([g.flatten() for g in each.values()]) for each in (one, other))
+    assert sketch(one).shape == (SKETCH,)
+    assert (sketch(one) @ sketch(other)).item() == pytest.approx((x @ y).item(), abs=4 * len(x) / math.sqrt(SKETCH))
+    assert sketch({"b": one["b"]}).square().sum() == pytest.approx(one["b"].square().sum().item())
+
+
+def test_intervals_of_ratios_and_cosines_cover() -> None:
+    """150 pairs of methods in 40 dimensions, whose means have a cosine of 0.6 and whose noise differs by a factor 4."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.zeros(2, 40)
+    mean[0, 0], mean[1, 0], mean[1, 1] = 1.0, 0.6, 0.8
+    covered = [0, 0]
+    for _ in range(150):
+        quiet, loud = (
+            of_vectors(mean[i] + scale * torch.randn(60, 40, generator=generator))
+            for i, scale in ((0, 0.25), (1, 0.5))
+        )
+        length = math.sqrt(quiet.squared_mean() * loud.squared_mean())
+        error = cosine_error(quiet, loud)
+        assert error is not None
+        covered[0] += abs(quiet.product(loud) / length - 0.6) < 1.96 * error
+        ratio = loud.variance()[0] / loud.squared_mean() / (quiet.variance()[0] / quiet.squared_mean())
+        spread = log_ratio_error(quiet, loud)
+        assert spread is not None
+        covered[1] += abs(math.log(ratio / 4)) < 1.96 * spread
+    assert [share / 150 for share in covered] == pytest.approx([0.95, 0.95], abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -176,13 +176,16 @@ def compare_estimators(
     found: list[Quality] = []
     for estimator in ESTIMATORS:
         for k in draws:
-            if estimator.views is mean_field_views and k != draws[0]:
-                continue  # the response wholly masked: no chance, every draw is the same
-            values = run(estimator, k, count)
-            variance = values.var(-1)
+            times = count
+            if estimator.views is mean_field_views:  # the response wholly masked: no chance, every draw is the same
+                if k != draws[0]:
+                    continue
+                k = times = 1
+            values = run(estimator, k, times)
+            variance = values.var(-1) if times > 1 else torch.zeros(len(values), dtype=values.dtype)
             rows = len(values)
             bias = (values.mean(-1) - truth).mean().item()
-            error = ((variance / count + uncertain).sum() / rows**2).sqrt().item()
+            error = ((variance / times + uncertain).sum() / rows**2).sqrt().item()
             spread, forwards = variance.mean().item(), k * estimator.forwards
             found.append(
                 Quality(estimator.name, k, forwards, bias, bias - 1.96 * error, bias + 1.96 * error, spread**0.5, None)
@@ -200,8 +203,8 @@ REFERENCE = next(e for e in ESTIMATORS if e.name == "coupled")
 
 def pass_count(rows: int, draws: Sequence[int], count: int, reference_count: int) -> int:
     """Forward passes of a row that `compare_estimators` makes."""
-    each = sum(k * e.forwards for e in ESTIMATORS for k in (draws[:1] if e.views is mean_field_views else draws))
-    return rows * (count * each + reference_count * REFERENCE.forwards)
+    each = sum(sum(draws) * e.forwards for e in ESTIMATORS if e.views is not mean_field_views)
+    return rows * (1 + count * each + reference_count * REFERENCE.forwards)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
@@ -45,7 +44,7 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
                     [
                         r["task"],
                         r["value"],
-                        "–" if r["auc"] is None else f"{r['auc']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
+                        _number(r["auc"], 3) + _interval(r["low"], r["high"], 3),
                         f"{r['prompts']} ({r['same_reward']} without spread)",
                         f"{r['reward']:.3f}",
                     ]
@@ -93,17 +92,17 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
                 [
                     m["name"],
                     str(m["forwards"]),
-                    f"{m['norm']:.3g}",
+                    "–" if m["norm"] is None else f"{m['norm']:.3g}",
                     f"{m['variance']:.3g} ± {m['variance_error']:.1g}",
-                    _number(m["relative"]),
-                    f"{m['compute']:.2f}×",
-                    f"{m['cosine']:.3f}",
+                    _number(m["relative"], 2),
+                    _number(m["compute"], 2, "×") + _interval(m["compute_low"], m["compute_high"], 2),
+                    _number(m["cosine"], 3) + ("" if m["cosine_error"] is None else f" ± {m['cosine_error']:.1g}"),
                 ]
                 for m in methods
             ],
         ),
-        f"compute of {first}: what a gradient as exact as its takes. cosine: of the mean gradients, free of noise's "
-        "share; 1 is variance control alone, less is another objective.",
+        f"compute of {first}: what a gradient as exact as its takes, [95 %]. cosine: of the mean gradients, free of "
+        "noise's share, ± standard error; 1 is variance control alone, less is another objective. –: lost in noise.",
     )
 
 
@@ -111,8 +110,12 @@ def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _number(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.2f}"
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _interval(low: float | None, high: float | None, digits: int) -> str:
+    return "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

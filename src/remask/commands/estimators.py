@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from remask.commands.looked_at import read_rows
 from remask.commands.options import console, load_named, parse, refuse_unwritable
 from remask.config import EstimatorsConfig
 from remask.errors import UserError
@@ -19,6 +21,9 @@ EXAMPLES = """Examples:
 
 The unit of compute is one forward pass of one row; a gradient takes three."""
 
+ROWS = 8
+"""Looked at where nothing is said."""
+
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES)
@@ -28,15 +33,16 @@ def run(arguments: Sequence[str]) -> int:
         if config.json:
             from remask.files import write_atomically
 
-            write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+            write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False, allow_nan=False))
         show({"settings": record["settings"], part: record[part]})
     return 0
 
 
 def check(config: EstimatorsConfig) -> None:
-    """Raises UserError for a number that nothing can be measured with."""
+    """Raises UserError for a number or a name that nothing can be measured with."""
     least = {
         "rows": 1,
+        "seed": 0,
         "replicates": 2,
         "reference": 2,
         "exact_tokens": 1,
@@ -46,8 +52,9 @@ def check(config: EstimatorsConfig) -> None:
         "batch_size": 1,
     }
     for name, smallest in least.items():
-        if getattr(config, name) < smallest:
-            raise UserError(f"{name} = {getattr(config, name)}", mend=f"it is {smallest} or more")
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise UserError(f"{name} = {value}", mend=f"it is {smallest} or more")
     for name in ("draws", "orders"):
         values = getattr(config, name)
         if not values or min(values) < 1:
@@ -56,8 +63,11 @@ def check(config: EstimatorsConfig) -> None:
         raise UserError(f"orders = {list(config.orders)}", mend="each divides the largest")
     if config.temperature <= 0:
         raise UserError(f"temperature = {config.temperature}", mend="answers to compare are sampled: it is above 0")
-    if "gradients" in config.parts and config.quantization and not config.adapter:
-        raise UserError("quantised weights have no gradient", mend="leave quantization out, or gradients of --parts")
+    for name in ("parts", "objectives"):
+        if not getattr(config, name):
+            raise UserError(f"{name}: none named", mend=f"name one or more, or leave --{name} out")
+    if "reward" in config.parts:
+        _tasks(config)
 
 
 def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,9 +84,12 @@ def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     model, tokenizer = load_named(config)
     model.eval()
+    if "gradients" in config.parts:
+        _require_gradients(model, quantised=config.quantization is not None)
     known = facts(model, tokenizer)
-    record: dict[str, Any] = {"kind": "remask.estimators", "settings": asdict(config), "hardware": hardware()}
     rows, collator = _rows(config, tokenizer, known) if set(config.parts) - {"reward"} else ([], None)
+    settings = {**asdict(config), "rows": len(rows)}
+    record: dict[str, Any] = {"kind": "remask.estimators", "settings": settings, "hardware": hardware()}
     parts: dict[str, Callable[[], Any]] = {
         "elbo": lambda: _elbo(config, model, _canvas(model, rows, collator), known),
         "tightness": lambda: _tightness(config, model, _canvas(model, rows, collator), rows, known),
@@ -88,20 +101,35 @@ def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, record
 
 
-def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[Any], Any]:
-    from remask.data.canvas import Fill, build_rows
-    from remask.data.collate import Collator
-    from remask.data.sources import load_examples
-    from remask.tasks.generated import generated_examples, is_generated
+def _require_gradients(model: Any, *, quantised: bool) -> None:
+    """Of what training would change: the adapters of a model that has some, else all weights."""
+    adapters = any("lora_" in name for name, _ in model.named_parameters())
+    if quantised and not adapters:
+        raise UserError("quantised weights have no gradient", mend="leave quantization out, or gradients of --parts")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_("lora_" in name or not adapters)
 
-    if is_generated(config.data):
-        examples = generated_examples(config.data, split="validation", prompt_style=known.prompt_style)
-    else:
-        examples = load_examples(config.data).examples
-    built = build_rows(examples[: config.rows], tokenizer, max_length=config.max_length, over_long="error").rows
-    if len(built) < config.rows:
-        raise UserError(f"{len(built)} rows where {config.rows} were asked for", where=config.data, mend="lower --rows")
-    return built, Collator(Fill.parse(config.fill or known.fill), known.eos_ids[0], config.max_length, config.seed)
+
+def _tasks(config: EstimatorsConfig) -> list[Any]:
+    """Raises UserError for a task that is not known, or that makes no problems of its own."""
+    from remask.tasks import get
+    from remask.tasks.generator import GeneratedTask
+
+    tasks = [get(name.strip()) for name in config.tasks.split(",")]
+    for task in tasks:
+        if not isinstance(task, GeneratedTask):
+            raise UserError(f"{task.name} makes no problems of its own", mend="name generated tasks, such as sudoku")
+    return tasks
+
+
+def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[Any], Any]:
+    from remask.data.canvas import Fill
+    from remask.data.collate import Collator
+
+    style, longest = known.prompt_style, config.max_length
+    rows = read_rows(config.data, config.rows, ROWS, tokenizer, prompt_style=style, max_length=longest)
+    return rows, Collator(Fill.parse(config.fill or known.fill), known.eos_ids[0], longest, config.seed)
 
 
 def _canvas(model: Any, rows: list[Any], collator: Any) -> Any:
@@ -118,7 +146,7 @@ def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict
     from remask.diffusion.likelihood import predict_with
     from remask.progress import progress
 
-    total, done = pass_count(config.rows, config.draws, config.replicates, config.reference), 0
+    total, done = pass_count(len(canvas.ids), config.draws, config.replicates, config.reference), 0
     with progress("ELBO estimators: forward passes", total) as tick:
 
         def told(passes: int) -> None:
@@ -173,16 +201,11 @@ def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -
     from remask.evaluation.statistics import mean_interval
     from remask.progress import progress
     from remask.sampling.generate import decoding_for
-    from remask.tasks import get
-    from remask.tasks.generator import GeneratedTask
 
     found = []
-    for name in (part.strip() for part in config.tasks.split(",")):
-        task = get(name)
-        if not isinstance(task, GeneratedTask):
-            raise UserError(f"{name} makes no problems of its own", mend="name generated tasks, such as sudoku")
+    for task in _tasks(config):
         problems = task.generate(config.prompts, split="validation", seed=config.seed)
-        with progress(f"{name}: answers", config.prompts * config.completions) as tick:
+        with progress(f"{task.name}: answers", config.prompts * config.completions) as tick:
             answers = sample_answers(
                 model,
                 tokenizer,
@@ -200,14 +223,14 @@ def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -
         for value, by_prompt in answers.values.items():
             shares = [concordance(r, v) for r, v in zip(answers.rewards, by_prompt, strict=True)]
             told = [share for share in shares if share is not None]
-            interval = mean_interval(told) if told else None
+            interval = mean_interval(told) if len(told) > 1 else None
             found.append(
                 {
-                    "task": name,
+                    "task": task.name,
                     "value": value,
                     "prompts": len(told),
                     "same_reward": len(shares) - len(told),
-                    "auc": interval and interval.mean,
+                    "auc": mean(told) if told else None,
                     "low": interval and interval.low,
                     "high": interval and interval.high,
                     "reward": sum(map(sum, answers.rewards)) / (config.prompts * config.completions),
@@ -222,9 +245,6 @@ def _gradients(
     from remask.analysis.gradients import compare_gradients
     from remask.progress import progress
 
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_("lora_" in name or not config.adapter)
     count = config.gradients + config.gradients % 2
     done = 0
     with progress("gradients", count * len(objectives)) as tick:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from remask.commands.looked_at import read_rows
 from remask.commands.options import console, load_named, parse, refuse_unwritable
 from remask.config import InspectConfig
 from remask.errors import UserError
@@ -58,7 +59,10 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     objective = resolve(config.objective)
     model, tokenizer = load_named(config)
     known = facts(model, tokenizer)
-    rows = read_rows(config, tokenizer, known.prompt_style)
+    style, default = known.prompt_style, ROWS[config.classes]
+    rows = read_rows(config.data, config.rows, default, tokenizer, prompt_style=style, max_length=config.max_length)
+    if config.classes and len(rows) < 2:
+        raise UserError("1 row: intervals come from how rows differ", where=config.data, mend="give two or more")
     if config.classes:  # entropies as in training: with the fill
         collator = Collator(Fill.parse(known.fill), known.eos_ids[0], config.max_length, seed=0)
     else:
@@ -79,21 +83,6 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     if config.json:
         write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
     return record
-
-
-def read_rows(config: InspectConfig, tokenizer: Any, prompt_style: str) -> list[Any]:
-    """The rows to look at, tokenised."""
-    from remask.data.canvas import build_rows
-    from remask.data.sources import load_examples
-    from remask.tasks.generated import generated_examples, is_generated
-
-    count = config.rows or ROWS[config.classes]
-    data = config.data or f"generated:sudoku+countdown:{count}"
-    if is_generated(data):
-        examples = generated_examples(data, split="validation", prompt_style=prompt_style)
-    else:
-        examples = load_examples(data).examples
-    return build_rows(examples[:count], tokenizer, max_length=config.max_length, over_long="error").rows
 
 
 def show(examples: Sequence[dict[str, Any]]) -> None:

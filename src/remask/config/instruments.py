@@ -20,10 +20,10 @@ class EstimatorsConfig:
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     adapter: str | None = None
-    data: str = "generated:sudoku+countdown:8"
-    """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>."""
-    rows: int = 8
-    """How many of them."""
+    data: str | None = None
+    """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""
+    rows: int | None = None
+    """How many of them (default: 8, or all where there are fewer)."""
     parts: tuple[Literal["elbo", "tightness", "reward", "gradients"], ...] = (
         "elbo",
         "tightness",
