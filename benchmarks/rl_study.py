@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from remask import config as configs
-from remask.commands.evaluate import evaluate_model
 from remask.config import (
     DecodingConfig,
     EvalConfig,
@@ -33,6 +32,7 @@ from remask.config import (
     RlConfig,
     RolloutConfig,
 )
+from remask.evaluation.evaluate import evaluate_model
 from remask.rl.run import run_rl
 from remask.training.folder import status_of
 

@@ -19,3 +19,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"cannot be written ({error.strerror})", where=str(path)) from error
+
+
+def refuse_unwritable(path: str | None) -> None:
+    """Raises UserError where a file could not be written, before the work that would fill it."""
+    if path is not None and Path(path).is_dir():
+        raise UserError("is a folder, not a file", where=path, mend="give a file's name")
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UserError("its folder does not exist", where=path, mend="create it first")
+    if path is not None and not os.access(Path(path).resolve().parent, os.W_OK):
+        raise UserError("its folder cannot be written to", where=path, mend="give a file in another one")

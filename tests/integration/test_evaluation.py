@@ -19,10 +19,10 @@ import pytest
 
 import remask
 from remask.cli import main
-from remask.commands.evaluate import _device
 from remask.config import LoraConfig, SftConfig
 from remask.errors import UserError
 from remask.evaluation import run as evaluation
+from remask.evaluation.evaluate import device_of
 from remask.evaluation.journal import Journal, Written
 from remask.sft.run import run_sft
 
@@ -197,10 +197,10 @@ def test_other_launchers_need_a_record_too(
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert _device("auto", 1) == "cuda:1"
-    assert _device("cpu", 2) == "cpu"
+    assert device_of("auto", 1) == "cuda:1"
+    assert device_of("cpu", 2) == "cpu"
     with pytest.raises(UserError, match="process 3 has no GPU: there are 2"):
-        _device("auto", 2)
+        device_of("auto", 2)
 
 
 @pytest.mark.parametrize("end", ["worker killed", "launcher stopped"])

@@ -273,8 +273,7 @@ def test_intervals_of_ratios_and_cosines_cover() -> None:
     covered = [0, 0]
     for _ in range(150):
         quiet, loud = (
-            of_vectors(mean[i] + scale * torch.randn(60, 40, generator=generator))
-            for i, scale in ((0, 0.25), (1, 0.5))
+            of_vectors(mean[i] + scale * torch.randn(60, 40, generator=generator)) for i, scale in ((0, 0.25), (1, 0.5))
         )
         length = math.sqrt(quiet.squared_mean() * loud.squared_mean())
         error = cosine_error(quiet, loud)

@@ -10,9 +10,10 @@ from statistics import mean
 from typing import Any
 
 from remask.commands.looked_at import read_rows
-from remask.commands.options import console, load_named, parse, refuse_unwritable
+from remask.commands.options import console, load_named, parse
 from remask.config import EstimatorsConfig
 from remask.errors import UserError
+from remask.files import refuse_unwritable
 
 EXAMPLES = """Examples:
   remask estimators

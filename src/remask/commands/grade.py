@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse, refuse_unwritable, split_words
+from remask.commands.options import console, parse, split_words
 from remask.config import GradeConfig
 from remask.errors import UserError
 from remask.evaluation.compare import ACCURACY
 from remask.evaluation.statistics import Interval, mean_interval, wilson
-from remask.files import write_atomically
+from remask.files import refuse_unwritable, write_atomically
 from remask.tasks import Grade, Problem, Task, get
 from remask.tasks.stored import Stored, Weighted, problem_of, published_count, read_stored, regrade
 

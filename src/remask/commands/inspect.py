@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from remask.commands.looked_at import read_rows
-from remask.commands.options import console, load_named, parse, refuse_unwritable
+from remask.commands.options import console, load_named, parse
 from remask.config import InspectConfig
 from remask.errors import UserError
+from remask.files import refuse_unwritable
 
 EXAMPLES = """Examples:
   remask inspect

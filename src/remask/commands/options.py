@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -105,27 +103,17 @@ def _plain(message: str) -> str:
     return re.sub(r"\s+", " ", " ".join(kept)).rstrip(".") or "the options cannot be read"
 
 
-def load_named(config: Any, *, device: str | None = None) -> tuple[Any, Any]:
+def load_named(config: Any) -> tuple[Any, Any]:
     """The model and tokenizer that a command's options name: model, adapter, dtype, quantization, device."""
     from remask.models.load import load
 
     return load(
         config.model,
         dtype=config.dtype,
-        device=device or config.device,
+        device=config.device,
         adapter=config.adapter,
         quantization=config.quantization,
     )
-
-
-def refuse_unwritable(path: str | None) -> None:
-    """Raises UserError where a file could not be written, before the work that would fill it."""
-    if path is not None and Path(path).is_dir():
-        raise UserError("is a folder, not a file", where=path, mend="give a file's name")
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise UserError("its folder does not exist", where=path, mend="create it first")
-    if path is not None and not os.access(Path(path).resolve().parent, os.W_OK):
-        raise UserError("its folder cannot be written to", where=path, mend="give a file in another one")
 
 
 def print_json(value: Any) -> None:

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse, refuse_unwritable
+from remask.commands.options import console, parse
 from remask.config import PlanConfig
 from remask.errors import UserError
+from remask.files import refuse_unwritable
 
 EXAMPLES = """Examples:
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp --gradient-checkpointing

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.commands.options import console, parse, refuse_unwritable
+from remask.commands.options import console, parse
 from remask.config import ProfileConfig
+from remask.files import refuse_unwritable
 
 EXAMPLES = """Examples:
   remask profile --config recipes/tiny/gift.yaml --steps 8

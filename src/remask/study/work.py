@@ -34,7 +34,7 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
     if after is not None:
         values = {**values, "model": str(output(folder, after))}
     if kind == "eval":
-        from remask.commands.evaluate import evaluate_model
+        from remask.evaluation.evaluate import evaluate_model
 
         config = configs.from_dict(EvalConfig, values, where=name)
         evaluate_model(replace(config, json=str(path), overwrite=True), quiet=True)

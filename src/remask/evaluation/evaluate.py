@@ -1,0 +1,110 @@
+"""An evaluation as a config says: model, tasks, journal and record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from remask.config import EvalConfig
+from remask.errors import UserError
+from remask.evaluation.journal import Journal, fingerprint, weights_stamp
+from remask.evaluation.run import Shard, evaluate, identity
+from remask.files import refuse_unwritable, write_atomically
+from remask.models.facts import facts
+from remask.models.load import load, pick_device
+from remask.models.lora import base_of, is_adapter
+from remask.sampling.generate import decoding_for
+from remask.sandbox import Sandbox
+from remask.tasks.benchmark import Asking, Benchmark, read_template
+
+
+def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
+    """Evaluate as the config says and write the record where it says. None in all processes but the first."""
+    if config.n is not None and config.n < 1:
+        raise UserError(f"n = {config.n}", mend="it is 1 or more")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
+    refuse_unwritable(config.json)
+    template = read_template(config.prompt_template)
+    benchmarks = _benchmarks(config)
+    if template is not None and len(benchmarks) > 1:
+        raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
+    arm, run_seed = identity(config.adapter or config.model)
+    shard = Shard.from_environment()
+    if shard.world > 1 and not config.json:
+        raise UserError("several processes meet at the record's file", mend="give --json FILE")
+    model, tokenizer = load(
+        config.model,
+        dtype=config.dtype,
+        device=device_of(config.device, shard.local_rank),
+        adapter=config.adapter,
+        quantization=config.quantization,
+    )
+    decoding = decoding_for(model, **config.decoding.given())
+    style = config.prompt_style or facts(model, tokenizer).prompt_style
+    asking = Asking(cast(Any, style), template, config.system, config.prefill)
+    weights = [config.model, config.adapter, config.dtype, config.quantization]
+    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
+    stamps = [weights_stamp(folder) for folder in folders if folder]
+    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
+    journal = Journal(
+        Path(config.json) if config.json else None,
+        fingerprint([weights, stamps, problems, decoding.described(), asking.described()]),
+        rank=shard.rank,
+        overwrite=config.overwrite,
+    )
+    if journal.answers and shard.rank == 0 and not quiet:
+        print(f"{len(journal.answers)} answers of an unfinished run are there: going on", file=sys.stderr)
+    record = evaluate(
+        model,
+        tokenizer,
+        benchmarks,
+        decoding,
+        asking=asking,
+        name=config.model,
+        arm=config.arm or arm,
+        run_seed=run_seed,
+        batch_size=config.batch_size,
+        journal=journal,
+        shard=shard,
+        quiet=quiet or shard.rank != 0,
+        label=label,
+    )
+    if record is not None and config.json:
+        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+        journal.remove()
+    return record
+
+
+def _benchmarks(config: EvalConfig) -> list[Benchmark]:
+    """What to evaluate on, the sandbox tried out first where code is to be run."""
+    sandbox = None
+    if config.allow_code_execution:
+        sandbox = Sandbox()
+        sandbox.check()
+    benchmarks = [
+        Benchmark.parse(text.strip(), count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
+        for text in config.tasks.split(",")
+    ]
+    names = [benchmark.task.name for benchmark in benchmarks]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
+        )
+    return benchmarks
+
+
+def device_of(device: str, local_rank: int) -> str:
+    """The device of one of several processes. Raises UserError where there are more of them than GPUs."""
+    picked = pick_device(device)
+    if picked != "cuda":
+        return picked
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise UserError(
+            f"process {local_rank + 1} has no GPU: there are {count}", mend="use as many --processes as GPUs"
+        )
+    return f"cuda:{local_rank}"
