@@ -1,12 +1,16 @@
 """Sums of independent gradients: what their mean and their noise are, and how far both can be trusted.
 
-How far ratios and cosines can be trusted is read off by leaving out one pair of gradients at a time (jackknife; Efron
-and Stein 1981). That needs every gradient, of which a sketch is kept: random signs, then the sum of every M-th
-coordinate, so that inner products are right in expectation and to about 1/√M of the lengths. The figures themselves are
-not sketched. Weights of 1/t have heavy tails: a few draws carry much of the variance, and few gradients show few of
-them.
+Gradients g_1 … g_R come with weights w_r, which make up for drawing some kinds more often than training does (mean 1;
+all 1 where none is). With mean μ and covariance Σ of the gradients that training meets,
 
-Shapes: R gradients, P = R/2 pairs, M numbers of a sketch.
+    E‖g‖² ≈ 1/R Σ w_r‖g_r‖² ,    ‖μ‖² ≈ (‖Σ w_r g_r‖² − Σ w_r²‖g_r‖²) / R(R−1) ,    tr Σ = E‖g‖² − ‖μ‖²
+
+are unbiased. How far they, their ratios and cosines can be trusted is read off by leaving out one gradient at a time
+(jackknife; Efron and Stein 1981). That needs every gradient, of which a sketch is kept: random signs, then the sum of
+every M-th coordinate, so that inner products are right in expectation and to about 1/√M of the lengths. The figures
+themselves are not sketched.
+
+Shapes: R gradients, M numbers of a sketch.
 """
 
 from __future__ import annotations
@@ -27,65 +31,71 @@ SKETCH = 4096
 
 @dataclass
 class Sums:
-    """What is kept of R gradients of one method: their sum, and of each pair its layers' halved squared differences
-    and the sketch [M] of its mean.
-    """
+    """What is kept of R gradients of one method: Σ w·g, and of each its weight, its layers' ‖g‖² and a sketch [M]."""
 
     total: Gradient = field(default_factory=dict)
-    pairs: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    weights: list[float] = field(default_factory=list)
+    squares: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     sketches: list[Tensor] = field(default_factory=list)
 
-    def add(self, one: Gradient, other: Gradient) -> None:
-        """Two more independent gradients."""
-        squares: defaultdict[str, float] = defaultdict(float)
-        for name, g in one.items():
-            both = g + other[name]
-            self.total[name] = self.total[name] + both if name in self.total else both
-            squares[layer_of(name)] += (g - other[name]).double().square().sum().item() / 2
-        for layer, value in squares.items():
-            self.pairs[layer].append(value)
-        self.sketches.append((sketch(one) + sketch(other)) / 2)
+    def add(self, gradient: Gradient, weight: float = 1.0) -> None:
+        """One more independent gradient."""
+        layers: defaultdict[str, float] = defaultdict(float)
+        for name, g in gradient.items():
+            self.total[name] = self.total[name] + weight * g if name in self.total else weight * g
+            layers[layer_of(name)] += g.double().square().sum().item()
+        for layer, value in layers.items():
+            self.squares[layer].append(value)
+        self.weights.append(weight)
+        self.sketches.append(sketch(gradient))
 
     @property
     def count(self) -> int:
         """R."""
-        return 2 * len(self.sketches)
+        return len(self.weights)
 
     def product(self, other: Sums) -> float:
-        """ḡ · ḡ′."""
+        """μ · μ′ of two methods with noise of their own."""
         inner = sum((g.double() * other.total[name].double()).sum().item() for name, g in self.total.items())
         return inner / (self.count * other.count)
 
     def squared_mean(self, layer: str | None = None) -> float:
         """‖μ‖², without the share that is noise; of one layer, or in all."""
         names = [name for name in self.total if layer is None or layer_of(name) == layer]
-        raw = sum(self.total[name].double().square().sum().item() for name in names) / self.count**2
-        return raw - self.variance(layer)[0] / self.count
+        raw = sum(self.total[name].double().square().sum().item() for name in names)
+        own = (self._weights().square() * self._squares(layer)).sum().item()
+        return (raw - own) / (self.count * (self.count - 1))
 
-    def variance(self, layer: str | None = None) -> tuple[float, float]:
-        """(tr Σ, its standard error)."""
-        each = self.halves(layer)
-        return each.mean().item(), (each.std() / math.sqrt(len(each))).item() if len(each) > 1 else math.nan
+    def variance(self, layer: str | None = None) -> float:
+        """tr Σ."""
+        return (self._weights() * self._squares(layer)).mean().item() - self.squared_mean(layer)
 
-    def halves(self, layer: str | None = None) -> Float[Tensor, "P"]:
-        """½‖g_2j − g_2j+1‖² of each pair."""
-        layers = list(self.pairs) if layer is None else [layer]
-        return torch.tensor([self.pairs[name] for name in layers], dtype=torch.float64).sum(0)
-
-    def means_but_one(self) -> Float[Tensor, "P M"]:
-        """The mean's sketch without each pair in turn."""
-        each = torch.stack(self.sketches).double()
+    def means_but_one(self) -> Float[Tensor, "R M"]:
+        """The mean's sketch without each gradient in turn."""
+        each = self._weighted_sketches()
         return (each.sum(0) - each) / (len(each) - 1)
 
-    def squared_means_but_one(self) -> Float[Tensor, "P"]:
-        """‖μ‖² without each pair in turn."""
-        pairs = len(self.sketches) - 1
-        return self.means_but_one().square().sum(-1) - self.variances_but_one() / (2 * pairs)
+    def squared_means_but_one(self) -> Float[Tensor, "R"]:
+        """‖μ‖² without each gradient in turn."""
+        own, rest = self._weighted_sketches().square().sum(-1), self.count - 1
+        raw = self.means_but_one().square().sum(-1) * rest**2
+        return (raw - (own.sum() - own)) / (rest * (rest - 1))
 
-    def variances_but_one(self) -> Float[Tensor, "P"]:
-        """tr Σ without each pair in turn."""
-        each = self.halves()
-        return (each.sum() - each) / (len(each) - 1)
+    def variances_but_one(self) -> Float[Tensor, "R"]:
+        """tr Σ without each gradient in turn."""
+        each = self._weights() * self._squares()
+        return (each.sum() - each) / (len(each) - 1) - self.squared_means_but_one()
+
+    def _weights(self) -> Float[Tensor, "R"]:
+        return torch.tensor(self.weights, dtype=torch.float64)
+
+    def _squares(self, layer: str | None = None) -> Float[Tensor, "R"]:
+        """‖g‖² of each gradient."""
+        layers = list(self.squares) if layer is None else [layer]
+        return torch.tensor([self.squares[name] for name in layers], dtype=torch.float64).sum(0)
+
+    def _weighted_sketches(self) -> Float[Tensor, "R M"]:
+        return torch.stack(self.sketches).double() * self._weights()[:, None]
 
 
 def sketch(gradient: Gradient) -> Float[Tensor, "M"]:
@@ -109,28 +119,32 @@ def layer_of(name: str) -> str:
     return next((part for part in reversed(parts[:-1]) if part not in ("default", "base_layer")), name)
 
 
+def variance_error(sums: Sums) -> float | None:
+    """The standard error of tr Σ."""
+    return _together([_jackknife(sums.variances_but_one())])
+
+
 def log_ratio_error(sums: Sums, other: Sums) -> float | None:
     """The standard error of log (tr Σ/‖μ‖²) less the other's."""
-    errors = [_jackknife(s.variances_but_one().log() - s.squared_means_but_one().log()) for s in (sums, other)]
-    return _together(errors)
+    return _together([_jackknife(s.variances_but_one().log() - s.squared_means_but_one().log()) for s in (sums, other)])
 
 
 def cosine_error(sums: Sums, other: Sums) -> float | None:
     """The standard error of the cosine of two means."""
     errors = []
     for one, fixed in ((sums, other), (other, sums)):
-        mean = torch.stack(fixed.sketches).double().mean(0)
-        squared = mean.square().sum() - fixed.variance()[0] / fixed.count
-        errors.append(_jackknife(one.means_but_one() @ mean / (one.squared_means_but_one() * squared).sqrt()))
+        mean = fixed._weighted_sketches().mean(0)
+        length = (one.squared_means_but_one() * fixed.squared_mean()).sqrt()
+        errors.append(_jackknife(one.means_but_one() @ mean / length))
     return _together(errors)
 
 
-def _jackknife(values: Float[Tensor, "P"]) -> float:
-    """The standard error of a figure from its values without each pair in turn; NaN where one of them is not known."""
+def _jackknife(values: Float[Tensor, "R"]) -> float:
+    """The standard error of a figure from its values without each gradient in turn; NaN where one is not known."""
     return math.sqrt((len(values) - 1) * values.var(correction=0).item())
 
 
 def _together(errors: Sequence[float]) -> float | None:
-    """Of two independent sources; None where one is not known."""
+    """Of independent sources; None where one is not known."""
     found = math.hypot(*errors)
     return found if math.isfinite(found) else None

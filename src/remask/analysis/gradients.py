@@ -1,14 +1,14 @@
 """The noise of the SFT gradient under each method: is a method variance control, or a re-weighting?
 
-The rows stay the same; the noise of the masks is drawn anew for every gradient, each as a step at some random moment of
+The rows stay the same; the noise of the masks is drawn anew for every gradient, as a step at some random moment of
 training meets it: the rows' times are consecutive ones of the low-discrepancy sequence, from a random place on and in a
-random order. Of such independent gradients g_1 … g_R, with mean μ and covariance Σ,
+random order. From their mean μ and covariance Σ (`gradient_sums.py`) comes tr Σ/‖μ‖², which is what an optimiser sees:
+it does not change with the loss's scale. Where μ points where plain masked diffusion's does, a method changes the
+variance alone; where it does not, it trains another objective.
 
-    tr Σ ≈ mean of ½‖g_2j − g_2j+1‖² ,    ‖μ‖² ≈ ‖ḡ‖² − tr Σ/R
-
-are unbiased (`gradient_sums.py`). tr Σ/‖μ‖² is what an optimiser sees: it does not change with the loss's scale. Where
-μ points where plain masked diffusion's does, a method changes the variance alone; where it does not, it trains another
-objective.
+Weights of 1/t have heavy tails: most of the variance lies in rare steps with a row of tiny t, and a thousand plain
+draws would know it to a factor of two. Steps are therefore drawn with a preference for small t (`random_visits`), which
+their weights make up for.
 
 Compute is counted in forward passes of the rows: 3 for a forward and a backward pass, 1 more for a probe, LIFT's
 superset or a reference model's losses.
@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from remask.analysis.gradient_sums import Gradient, Sums, cosine_error, log_ratio_error
+from remask.analysis.gradient_sums import Gradient, Sums, cosine_error, log_ratio_error, variance_error
 from remask.data.canvas import Row
 from remask.data.collate import Collator, Visit, canvas_of, noise_of
 from remask.diffusion.importance import probe_signal
+from remask.diffusion.noise import low_discrepancy_times
 from remask.diffusion.objective import (
     LIFT_RULES,
     Objective,
@@ -44,6 +45,7 @@ from remask.errors import UserError
 
 FIRST_PLACES = 2**31
 """From how many places of the sequence of times a gradient may start."""
+CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Noisiness:
     forwards: int
     norm: float | None
     variance: float
-    variance_error: float
+    variance_error: float | None
     relative: float | None
     compute: float | None
     compute_low: float | None
@@ -84,8 +86,7 @@ def compare_gradients(
     count: int,
     on_gradient: Callable[[], None] | None = None,
 ) -> list[Noisiness]:
-    """`count` (made even) gradients of every method on all the rows as one batch; the first method is what others are
-    held against.
+    """`count` gradients of every method on all the rows as one batch; the first method is what others are held against.
 
     Each method's noise is its own, so that products of two methods' means are unbiased. The model's weights and its
     `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or a method that needs another model.
@@ -114,22 +115,32 @@ def gather(
     random: np.random.Generator,
     on_gradient: Callable[[], None] | None = None,
 ) -> Sums:
-    """`count` (made even) gradients of one method; three gradients' memory is kept beside the model's own."""
+    """`count` gradients of one method; two gradients' memory is kept beside the model's own."""
     sums = Sums()
-    for _ in range((count + 1) // 2):
-        pair = []
-        for _ in range(2):
-            pair.append(gradient(model, rows, collator, objective, mask_id, random_visits(len(rows), random)))
-            if on_gradient is not None:
-                on_gradient()
-        sums.add(*pair)
+    for _ in range(count):
+        visits, weight = random_visits(len(rows), collator.seed, random)
+        sums.add(gradient(model, rows, collator, objective, mask_id, visits), weight)
+        if on_gradient is not None:
+            on_gradient()
     return sums
 
 
-def random_visits(rows: int, random: np.random.Generator) -> list[Visit]:
-    """A step at a random moment of training: consecutive visits, in a random order, with noise that no other has."""
-    start = int(random.integers(FIRST_PLACES))
-    return [Visit(row, start, start + int(place)) for row, place in enumerate(random.permutation(rows))]
+def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[list[Visit], float]:
+    """(a step's visits, its weight): consecutive visits from a random place on, in a random order, with noise that no
+    other step has.
+
+    Of `CANDIDATES` places, each as likely as in training, one is chosen with probability ∝ v = ½ + ½·x/x̄, where x is
+    the mean of its rows' t^−1.5. At small t the square of a gradient of weight 1/t, met with probability t, has a
+    second moment ∝ t^−3, and its root is what to draw by. With the weight 1/v ≤ 2 expectations are exactly training's:
+    over the candidates Σ (v/Σv)·(1/v)·f is the mean of f, as v's mean is 1.
+    """
+    places = random.integers(FIRST_PLACES, size=CANDIDATES)
+    heavy = (low_discrepancy_times(seed, places[:, None] + np.arange(rows)) ** -1.5).mean(-1)
+    likely = 0.5 + 0.5 * heavy / heavy.mean()
+    chosen = int(random.choice(CANDIDATES, p=likely / likely.sum()))
+    start = int(places[chosen])
+    visits = [Visit(row, start, start + int(place)) for row, place in enumerate(random.permutation(rows))]
+    return visits, float(1 / likely[chosen])
 
 
 def gradient(
@@ -161,9 +172,8 @@ def gradient(
 
 
 def _noisiness(name: str, sums: Sums, forwards: int, first: Sums, first_forwards: int) -> Noisiness:
-    variance, error = sums.variance()
     squared, of_first = sums.squared_mean(), first.squared_mean()
-    relative, unit = _over(variance, squared), _over(first.variance()[0], of_first)
+    relative, unit = _over(sums.variance(), squared), _over(first.variance(), of_first)
     compute = spread = cosine = wide = None
     if relative is not None and unit:
         compute, cosine = forwards * relative / (first_forwards * unit), 1.0
@@ -174,15 +184,15 @@ def _noisiness(name: str, sums: Sums, forwards: int, first: Sums, first_forwards
         name,
         forwards,
         math.sqrt(squared) if squared > 0 else None,
-        variance,
-        error,
+        sums.variance(),
+        variance_error(sums),
         relative,
         compute,
         None if compute is None or spread is None else compute * math.exp(-1.96 * spread),
         None if compute is None or spread is None else compute * math.exp(1.96 * spread),
         cosine,
         wide,
-        {layer: _over(sums.variance(layer)[0], sums.squared_mean(layer)) for layer in sums.pairs},
+        {layer: _over(sums.variance(layer), sums.squared_mean(layer)) for layer in sums.squares},
     )
 
 

@@ -93,10 +93,10 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
                     m["name"],
                     str(m["forwards"]),
                     "–" if m["norm"] is None else f"{m['norm']:.3g}",
-                    f"{m['variance']:.3g} ± {m['variance_error']:.1g}",
+                    f"{m['variance']:.3g}" + _error(m["variance_error"]),
                     _number(m["relative"], 2),
                     _number(m["compute"], 2, "×") + _interval(m["compute_low"], m["compute_high"], 2),
-                    _number(m["cosine"], 3) + ("" if m["cosine_error"] is None else f" ± {m['cosine_error']:.1g}"),
+                    _number(m["cosine"], 3) + _error(m["cosine_error"]),
                 ]
                 for m in methods
             ],
@@ -112,6 +112,10 @@ def _nats(value: float | None) -> str:
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.1g}"
 
 
 def _interval(low: float | None, high: float | None, digits: int) -> str:

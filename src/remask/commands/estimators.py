@@ -246,9 +246,8 @@ def _gradients(
     from remask.analysis.gradients import compare_gradients
     from remask.progress import progress
 
-    count = config.gradients + config.gradients % 2
     done = 0
-    with progress("gradients", count * len(objectives)) as tick:
+    with progress("gradients", config.gradients * len(objectives)) as tick:
 
         def told() -> None:
             nonlocal done

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from remask.errors import UserError
@@ -63,7 +64,12 @@ def low_discrepancy_time(seed: int, visit: int) -> float:
 
     `visit` counts the samples drawn since the start of training, over all ranks.
     """
-    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visit * GOLDEN_RATIO) % 1.0)
+    return float(low_discrepancy_times(seed, np.array([visit]))[0])
+
+
+def low_discrepancy_times(seed: int, visits: NDArray[np.int64]) -> NDArray[np.floating]:
+    """`low_discrepancy_time` of many visits."""
+    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visits * GOLDEN_RATIO) % 1.0)
 
 
 @cache
