@@ -27,13 +27,20 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for row in record["tightness"]:
         assert row["elbo"] <= row["log_likelihood"] <= 0
         assert row["tokens"] == 3
-    sft, gift = record["gradients"]
+    sft, gift, *cut = record["gradients"]
+    assert [(m["name"], m["clip"]) for m in cut] == [("sft", 1.0), ("gift", 1.0)]
     assert (sft["forwards"], gift["forwards"], sft["cosine"]) == (3, 4, 1.0)
     assert sft["variance"] > 0
     coupled = [e for e in record["elbo"]["estimators"] if e["name"] == "coupled"]
     assert [e["forwards"] for e in coupled] == [2, 4]
     said = capsys.readouterr().out
-    for part in ("ELBO estimators: 2 answers", "first tokens", "Which of a prompt's answers", "SFT gradients"):
+    for part in (
+        "ELBO estimators: 2 answers",
+        "first tokens",
+        "Which of a prompt's answers",
+        "SFT gradients",
+        "by layer",
+    ):
         assert part in said
 
 
@@ -50,6 +57,7 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--parts", "reward", "--tasks", "gsm8k"], "gsm8k makes no problems"),
         (["--tasks", "sudku", "--parts", "elbo", "reward"], "unknown task 'sudku'"),
         (["--seed", "-1"], "seed = -1"),
+        (["--clip", "0"], "clip = 0"),
         (["--parts"], "parts: none named"),
         (["--objectives"], "objectives: none named"),
         (["--json", "nowhere/x.json"], "folder does not exist"),

@@ -21,7 +21,7 @@ from remask.analysis.estimators import (
     uniform_time_views,
 )
 from remask.analysis.gradient_sums import SKETCH, Sums, cosine_error, layer_of, log_ratio_error, sketch
-from remask.analysis.gradients import compare_gradients, gather, gradient, random_visits
+from remask.analysis.gradients import clipped, compare_gradients, gradient, gradients, random_visits
 from remask.analysis.reward_relation import concordance
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, Visit, canvas_of, noise_of
@@ -188,19 +188,21 @@ def test_sums_by_hand() -> None:
 def test_sums_are_those_of_the_gradients(small: LLaDAModelLM) -> None:
     """Every draw has its own visits."""
     objective, seen = resolve("gift"), np.random.default_rng(1)
-    sums = gather(small, ROWS, COLLATOR, objective, 11, 5, np.random.default_rng(1))
-    drawn = [random_visits(len(ROWS), COLLATOR.seed, seen) for _ in range(5)]
+    sums = Sums()
+    for drawn, weight in gradients(small, ROWS, COLLATOR, objective, 11, 5, np.random.default_rng(1)):
+        sums.add(drawn, weight)
+    steps = [random_visits(len(ROWS), COLLATOR.seed, seen) for _ in range(5)]
     each = torch.stack(
         [
             torch.cat([g.flatten() for g in gradient(small, ROWS, COLLATOR, objective, 11, visits).values()])
-            for visits, _ in drawn
+            for visits, _ in steps
         ]
     ).double()
-    weight = torch.tensor([w for _, w in drawn], dtype=torch.float64)
+    weights = torch.tensor([w for _, w in steps], dtype=torch.float64)
     squares = each.square().sum(-1)
-    mean = ((weight @ each).square().sum() - (weight.square() * squares).sum()).item() / 20
+    mean = ((weights @ each).square().sum() - (weights.square() * squares).sum()).item() / 20
     assert sums.squared_mean() == pytest.approx(mean, rel=1e-3)
-    assert sums.variance() == pytest.approx((weight * squares).mean().item() - mean, rel=1e-3)
+    assert sums.variance() == pytest.approx((weights * squares).mean().item() - mean, rel=1e-3)
     assert sum(sums.variance(layer) for layer in sums.squares) == pytest.approx(sums.variance(), rel=1e-6)
     assert {"layers.0", "layers.1"} < set(sums.squares)
 
@@ -250,6 +252,24 @@ def test_methods_are_held_against_the_first(small: LLaDAModelLM) -> None:
         compare_gradients(small, ROWS, COLLATOR, {"rho1": resolve("rho1")}, 11, count=4)
     with pytest.raises(UserError, match="3 gradients"):
         compare_gradients(small, ROWS, COLLATOR, {"sft": resolve("sft")}, 11, count=3)
+
+
+def test_clipping_by_hand() -> None:
+    """(3, 4) has a length of 5: clipped to 1 it is (0.6, 0.8), to 6 itself."""
+    gradient = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    assert {name: g.item() for name, g in clipped(gradient, 1.0).items()} == pytest.approx({"a": 0.6, "b": 0.8})
+    assert clipped(gradient, 6.0) is gradient
+
+
+def test_clipped_gradients_come_after_those_as_they_are(small: LLaDAModelLM) -> None:
+    methods = {name: resolve(name) for name in ("sft", "gift")}
+    found = compare_gradients(small, ROWS, COLLATOR, methods, 11, count=20, clip=1e-3)
+    assert [(m.name, m.clip) for m in found] == [("sft", None), ("gift", None), ("sft", 1e-3), ("gift", 1e-3)]
+    plain = compare_gradients(small, ROWS, COLLATOR, methods, 11, count=20)
+    assert plain == found[:2]
+    for method in found[2:]:  # all of one length: E‖g‖² is its square, up to the weights' mean
+        assert method.norm is not None
+        assert method.variance + method.norm**2 == pytest.approx(1e-6, rel=0.4)
 
 
 def test_what_is_lost_in_the_noise_is_not_known(small: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ random order. From their mean μ and covariance Σ (`gradient_sums.py`) comes tr
 it does not change with the loss's scale. Where μ points where plain masked diffusion's does, a method changes the
 variance alone; where it does not, it trains another objective.
 
-Weights of 1/t have heavy tails: most of the variance lies in rare steps with a row of tiny t, and a thousand plain
-draws would know it to a factor of two. Steps are therefore drawn with a preference for small t (`random_visits`), which
-their weights make up for.
+Weights of 1/p have heavy tails: much of the variance lies in rare steps, those with a row of tiny t and those that mask
+a token of tiny p_i, and few draws know it badly. Steps are therefore drawn with a preference for small t
+(`random_visits`), which their weights make up for. Trainers clip gradients, and clipped ones have no such tails: what
+an optimiser is handed is known well.
 
 Compute is counted in forward passes of the rows: 3 for a forward and a backward pass, 1 more for a probe, LIFT's
 superset or a reference model's losses.
@@ -19,7 +20,7 @@ Shapes: D trained parameters, R gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,14 @@ CANDIDATES = 1024
 class Noisiness:
     """One method's gradient over R noise draws. None: not known, as a mean is lost in the noise.
 
-    forwards: compute of one gradient. norm: ‖μ‖. variance: tr Σ, with its standard error. relative: tr Σ/‖μ‖².
-    compute: forwards × relative over the first method's, i.e. how much compute for a gradient as exact as its, with its
-    95 % interval. cosine: of μ with the first method's, with its standard error. layers: tr Σ/‖μ‖² of each layer.
+    clip: the norm that gradients were clipped to, if they were. forwards: compute of one gradient. norm: ‖μ‖.
+    variance: tr Σ, with its standard error. relative: tr Σ/‖μ‖². compute: forwards × relative over the first method's,
+    i.e. how much compute for a gradient as exact as its, with its 95 % interval. cosine: of μ with the first method's,
+    with its standard error. layers: tr Σ/‖μ‖² of each layer.
     """
 
     name: str
+    clip: float | None
     forwards: int
     norm: float | None
     variance: float
@@ -84,28 +87,40 @@ def compare_gradients(
     mask_id: int,
     *,
     count: int,
+    clip: float | None = None,
     on_gradient: Callable[[], None] | None = None,
 ) -> list[Noisiness]:
     """`count` gradients of every method on all the rows as one batch; the first method is what others are held against.
+    First all methods' gradients as they are, then, where `clip` is given, the same clipped to that norm, as trainers
+    do.
 
     Each method's noise is its own, so that products of two methods' means are unbiased. The model's weights and its
     `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or a method that needs another model.
     """
     if count < 4:
         raise UserError(f"{count} gradients", mend="a variance needs 4 or more")
-    first: tuple[Sums, int] | None = None
-    found = []
+    norms = (None,) if clip is None else (None, clip)
+    gathered: dict[str, dict[float | None, Sums]] = {}
     for number, (name, objective) in enumerate(objectives.items()):
         if objective.uses_reference_model:
             raise UserError(f"{name} compares with a reference model, which here would be the model itself")
         random = np.random.default_rng([collator.seed, 0x67, number])
-        sums = gather(model, rows, collator, objective, mask_id, count, random, on_gradient)
-        first = first or (sums, forwards_of(objective))
-        found.append(_noisiness(name, sums, forwards_of(objective), *first))
-    return found
+        gathered[name] = {norm: Sums() for norm in norms}
+        for drawn, weight in gradients(model, rows, collator, objective, mask_id, count, random):
+            for norm, sums in gathered[name].items():
+                sums.add(drawn if norm is None else clipped(drawn, norm), weight)
+            if on_gradient is not None:
+                on_gradient()
+    cost = {name: forwards_of(objective) for name, objective in objectives.items()}
+    first = next(iter(objectives))
+    return [
+        _noisiness(name, norm, gathered[name][norm], cost[name], gathered[first][norm], cost[first])
+        for norm in norms
+        for name in objectives
+    ]
 
 
-def gather(
+def gradients(
     model: Any,
     rows: Sequence[Row],
     collator: Collator,
@@ -113,16 +128,17 @@ def gather(
     mask_id: int,
     count: int,
     random: np.random.Generator,
-    on_gradient: Callable[[], None] | None = None,
-) -> Sums:
-    """`count` gradients of one method; two gradients' memory is kept beside the model's own."""
-    sums = Sums()
+) -> Iterator[tuple[Gradient, float]]:
+    """`count` independent gradients of one method, with their weights."""
     for _ in range(count):
         visits, weight = random_visits(len(rows), collator.seed, random)
-        sums.add(gradient(model, rows, collator, objective, mask_id, visits), weight)
-        if on_gradient is not None:
-            on_gradient()
-    return sums
+        yield gradient(model, rows, collator, objective, mask_id, visits), weight
+
+
+def clipped(gradient: Gradient, norm: float) -> Gradient:
+    """Scaled down to the norm where it is longer."""
+    length = math.sqrt(sum(g.double().square().sum().item() for g in gradient.values()))
+    return {name: g * (norm / length) for name, g in gradient.items()} if length > norm else gradient
 
 
 def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[list[Visit], float]:
@@ -171,7 +187,7 @@ def gradient(
     }
 
 
-def _noisiness(name: str, sums: Sums, forwards: int, first: Sums, first_forwards: int) -> Noisiness:
+def _noisiness(name: str, clip: float | None, sums: Sums, forwards: int, first: Sums, first_forwards: int) -> Noisiness:
     squared, of_first = sums.squared_mean(), first.squared_mean()
     relative, unit = _over(sums.variance(), squared), _over(first.variance(), of_first)
     compute = spread = cosine = wide = None
@@ -182,6 +198,7 @@ def _noisiness(name: str, sums: Sums, forwards: int, first: Sums, first_forwards
             spread, wide = log_ratio_error(sums, first), cosine_error(sums, first)
     return Noisiness(
         name,
+        clip,
         forwards,
         math.sqrt(squared) if squared > 0 else None,
         sums.variance(),

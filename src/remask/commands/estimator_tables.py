@@ -54,7 +54,9 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
             "½: the value knows nothing. 95 % intervals over prompts.",
         )
     if "gradients" in record:
-        yield _gradients(record["gradients"], settings)
+        for clip in dict.fromkeys(m["clip"] for m in record["gradients"]):
+            yield _gradients([m for m in record["gradients"] if m["clip"] == clip], settings)
+        yield _layers([m for m in record["gradients"] if m["clip"] == settings["clip"]])
 
 
 def _tightness(rows: Sequence[dict[str, Any]], orders: Sequence[int]) -> tuple[str, Table, str]:
@@ -75,9 +77,10 @@ def _tightness(rows: Sequence[dict[str, Any]], orders: Sequence[int]) -> tuple[s
 
 
 def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> tuple[str, Table, str]:
-    first = methods[0]["name"]
+    first, clip = methods[0]["name"], methods[0]["clip"]
+    how = "as they are" if clip is None else f"clipped to a norm of {clip:g}"
     return (
-        f"SFT gradients: {settings['rows']} rows as one batch, {settings['gradients']} draws of the masks each",
+        f"SFT gradients, {how}: {settings['rows']} rows as one batch, {settings['gradients']} draws of the masks each",
         _table(
             [
                 "method",
@@ -103,6 +106,16 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
         ),
         f"compute of {first}: what a gradient as exact as its takes, [95 %]. cosine: of the mean gradients, free of "
         "noise's share, ± standard error; 1 is variance control alone, less is another objective. –: lost in noise.",
+    )
+
+
+def _layers(methods: Sequence[dict[str, Any]]) -> tuple[str, Table, str]:
+    layers = dict.fromkeys(layer for m in methods for layer in m["layers"])
+    rows = [[layer, *(_number(m["layers"].get(layer), 2) for m in methods)] for layer in layers]
+    return (
+        "Variance / norm² by layer" + ("" if methods[0]["clip"] is None else ", clipped"),
+        _table(["layer", *(m["name"] for m in methods)], rows),
+        "What each layer's own optimiser state sees. –: lost in noise.",
     )
 
 

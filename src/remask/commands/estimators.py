@@ -62,6 +62,8 @@ def check(config: EstimatorsConfig) -> None:
             raise UserError(f"{name} = {list(values)}", mend="give numbers of 1 or more")
     if any(max(config.orders) % m for m in config.orders):
         raise UserError(f"orders = {list(config.orders)}", mend="each divides the largest")
+    if config.clip is not None and config.clip <= 0:
+        raise UserError(f"clip = {config.clip}", mend="it is a norm above 0, or left out")
     if config.temperature <= 0:
         raise UserError(f"temperature = {config.temperature}", mend="answers to compare are sampled: it is above 0")
     for name in ("parts", "objectives"):
@@ -255,7 +257,14 @@ def _gradients(
             tick(done)
 
         found = compare_gradients(
-            model, rows, collator, objectives, known.mask_id, count=config.gradients, on_gradient=told
+            model,
+            rows,
+            collator,
+            objectives,
+            known.mask_id,
+            count=config.gradients,
+            clip=config.clip,
+            on_gradient=told,
         )
     return [asdict(each) for each in found]
 

@@ -53,6 +53,8 @@ class EstimatorsConfig:
     """Gradients: methods; the first is what the others are held against."""
     gradients: int = 64
     """Gradients: how many of each method, on all rows as one batch."""
+    clip: float | None = 1.0
+    """Gradients: the norm that trainers clip them to; they are measured as they are, and clipped."""
     seed: int = 0
     batch_size: int = 64
     fill: str | None = None
