@@ -1,11 +1,13 @@
-"""How a command that trains ends: what it says, and its exit code."""
+"""How a command ends: what it says, its exit code, and what it does on SIGTERM."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from remask.progress import duration
 
@@ -30,3 +32,17 @@ def tell(outcome: Outcome, *, command: str, objective: str, names: Sequence[str]
     numbers = "  ".join(f"{name} {outcome.metrics[name]:.4f}" for name in names if name in outcome.metrics)
     print(f"{outcome.folder}: {objective} finished in {duration(outcome.seconds)}  {numbers}")
     return 0
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command by way of `finally`, so that no process that it began outlives it (exit code 143)."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

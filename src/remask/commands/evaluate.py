@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from remask.commands.ending import leaving_on_sigterm
 from remask.commands.options import console, parse
 from remask.config import EvalConfig
 from remask.errors import UserError
@@ -56,19 +56,16 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
     running: list[subprocess.Popen[bytes]] = []
 
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)  # by way of `finally`: no process outlives this one
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        for rank in range(world):
-            number = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            command = [sys.executable, "-m", "remask.cli", "eval", *arguments]
-            running.append(subprocess.Popen(command, env={**threads, **os.environ, **number}))
-        while any(process.poll() is None for process in running):
-            if any(process.poll() for process in running):
-                break
-            time.sleep(0.1)
+        with leaving_on_sigterm():
+            for rank in range(world):
+                number = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                command = [sys.executable, "-m", "remask.cli", "eval", *arguments]
+                running.append(subprocess.Popen(command, env={**threads, **os.environ, **number}))
+            while any(process.poll() is None for process in running):
+                if any(process.poll() for process in running):
+                    break
+                time.sleep(0.1)
         failed = next((process.returncode for process in running if process.returncode), 0)
         if failed < 0:
             print(
@@ -78,7 +75,6 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
             )
         return failed if failed >= 0 else 128 - failed
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in running:
             if process.poll() is None:
                 process.terminate()

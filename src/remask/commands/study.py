@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remask import config as configs
+from remask.commands.ending import leaving_on_sigterm
 from remask.commands.options import console, parse, split_words
 from remask.config import StudyConfig
 from remask.environment import command
@@ -71,7 +72,8 @@ def carry_out(study: StudyConfig, name: str, where: str, options: StudyOptions) 
             print(f"{cell.arm}{at} seed {cell.seed}: {jobs}")
         return 0
     try:
-        run_all(grid, folder, options.processes)
+        with leaving_on_sigterm():
+            run_all(grid, folder, options.processes)
     except KeyboardInterrupt:
         print("\nwhat is done is kept: the same command goes on from there", file=sys.stderr)
         raise

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,11 +56,21 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def alone_with(folder: Path, name: str) -> Iterator[None]:
+    """Studies share jobs: where another one is at this job, wait for it. The lock goes with its process."""
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def main() -> int:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     job = json.loads((folder / f"{name}.job.json").read_text())
     try:
-        carry_out(folder, name, job["kind"], job["config"], job["after"])
+        with alone_with(folder, name):
+            if not is_done(folder, name):  # another study may have done it meanwhile
+                carry_out(folder, name, job["kind"], job["config"], job["after"])
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
