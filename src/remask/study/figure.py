@@ -84,7 +84,7 @@ def rows(baseline: str, found: Sequence[Found]) -> Figure:
                 panel.set_visible(False)
                 continue
             _panel(panel, baseline, own, arms, names=panel is line[0])
-            panel.set_title(", ".join([task, *(level for _, level in place)]), fontsize=9, loc="left")
+            panel.set_title(", ".join([task, *map(" ".join, place)]), fontsize=9, loc="left")
     for panel in grid[-1]:
         panel.set_xlabel("accuracy, % [95 %]")
     return figure
