@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from remask.evaluation.statistics import Interval
-from remask.study.figure import curves, draw, numbers
+from remask.study.figure import curves, draw, numbers, rows
 from remask.study.results import Found
 
 
-def found(arm: str, score: float, **levels: str) -> Found:
-    return Found(levels, arm, "sudoku", "accuracy", 2, Interval(score, score - 0.1, score + 0.1, 50), None, 1.0, None)
+def found(arm: str, score: float, task: str = "sudoku", **levels: str) -> Found:
+    return Found(levels, arm, task, "accuracy", 2, Interval(score, score - 0.1, score + 0.1, 50), None, 1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,14 @@ def test_both_files_are_written_whole_and_alike_each_time(tmp_path: Path) -> Non
     assert images[0] == images[1]
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"results.svg", "results.png"}
+
+
+def test_rows_have_a_column_for_each_task_where_all_levels_have_all() -> None:
+    both = [found("sft", 0.5, task, size=size) for size in ("small", "large") for task in ("sudoku", "countdown")]
+    titles = [panel.get_title(loc="left") for panel in rows("sft", both).axes]
+    expected = ["sudoku, size small", "countdown, size small", "sudoku, size large", "countdown, size large"]
+    assert titles == expected
+    apart = rows("sft", [both[0], both[3]]).axes
+    assert [panel.get_title(loc="left") for panel in apart] == [expected[0], expected[3]]
+    assert apart[0].get_position().x0 == pytest.approx(apart[1].get_position().x0)
+    assert [label.get_text() for panel in apart for label in panel.get_yticklabels()] == ["sft", "sft"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from remask.evaluation.compare import START
 from remask.files import write_atomically
-from remask.study.results import Found
+from remask.study.results import Found, Levels
 
 SETTINGS: dict[str, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 LEAST_POINTS = 3
@@ -71,20 +71,22 @@ def rows(baseline: str, found: Sequence[Found]) -> Figure:
     """A panel for each level and task: arms from top to bottom, filled where a difference to the baseline (dashed) was
     found.
     """
-    tasks = list(dict.fromkeys(f.task for f in found))
-    places = list(dict.fromkeys(tuple(f.levels.items()) for f in found))
+    panels: dict[tuple[Levels, str], list[Found]] = {}
+    for f in found:
+        panels.setdefault((tuple(f.levels.items()), f.task), []).append(f)
+    tasks = list(dict.fromkeys(task for _, task in panels))
+    places = list(dict.fromkeys(place for place, _ in panels))
     arms = list(dict.fromkeys(f.arm for f in found))
-    size = (1.2 + 3.2 * len(tasks), len(places) * (0.7 + 0.22 * len(arms)))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(places), len(tasks), squeeze=False, sharex="col")
-    for line, place in zip(grid, places, strict=True):
-        for panel, task in zip(line, tasks, strict=True):
-            own = [f for f in found if f.task == task and tuple(f.levels.items()) == place]
-            if not own:
-                panel.set_visible(False)
-                continue
-            _panel(panel, baseline, own, arms, names=panel is line[0])
-            panel.set_title(", ".join([task, *map(" ".join, place)]), fontsize=9, loc="left")
+    columns = (
+        len(tasks) if len(panels) == len(places) * len(tasks) else 1
+    )  # where levels differ in tasks, one below another
+    lines = len(panels) // columns
+    figure = Figure(figsize=(1.2 + 3.2 * columns, lines * (0.7 + 0.22 * len(arms))), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex="col" if columns == len(tasks) else False)
+    order = [(place, task) for place in places for task in tasks if (place, task) in panels]
+    for i, (panel, (place, task)) in enumerate(zip(grid.flat, order, strict=True)):
+        _panel(panel, baseline, panels[place, task], arms, names=i % columns == 0)
+        panel.set_title(", ".join([task, *map(" ".join, place)]), fontsize=9, loc="left")
     for panel in grid[-1]:
         panel.set_xlabel("accuracy, % [95 %]")
     return figure
