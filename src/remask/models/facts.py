@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from remask import config as configs
+from remask.config import DecodingConfig
+from remask.config.read import STRICT
 from remask.errors import UserError
+
+
+@dataclass(frozen=True)
+class OwnKeys:
+    """What Remask reads of a config.json besides the architecture's own keys."""
+
+    __pydantic_config__ = STRICT
+
+    mask_token_id: int | None = None
+    stop_token_ids: list[int] | None = None
+    fill: str | None = None
+    shift: bool | None = None
+    prompt_style: Literal["compact", "instruct"] | None = None
+    default_decoding: DecodingConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -32,9 +49,11 @@ class Facts:
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
     """Read the facts, and write into the config those that only the tokenizer knew.
 
-    Raises UserError naming the one that is missing or contradicted by the tokenizer.
+    Raises UserError naming the one that is missing, of the wrong type, or contradicted by the tokenizer.
     """
     config = model.config
+    own = {field.name: getattr(config, field.name) for field in fields(OwnKeys) if hasattr(config, field.name)}
+    configs.from_dict(OwnKeys, own, where=f"{where}, config.json")
     config.mask_token_id = _mask_id(config, tokenizer, where)
     if not eos_token_ids(config) and tokenizer is not None:
         # An encoder's tokenizer has no EOS: its separator ends a text.
