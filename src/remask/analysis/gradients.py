@@ -94,30 +94,27 @@ def compare_gradients(
     First all methods' gradients as they are, then, where `clip` is given, the same clipped to that norm, as trainers
     do.
 
-    Each method's noise is its own, so that products of two methods' means are unbiased. The model's weights and its
-    `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or a method that needs another model.
+    Each method's noise is its own, so that products of two methods' means are unbiased. Two methods' sums are kept at a
+    time. The model's weights and its `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or a method that needs another model.
     """
     if count < 4:
         raise UserError(f"{count} gradients", mend="a variance needs 4 or more")
-    norms = (None,) if clip is None else (None, clip)
-    gathered: dict[str, dict[float | None, Sums]] = {}
+    found: dict[float | None, list[Noisiness]] = {norm: [] for norm in ((None,) if clip is None else (None, clip))}
+    first: tuple[dict[float | None, Sums], int] | None = None
     for number, (name, objective) in enumerate(objectives.items()):
         if objective.uses_reference_model:
             raise UserError(f"{name} compares with a reference model, which here would be the model itself")
         random = np.random.default_rng([collator.seed, 0x67, number])
-        gathered[name] = {norm: Sums() for norm in norms}
+        gathered = {norm: Sums() for norm in found}
         for drawn, weight in gradients(model, rows, collator, objective, mask_id, count, random):
-            for norm, sums in gathered[name].items():
+            for norm, sums in gathered.items():
                 sums.add(drawn if norm is None else clipped(drawn, norm), weight)
             if on_gradient is not None:
                 on_gradient()
-    cost = {name: forwards_of(objective) for name, objective in objectives.items()}
-    first = next(iter(objectives))
-    return [
-        _noisiness(name, norm, gathered[name][norm], cost[name], gathered[first][norm], cost[first])
-        for norm in norms
-        for name in objectives
-    ]
+        first = first or (gathered, forwards_of(objective))
+        for norm, sums in gathered.items():
+            found[norm].append(_noisiness(name, norm, sums, forwards_of(objective), first[0][norm], first[1]))
+    return [each for of_norm in found.values() for each in of_norm]
 
 
 def gradients(
