@@ -26,11 +26,11 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
-    from remask.evaluation.evaluate import evaluate_model
-
     try:
         if config.processes != 1 and "WORLD_SIZE" not in os.environ:
             return _launch(config, arguments)
+        from remask.evaluation.evaluate import evaluate_model
+
         record = evaluate_model(config)
     except KeyboardInterrupt:
         if config.json:
