@@ -95,8 +95,8 @@ def compare_gradients(
     do.
 
     Each method's noise is its own, so that products of two methods' means are unbiased. Two methods' sums are kept at a
-    time. The model's weights and its `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or a
-    method that needs another model.
+    time. The model's weights and its `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or
+    for a method that needs another model.
     """
     if count < 4:
         raise UserError(f"{count} gradients", mend="a variance needs 4 or more")
