@@ -100,6 +100,14 @@ def test_two_methods_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sum("to do" in line for line in listed if line.startswith("dft")) == 2
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_seeds_on_the_command_line(before: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, seeds = written(tmp_path, SMALL), ["--seeds", "3", "4", "5"]
+    assert cli.main(["study", *(seeds if before else []), path, *([] if before else seeds), "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert [f"sft seed {seed}:" in listed for seed in (0, 1, 3, 4, 5)] == [False, False, True, True, True]
+
+
 def test_decoding_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decoding = {
         "question": "Do fewer steps cost anything?",

@@ -46,7 +46,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
 
 
 def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words, flags): what stands without a flag, and the flags with their values."""
+    """(words, flags): what stands without a flag, and the flags with their values (of whole numbers perhaps several)."""
     words, flags, rest = [], [], list(arguments)
     while rest:
         token = rest.pop(0)
@@ -57,20 +57,23 @@ def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[st
             words.append(token)
             continue
         flags.append(token)
-        if "=" not in token and rest and not _is_switch(kind, token):
+        asked = _type_of(kind, token)
+        if "=" not in token and rest and asked is not bool:
             flags.append(rest.pop(0))
+            while asked == tuple[int, ...] and rest and rest[0].isdecimal():
+                flags.append(rest.pop(0))
     return words, flags
 
 
-def _is_switch(kind: Any, flag: str) -> bool:
-    """Whether a flag stands alone, without a value."""
+def _type_of(kind: Any, flag: str) -> Any:
+    """The type of a flag's value, bool where it stands alone; None where it is not known."""
     if flag in ("--help", "-h"):
-        return True
+        return bool
     for part in flag.removeprefix("--").removeprefix("no-").replace("-", "_").split("."):
         if not is_dataclass(kind) or part not in {f.name for f in fields(kind)}:
-            return False
+            return None
         kind = get_type_hints(kind)[part]
-    return kind is bool
+    return kind
 
 
 def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
