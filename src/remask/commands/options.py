@@ -46,7 +46,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
 
 
 def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words, flags): what stands without a flag, and the flags with their values (of whole numbers perhaps several)."""
+    """(words, flags): what stands without a flag, and the flags with their values (of whole numbers several)."""
     words, flags, rest = [], [], list(arguments)
     while rest:
         token = rest.pop(0)
