@@ -20,8 +20,8 @@ from remask.analysis.estimators import (
     tightness,
     uniform_time_views,
 )
-from remask.analysis.gradient_sums import SKETCH, Sums, cosine_error, layer_of, log_ratio_error, sketch
-from remask.analysis.gradients import clipped, compare_gradients, gradient, gradients, random_visits
+from remask.analysis.gradient_sums import SKETCH, Drawn, Sums, cosine_error, layer_of, log_ratio_error, sketch
+from remask.analysis.gradients import compare_gradients, gradient, gradients, random_visits
 from remask.analysis.reward_relation import concordance
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, Visit, canvas_of, noise_of
@@ -163,7 +163,7 @@ def of_vectors(draws: Tensor) -> Sums:
     """The sums of given gradients [R, D]."""
     sums = Sums()
     for draw in draws:
-        sums.add({"layers.0.w": draw})
+        sums.add(Drawn.of({"layers.0.w": draw}))
     return sums
 
 
@@ -173,14 +173,14 @@ def test_sums_by_hand() -> None:
     """
     sums = Sums()
     for g, weight in (([1.0, 0.0], 1.0), ([3.0, 0.0], 2.0), ([2.0, 1.0], 1.0)):
-        sums.add({"layers.0.w": torch.tensor(g[:1]), "head.w": torch.tensor(g[1:])}, weight)
+        sums.add(Drawn.of({"layers.0.w": torch.tensor(g[:1]), "head.w": torch.tensor(g[1:])}), weight)
     assert sums.squared_mean() == pytest.approx(40 / 6)
     assert sums.variance() == pytest.approx(8 - 40 / 6)
     assert sums.squared_mean("head") == pytest.approx(0.0)  # (1 − 1)/6
     assert sums.variance("layers.0") == pytest.approx((1 + 18 + 4) / 3 - 40 / 6)
     without_the_last = Sums()
     for g, weight in (([1.0, 0.0], 1.0), ([3.0, 0.0], 2.0)):
-        without_the_last.add({"layers.0.w": torch.tensor(g[:1]), "head.w": torch.tensor(g[1:])}, weight)
+        without_the_last.add(Drawn.of({"layers.0.w": torch.tensor(g[:1]), "head.w": torch.tensor(g[1:])}), weight)
     assert sums.squared_means_but_one()[2].item() == pytest.approx(without_the_last.squared_mean())
     assert sums.variances_but_one()[2].item() == pytest.approx(without_the_last.variance())
 
@@ -190,7 +190,7 @@ def test_sums_are_those_of_the_gradients(small: LLaDAModelLM) -> None:
     objective, seen = resolve("gift"), np.random.default_rng(1)
     sums = Sums()
     for drawn, weight in gradients(small, ROWS, COLLATOR, objective, 11, 5, np.random.default_rng(1)):
-        sums.add(drawn, weight)
+        sums.add(Drawn.of(drawn), weight)
     steps = [random_visits(len(ROWS), COLLATOR.seed, seen) for _ in range(5)]
     each = torch.stack(
         [
@@ -255,10 +255,16 @@ def test_methods_are_held_against_the_first(small: LLaDAModelLM) -> None:
 
 
 def test_clipping_by_hand() -> None:
-    """(3, 4) has a length of 5: clipped to 1 it is (0.6, 0.8), to 6 itself."""
-    gradient = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
-    assert {name: g.item() for name, g in clipped(gradient, 1.0).items()} == pytest.approx({"a": 0.6, "b": 0.8})
-    assert clipped(gradient, 6.0) is gradient
+    """(3, 4) has a length of 5: clipped to 1 it is (0.6, 0.8), to 6 itself; sums of it are those of (0.6, 0.8)."""
+    drawn = Drawn.of({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    assert (drawn.clip_scale(1.0), drawn.clip_scale(6.0), drawn.clip_scale(None)) == pytest.approx((0.2, 1.0, 1.0))
+    cut, plain = Sums(), Sums()
+    for _ in range(2):
+        cut.add(drawn, 1.5, scale=0.2)
+        plain.add(Drawn.of({"a": torch.tensor([0.6]), "b": torch.tensor([0.8])}), 1.5)
+    assert cut.squared_mean() == pytest.approx(plain.squared_mean())
+    assert cut.variance() == pytest.approx(plain.variance())
+    assert torch.allclose(cut.sketches[0], plain.sketches[0])
 
 
 def test_clipped_gradients_come_after_those_as_they_are(small: LLaDAModelLM) -> None:

@@ -29,6 +29,27 @@ SKETCH = 4096
 """M."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A gradient with what sums read of it: its layers' ‖g‖² and its sketch [M]."""
+
+    gradient: Gradient
+    squares: dict[str, float]
+    sketch: Tensor
+
+    @classmethod
+    def of(cls, gradient: Gradient) -> Drawn:
+        squares: defaultdict[str, float] = defaultdict(float)
+        for name, g in gradient.items():
+            squares[layer_of(name)] += g.double().square().sum().item()
+        return cls(gradient, dict(squares), sketch(gradient))
+
+    def clip_scale(self, norm: float | None) -> float:
+        """What clipping to the norm multiplies it with."""
+        length = math.sqrt(sum(self.squares.values()))
+        return 1.0 if norm is None or length <= norm else norm / length
+
+
 @dataclass
 class Sums:
     """What is kept of R gradients of one method: Σ w·g, and of each its weight, its layers' ‖g‖² and a sketch [M]."""
@@ -38,16 +59,15 @@ class Sums:
     squares: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     sketches: list[Tensor] = field(default_factory=list)
 
-    def add(self, gradient: Gradient, weight: float = 1.0) -> None:
-        """One more independent gradient."""
-        layers: defaultdict[str, float] = defaultdict(float)
-        for name, g in gradient.items():
-            self.total[name] = self.total[name] + weight * g if name in self.total else weight * g
-            layers[layer_of(name)] += g.double().square().sum().item()
-        for layer, value in layers.items():
-            self.squares[layer].append(value)
+    def add(self, drawn: Drawn, weight: float = 1.0, *, scale: float = 1.0) -> None:
+        """One more independent gradient, scale · g."""
+        for name, g in drawn.gradient.items():
+            part = weight * scale * g
+            self.total[name] = self.total[name] + part if name in self.total else part
+        for layer, value in drawn.squares.items():
+            self.squares[layer].append(scale**2 * value)
         self.weights.append(weight)
-        self.sketches.append(sketch(gradient))
+        self.sketches.append(scale * drawn.sketch)
 
     @property
     def count(self) -> int:

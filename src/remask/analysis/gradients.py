@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from remask.analysis.gradient_sums import Gradient, Sums, cosine_error, log_ratio_error, variance_error
+from remask.analysis.gradient_sums import Drawn, Gradient, Sums, cosine_error, log_ratio_error, variance_error
 from remask.data.canvas import Row
 from remask.data.collate import Collator, Visit, canvas_of, noise_of
 from remask.diffusion.importance import probe_signal
@@ -107,9 +107,10 @@ def compare_gradients(
             raise UserError(f"{name} compares with a reference model, which here would be the model itself")
         random = np.random.default_rng([collator.seed, 0x67, number])
         gathered = {norm: Sums() for norm in found}
-        for drawn, weight in gradients(model, rows, collator, objective, mask_id, count, random):
+        for g, weight in gradients(model, rows, collator, objective, mask_id, count, random):
+            drawn = Drawn.of(g)
             for norm, sums in gathered.items():
-                sums.add(drawn if norm is None else clipped(drawn, norm), weight)
+                sums.add(drawn, weight, scale=drawn.clip_scale(norm))
             if on_gradient is not None:
                 on_gradient()
         first = first or (gathered, forwards_of(objective))
@@ -131,12 +132,6 @@ def gradients(
     for _ in range(count):
         visits, weight = random_visits(len(rows), collator.seed, random)
         yield gradient(model, rows, collator, objective, mask_id, visits), weight
-
-
-def clipped(gradient: Gradient, norm: float) -> Gradient:
-    """Scaled down to the norm where it is longer."""
-    length = math.sqrt(sum(g.double().square().sum().item() for g in gradient.values()))
-    return {name: g * (norm / length) for name, g in gradient.items()} if length > norm else gradient
 
 
 def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[list[Visit], float]:

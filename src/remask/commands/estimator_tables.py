@@ -85,10 +85,10 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
             [
                 "method",
                 "forwards",
-                "norm of mean",
-                "variance ± se",
-                "variance / norm²",
-                f"compute of {first}",
+                "norm",
+                "variance",
+                "/ norm²",
+                "compute",
                 "cosine",
             ],
             [
@@ -104,8 +104,8 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
                 for m in methods
             ],
         ),
-        f"compute of {first}: what a gradient as exact as its takes, [95 %]. cosine: of the mean gradients, free of "
-        "noise's share, ± standard error; 1 is variance control alone, less is another objective. –: lost in noise.",
+        f"norm: of the mean. compute: what a gradient as exact as one of {first} takes, of its [95 %]. cosine: of the "
+        f"means of both. 1 is variance control alone, less is another objective. ±: standard error. –: lost in noise.",
     )
 
 

@@ -77,12 +77,11 @@ def rows(baseline: str, found: Sequence[Found]) -> Figure:
     tasks = list(dict.fromkeys(task for _, task in panels))
     places = list(dict.fromkeys(place for place, _ in panels))
     arms = list(dict.fromkeys(f.arm for f in found))
-    columns = (
-        len(tasks) if len(panels) == len(places) * len(tasks) else 1
-    )  # where levels differ in tasks, one below another
+    whole = len(panels) == len(places) * len(tasks)
+    columns = len(tasks) if whole else 1  # where levels differ in tasks, their panels stand below each other
     lines = len(panels) // columns
     figure = Figure(figsize=(1.2 + 3.2 * columns, lines * (0.7 + 0.22 * len(arms))), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex="col" if columns == len(tasks) else False)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex="col" if whole else False)
     order = [(place, task) for place in places for task in tasks if (place, task) in panels]
     for i, (panel, (place, task)) in enumerate(zip(grid.flat, order, strict=True)):
         _panel(panel, baseline, panels[place, task], arms, names=i % columns == 0)
