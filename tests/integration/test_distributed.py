@@ -33,13 +33,14 @@ def test_two_ranks_give_one_ranks_losses(
 ) -> None:
     """The batches are split over ranks, N is counted over them, and noise does not know of ranks.
 
-    26 rows do not divide by 4: the last step of an epoch has rows for one rank only.
+    26 rows do not divide by 4: the last step of an epoch has rows for one rank only. What two ranks began, one goes on
+    with.
     """
     rows = data.read_text().splitlines()
     uneven = tmp_path / "uneven.jsonl"
     uneven.write_text("\n".join([*rows, *rows[:2]]))
     one = make_config(
-        {"per_device_train_batch_size": 4, "eval_steps": 3},
+        {"per_device_train_batch_size": 4, "eval_steps": 3, "save_steps": 4, "save_total_limit": None},
         data=str(uneven),
         objective="gift",
         probe=ProbeConfig(policy=policy),
@@ -63,10 +64,13 @@ def test_two_ranks_give_one_ranks_losses(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     run_sft(one, quiet=True)
-    for key in ("loss", "grad_norm_mean", "eval_loss", "eval_nll"):
-        alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
-        assert len(alone) == len(together) > 0
-        assert together == pytest.approx(alone, rel=1e-4)
+    for resume in (None, str(tmp_path / "two" / "checkpoint-4")):
+        if resume:
+            run_sft(replace(one, output_dir=str(tmp_path / "two"), resume=resume), quiet=True)
+        for key in ("loss", "grad_norm_mean", "eval_loss", "eval_nll"):
+            alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
+            assert len(alone) == len(together) > 0
+            assert together == pytest.approx(alone, rel=1e-4)
     # The first rank alone counts right tokens.
     counts = [json.loads((tmp_path / name / "class_accuracy.json").read_text()) for name in ("one", "two")]
     assert counts[0]["before"] == counts[1]["before"]

@@ -316,22 +316,23 @@ def test_a_run_that_stopped_after_its_last_step_takes_none_more(
     assert (folder / "completions.jsonl").read_text() == kept
 
 
-def test_another_number_of_processes_is_refused_before_the_run_is_touched(make_rl: MakeRl) -> None:
+def test_a_missing_rollout_is_refused_before_the_run_is_touched(make_rl: MakeRl) -> None:
     config = make_rl(trainer={"save_steps": 2}, max_steps=4)
     folder = run_rl(config, quiet=True).folder
     record = (folder / "run.json").read_text()
     newest = checkpoints(folder)[-1]
     (newest / "rollout-0-of-1.safetensors").rename(newest / "rollout-0-of-2.safetensors")
     seal(newest)
-    with pytest.raises(UserError, match=r"no rollout for process 0 of 1.*with as many processes"):
+    with pytest.raises(UserError, match="the rollouts of 1 processes; 2 wrote it"):
         run_rl(replace(config, resume="auto"), quiet=True)
     assert (folder / "run.json").read_text() == record
 
 
 def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path, metrics: Metrics) -> None:
+    """And what two began one can go on with, in the middle of a rollout."""
     one = make_rl(
         {"inner_updates": 2},
-        {"per_device_train_batch_size": 16, "eval_steps": 2},
+        {"per_device_train_batch_size": 16, "eval_steps": 2, "save_steps": 3, "save_total_limit": None},
         held_out=HeldOutConfig(n=5, decoding=DecodingConfig(steps=2)),
         output_dir=str(tmp_path / "one"),
     )
@@ -341,19 +342,14 @@ def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said[-3000:]
     run_rl(one, quiet=True)
-    for key in (
-        "loss",
-        "reward_mean",
-        "grad_norm_mean",
-        "ratio_mean",
-        "ratio_max",
-        "kl",
-        "elbo_per_token",
-        "eval_reward",
-    ):
-        alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
-        assert len(alone) == len(together) > 0, key
-        assert together == pytest.approx(alone, rel=2e-4, abs=1e-7), key
+    keys = ("loss", "reward_mean", "grad_norm_mean", "ratio_mean", "ratio_max", "kl", "elbo_per_token", "eval_reward")
+    for resume in (None, str(tmp_path / "two" / "checkpoint-3")):
+        if resume:
+            run_rl(replace(one, output_dir=str(tmp_path / "two"), resume=resume), quiet=True)
+        for key in keys:
+            alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
+            assert len(alone) == len(together) > 0, (resume, key)
+            assert together == pytest.approx(alone, rel=2e-4, abs=1e-7), (resume, key)
 
 
 # ---- rewards that misbehave ----------------------------------------------------------------------------------------

@@ -167,12 +167,11 @@ def contextual(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(ids.shape[1], ids.shape[1], MASK + 1, MASK, generator=generator)
     rows, columns = positions.nonzero(as_tuple=True)
-    return torch.stack(
-        [
-            sum(table[column, other, ids[row, other]] for other in range(ids.shape[1]))
-            for row, column in zip(rows, columns, strict=True)
-        ]
-    )
+    logits = [
+        sum(table[column, other, ids[row, other]] for other in range(ids.shape[1]))
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    return torch.stack(logits) if logits else torch.zeros(0, MASK)
 
 
 @pytest.mark.parametrize("estimate", [elbo, elbo_coupled])

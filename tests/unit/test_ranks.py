@@ -8,6 +8,8 @@ import pytest
 
 from remask.errors import UserError
 from remask.rl import ranks
+from remask.training.sharding import shares
+from remask.training.window import mean_of
 
 
 def test_what_one_process_cannot_do_none_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +38,17 @@ def test_one_process_speaks(
     monkeypatch.setattr(ranks, "PartialState", State)
     ranks.tell("so")
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_process_has_as_many_jobs_and_each_counts_once(world: int) -> None:
+    turns = [shares(list("abcdefg"), rank, world) for rank in range(world)]
+    assert len({len(own) for own in turns}) == 1
+    assert sorted(job for own in turns for job, counts in own if counts) == list("abcdefg")
+
+
+def test_what_is_logged_is_the_mean_over_processes_and_of_maxima_the_largest() -> None:
+    assert mean_of([{"loss": 1.0, "ratio_max": 3.0}, {"loss": 2.0, "ratio_max": 2.0}]) == {
+        "loss": 1.5,
+        "ratio_max": 3.0,
+    }

@@ -10,7 +10,7 @@ import torch
 
 from remask.diffusion.likelihood import estimate, predict_with
 from remask.errors import UserError
-from remask.rl.batches import Plan, PolicyBatch, batches_of
+from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
 from remask.rl.rollout import Rollout, length_of, row_seed, until_end
@@ -116,6 +116,34 @@ def test_kept_noise_is_one_pass_that_is_used_again() -> None:
 def test_only_the_first_step_is_on_policy() -> None:
     batches = list(batches_of(rollout(), Plan(6, 2, 3, 1), draws=1, fresh=True, seed=0))
     assert [batch.on_policy for batch in batches] == [True] * 2 + [False] * 10
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 1), (1, 3), (3, 3)])
+def test_what_ranks_had_left_is_shared_anew_as_if_there_had_been_so_many(before: int, now: int) -> None:
+    """To the bit, padding too; one of two optimiser steps of the first pass was taken."""
+
+    def left(rank: int, world: int, batch_size: int) -> list[PolicyBatch]:
+        plan = Plan(6, 2, 2, batch_size, rank, world)
+        made = list(batches_of(rollout(), plan, draws=2, fresh=True, seed=1))
+        for batch in made:
+            batch.old = batch.canvas.ids * 0.5
+        return made[plan.micro_batches :]
+
+    others = [left(rank, before, 2) for rank in range(before)]
+    for rank in range(now):
+        plan = Plan(6, 2, 2, 1, rank, now)
+        shared, own = shared_anew(others, plan), left(rank, now, 1)
+        assert len(shared) == len(own) > 0
+        for one, other in zip(shared, own, strict=True):
+            assert all(torch.equal(getattr(one.canvas, n), getattr(other.canvas, n)) for n in vars(other.canvas))
+            assert all(
+                torch.equal(a.u, b.u) and torch.equal(a.t, b.t) for a, b in zip(one.noise, other.noise, strict=True)
+            )
+            assert torch.equal(one.advantage, other.advantage)
+            assert torch.equal(one.counted, other.counted)
+            assert one.on_policy == other.on_policy
+            assert one.reference is None
+            assert torch.equal(one.old, other.old)
 
 
 def test_padding_that_no_row_needs_is_cut_off() -> None:

@@ -168,18 +168,17 @@ def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
 def token_log_p(
     predict: Predict, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
-    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward a view, none for one that
-    scores nothing.
+    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward a view, also for one that
+    scores nothing: with sharded weights, all processes make the same number.
 
     gain: what the caller's loss will weigh each token's value with, where that is known: it saves work (`head_losses`).
     """
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     for view in views:
-        if view.scored.any():
-            weight = view.weight[view.scored.nonzero()[:, 0]]
-            expected = None if gain is None else gain[view.scored] * weight
-            log_p = -token_losses(predict, view.ids, batch.attended, view.scored, batch.ids, expected)
-            token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * weight)
+        weight = view.weight[view.scored.nonzero()[:, 0]]
+        expected = None if gain is None else gain[view.scored] * weight
+        log_p = -token_losses(predict, view.ids, batch.attended, view.scored, batch.ids, expected)
+        token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * weight)
     return token
 
 

@@ -18,7 +18,14 @@ from remask.preference.presets import resolve
 from remask.preference.trainer import PreferenceTrainer
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
-from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
+from remask.training.folder import (
+    check_engine,
+    check_least,
+    refuse_another_config,
+    rows_per_step,
+    starting_point,
+    status_of,
+)
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.rows import EpochCallback, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
@@ -43,7 +50,7 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     folder = Path(config.output_dir)
     checkpoint = starting_point(config, folder)
     if checkpoint is not None:
-        refuse_another_config(config, folder, free=FREE_ON_RESUME)
+        refuse_another_config(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
     if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
         return already_finished(folder)
     trainer, tokenizer, train = _build(config, folder, objective)
@@ -93,6 +100,8 @@ def _described(config: DpoConfig, objective: PreferenceObjective, pairs: Rows[Pa
         "training": "dpo",
         "objective": {"name": config.objective, **asdict(objective)},
         "seed": config.seed,
+        "rows_per_step": rows_per_step(config),
+        "splits_alike": True,
         "model": config.model,
         "data": {
             "source": config.data,
@@ -148,11 +157,6 @@ def _build(
         )
     except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask dpo --help`") from error
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise UserError(
-            "the reference is not read on sharded weights (FSDP, DeepSpeed)",
-            mend="use plain data parallelism, with adapters for a large model: --lora.rank 128",
-        )
     return trainer, tokenizer, train
 
 

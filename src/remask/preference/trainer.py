@@ -28,6 +28,7 @@ from remask.preference.loss import PreferenceObjective, PreferenceTerms, measure
 from remask.rl.reference import Reference
 from remask.rl.scoring import draw_by_draw
 from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.sharding import shares
 from remask.training.window import Window, over_ranks
 
 
@@ -155,7 +156,8 @@ class PreferenceTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            own = [self._held_out(each) for each in members[self.args.process_index :: self.args.world_size]]
+            turns = shares(members, self.args.process_index, self.args.world_size)
+            own = [pairs for each, counts in turns for pairs in [self._held_out(each)] if counts]
         finally:
             self.model.train(was_training)
         found = [pair for each in gather_object(own) for pair in each]

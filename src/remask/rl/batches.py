@@ -5,13 +5,14 @@ Shapes: N rows of the rollout, B rows of a micro-batch, W width, C canvas, K dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise, row_noise
@@ -52,11 +53,12 @@ class Plan:
 
     def members(self, order: np.ndarray) -> list[np.ndarray]:
         """This rank's micro-batches of one pass over the rows in `order`."""
-        batches = []
-        for step in np.split(order, self.minibatches):
-            own = np.split(step, self.world)[self.rank]
-            batches += [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
-        return batches
+        return [share for step in np.split(order, self.minibatches) for share in self.shares(step)]
+
+    def shares(self, step: np.ndarray) -> list[np.ndarray]:
+        """This rank's micro-batches of one optimiser step over these rows."""
+        own = np.split(step, self.world)[self.rank]
+        return [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
 
 
 @dataclass
@@ -107,17 +109,87 @@ def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: i
             )
 
 
+def shared_anew(ranks: Sequence[Sequence[PolicyBatch]], plan: Plan) -> list[PolicyBatch]:
+    """This rank's micro-batches of what other ranks, any number of them, had left of a rollout: the rows of each
+    optimiser step in their order, as `plan` shares them out.
+    """
+    rows = plan.rows // plan.minibatches
+    shared: list[PolicyBatch] = []
+    steps = [_by_step(batches, rows // len(ranks)) for batches in ranks]
+    for of_ranks in zip(*steps, strict=True):
+        step = _joined([batch for of_rank in of_ranks for batch in of_rank])
+        shared += [_rows(step, torch.from_numpy(members)) for members in plan.shares(np.arange(rows))]
+    return shared
+
+
+def _by_step(batches: Sequence[PolicyBatch], rows: int) -> list[list[PolicyBatch]]:
+    """One rank's micro-batches, of which so many rows make an optimiser step."""
+    steps: list[list[PolicyBatch]] = []
+    held = rows
+    for batch in batches:
+        if held == rows:
+            steps.append([])
+            held = 0
+        steps[-1].append(batch)
+        held += len(batch.advantage)
+    return steps
+
+
+def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
+    """All rows in one batch, left-padded to one width."""
+    width = max(batch.canvas.ids.shape[1] for batch in batches)
+
+    def wide(values: Sequence[Tensor], blank: float = 0) -> Tensor:
+        return torch.cat([pad(value, (width - value.shape[1], 0), value=blank) for value in values])
+
+    def optional(values: Sequence[Tensor | None]) -> Tensor | None:
+        there = [value for value in values if value is not None]
+        return wide(there) if there else None
+
+    canvases = [batch.canvas for batch in batches]
+    return PolicyBatch(
+        Canvas(
+            wide([c.ids for c in canvases]),
+            wide([c.attended for c in canvases]),
+            wide([c.corruptible for c in canvases]),
+            wide([c.supervised for c in canvases]),
+        ),
+        [
+            Noise(torch.cat([n.t for n in draw]), wide([n.u for n in draw], 1))
+            for draw in zip(*(b.noise for b in batches), strict=True)
+        ],
+        torch.cat([batch.advantage for batch in batches]),
+        torch.cat([batch.counted for batch in batches]),
+        batches[0].on_policy,
+        optional([batch.old for batch in batches]),
+        optional([batch.reference for batch in batches]),
+    )
+
+
+def _rows(batch: PolicyBatch, rows: Tensor) -> PolicyBatch:
+    """Some rows, without the padding that none of them needs."""
+    start = int(batch.canvas.attended[rows].any(0).long().argmax())
+
+    def cut(value: Tensor) -> Tensor:
+        return value[rows, start:]
+
+    c = batch.canvas
+    return PolicyBatch(
+        Canvas(cut(c.ids), cut(c.attended), cut(c.corruptible), cut(c.supervised)),
+        [Noise(n.t[rows], cut(n.u)) for n in batch.noise],
+        batch.advantage[rows],
+        batch.counted[rows],
+        batch.on_policy,
+        None if batch.old is None else cut(batch.old),
+        None if batch.reference is None else cut(batch.reference),
+    )
+
+
 def _batch(rollout: Rollout, rows: Tensor, noise: list[Noise], *, on_policy: bool) -> PolicyBatch:
     """The rows, without the padding that none of them needs."""
-    start = int(rollout.attended[rows].any(0).long().argmax())
-    canvas = Canvas(
-        rollout.ids[rows, start:],
-        rollout.attended[rows, start:],
-        rollout.response[rows, start:],
-        rollout.scored[rows, start:],
-    )
-    cut = [Noise(n.t, n.u[:, start:]) for n in noise]
-    return PolicyBatch(canvas, cut, rollout.advantage[rows], rollout.counted[rows], on_policy)
+    canvas = Canvas(rollout.ids[rows], rollout.attended[rows], rollout.response[rows], rollout.scored[rows])
+    batch = PolicyBatch(canvas, noise, rollout.advantage[rows], rollout.counted[rows], on_policy)
+    return _rows(batch, torch.arange(len(rows)))
 
 
 def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, draws: int, seed: int) -> Noise:

@@ -15,10 +15,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise
 from remask.errors import UserError
-from remask.rl.batches import PolicyBatch
+from remask.rl.batches import PolicyBatch, shared_anew
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout
 from remask.training.callbacks import cut_lines
+from remask.training.window import mean_of
 
 if TYPE_CHECKING:
     from remask.rl.trainer import PolicyTrainer
@@ -52,9 +53,11 @@ class ReferenceSync(TrainerCallback):
         if self.reference.sync_every and state.global_step % self.reference.sync_every == 0:
             self.reference.sync(model)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.reference.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.reference.save(model, folder, main=state.is_world_process_zero)
 
 
 class RolloutState(TrainerCallback):
@@ -82,21 +85,37 @@ class RolloutState(TrainerCallback):
         save_file(tensors, self._file(folder), metadata={name: json.dumps(value) for name, value in facts.items()})
 
     def restore(self, checkpoint: Path) -> None:
-        """Raises UserError where the checkpoint was written by another number of processes."""
-        file = self._file(checkpoint)
-        if not file.exists():
+        """What all processes wrote is shared out anew: there may be another number of them now. Raises UserError where
+        not all of it is there.
+        """
+        files = sorted(checkpoint.glob("rollout-*-of-*.safetensors"), key=lambda path: int(path.name.split("-")[1]))
+        wrote = files[0].stem.rpartition("-")[2] if files else "1"
+        if len(files) != int(wrote):
             raise UserError(
-                f"the checkpoint holds no rollout for process {self.trainer.plan.rank} of {self.trainer.plan.world}",
+                f"the checkpoint holds the rollouts of {len(files)} processes; {wrote} wrote it",
                 where=str(checkpoint),
-                mend="resume with as many processes as it was written by",
+                mend="resume from another checkpoint, or --overwrite starts anew",
             )
-        loader = self.trainer.loader
-        with safe_open(file, "pt") as stored:
-            names, facts = list(stored.keys()), {name: json.loads(text) for name, text in stored.metadata().items()}
-            loader.number, self.trainer.window.steps = facts["number"], facts["window"]
-            for i in range(facts["left"]):
-                own = {n.partition(".")[2]: stored.get_tensor(n) for n in names if n.startswith(f"{i}.")}
-                loader.buffer.append(_batch(own).to(self.trainer.args.device))
+        trainer = self.trainer
+        left, facts = zip(*map(_read, files), strict=True)
+        trainer.loader.number = facts[0]["number"]
+        windows = [each["window"] for each in facts]
+        same = len(files) == trainer.plan.world
+        trainer.window.steps = (
+            windows[trainer.plan.rank] if same else [mean_of(step) for step in zip(*windows, strict=True)]
+        )
+        trainer.loader.buffer.extend(batch.to(trainer.args.device) for batch in shared_anew(left, trainer.plan))
+
+
+def _read(file: Path) -> tuple[list[PolicyBatch], dict[str, Any]]:
+    """What one process had left of its rollout."""
+    with safe_open(file, "pt") as stored:
+        names, facts = list(stored.keys()), {name: json.loads(text) for name, text in stored.metadata().items()}
+        batches = [
+            _batch({name.partition(".")[2]: stored.get_tensor(name) for name in names if name.startswith(f"{i}.")})
+            for i in range(facts["left"])
+        ]
+    return batches, facts
 
 
 def _tensors(batch: PolicyBatch) -> dict[str, Tensor]:

@@ -43,7 +43,15 @@ from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
-    {"held_out.tasks", "held_out.n", "held_out.batch_size", "rollout.batch_size", "rollout.keep", "trainer.backward"}
+    {
+        "held_out.tasks",
+        "held_out.n",
+        "held_out.batch_size",
+        "rollout.batch_size",
+        "rollout.keep",
+        "trainer.backward",
+        "trainer.per_device_train_batch_size",
+    }
 )
 
 
@@ -184,7 +192,6 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         )
     except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
-    _refuse_sharding(trainer)
     return trainer, tokenizer, _described(config, objective, decoding, asking, len(prompts), dropped)
 
 
@@ -239,12 +246,3 @@ def _described(
         "rewards": asdict(config.rewards),
         "rollout": {**asdict(config.rollout), "decoding": decoding.described(), **asking.described()},
     }
-
-
-def _refuse_sharding(trainer: PolicyTrainer) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise UserError(
-            "rollouts on sharded weights (FSDP, DeepSpeed): rows end at different steps on different processes, "
-            "which would wait for each other for ever",
-            mend="use plain data parallelism, with adapters for a large model: --lora.rank 128",
-        )

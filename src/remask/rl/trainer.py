@@ -27,6 +27,7 @@ from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
 from remask.training.rows import no_sync
+from remask.training.sharding import whole
 from remask.training.window import Window, over_ranks
 
 
@@ -88,7 +89,8 @@ class PolicyTrainer(Trainer):
 
     def roll_out(self, number: int) -> list[PolicyBatch]:
         """Sample and grade with the live model, then score the answers: this rank's micro-batches of all passes."""
-        rollout = self.sampler.make(self.model, number)
+        with whole(self.model, self.args.device):
+            rollout = self.sampler.make(self.model, number)
         self.on_rollout(rollout, self.state.global_step + 1)
         for fault in rollout.faults:
             tell(f"rollout {number}: {fault}")
@@ -231,7 +233,9 @@ class PolicyTrainer(Trainer):
         """Answer the fixed held-out problems, if any: accuracy and mean score of each task, and the mean reward."""
         if self.held_out is None:
             return {}
-        metrics = {f"{metric_key_prefix}_{name}": v for name, v in self.held_out.measure(self.model).items()}
+        with whole(self.model, self.args.device):
+            found = self.held_out.measure(self.model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -29,15 +29,14 @@ Counts = dict[str, list[int]]
 class ClassAccuracy:
     """Reads a run's model before and after it, on the same rows and the same noise in every run.
 
-    Only the first process does, on whole weights: sharded ones it does not hold. Nothing is read or written where the
-    tokenizer does not tell which text its tokens stand for.
+    Only the first process does, and the weights must be whole. Nothing is read or written where the tokenizer does not
+    tell which text its tokens stand for.
     """
 
     def __init__(self, trainer: SftTrainer, tokenizer: Any, folder: Path) -> None:
         self.trainer, self.tokenizer, self.path = trainer, tokenizer, folder / NAME
         self.rows = spaced(trainer.eval_rows or trainer.rows, ROWS)
-        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        self.enabled = trainer.is_world_process_zero() and not sharded and self._classable()
+        self.enabled = trainer.is_world_process_zero() and self._classable()
 
     def _classable(self) -> bool:
         try:
@@ -72,7 +71,6 @@ class ClassAccuracy:
         """(tokens, right ones) of each class in each row; the EOS fill is a class."""
         trainer = self.trainer
         device, size = trainer.args.device, trainer.args.per_device_train_batch_size  # what is known to fit
-        trainer.model.to(device)
         network = trainer.predict(trainer.model).read_only()
         collator, dataset = replace(trainer.collator, seed=EVALUATION_SEED), RowDataset(self.rows)
         tokens: Counts = {}

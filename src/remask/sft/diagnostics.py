@@ -20,7 +20,6 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) 
     """
     dataset = RowDataset(trainer.rows)
     device = trainer.args.device
-    trainer.model.to(device)
     entropies, masked = [], []
     predict = trainer.predict(trainer.model).read_only()
     count = min(rows, len(trainer.rows))

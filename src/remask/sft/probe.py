@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from remask.config import SftConfig
 from remask.files import write_atomically
 from remask.sft.signals import CacheKey, SignalCache, build_cache, hash_model, hash_rows, hash_tokenizer
+from remask.training.sharding import whole
 
 if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer
@@ -80,21 +81,22 @@ class ProbeRefresh(TrainerCallback):
         return self.folder / f"epoch-{epoch:04d}.safetensors"
 
     def _read(self, key: CacheKey, path: Path) -> SignalCache:
-        trainer = self.trainer
-        return build_cache(
-            trainer.predict(trainer.model).read_only(),
-            trainer.rows,
-            trainer.collator,
-            trainer.mask_id,
-            trainer.objective.signal,
-            key,
-            batch_size=trainer.args.per_device_eval_batch_size,
-            device=trainer.args.device,
-            path=path,
-            rank=trainer.args.process_index,
-            world=trainer.args.world_size,
-            show_progress=not self.quiet and trainer.is_world_process_zero(),
-        )
+        trainer, device = self.trainer, self.trainer.args.device
+        with whole(trainer.model, device):
+            return build_cache(
+                trainer.predict(trainer.model).read_only(),
+                trainer.rows,
+                trainer.collator,
+                trainer.mask_id,
+                trainer.objective.signal,
+                key,
+                batch_size=trainer.args.per_device_eval_batch_size,
+                device=device,
+                path=path,
+                rank=trainer.args.process_index,
+                world=trainer.args.world_size,
+                show_progress=not self.quiet and trainer.is_world_process_zero(),
+            )
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         epoch = int((state.epoch or 0.0) + 1e-6)

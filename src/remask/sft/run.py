@@ -29,10 +29,18 @@ from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
-from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
+from remask.training.folder import (
+    check_engine,
+    check_least,
+    refuse_another_config,
+    rows_per_step,
+    starting_point,
+    status_of,
+)
 from remask.training.model import frozen_copy, load_trainable, trainable
 from remask.training.rows import EpochCallback, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
+from remask.training.sharding import whole
 
 FREE_ON_RESUME = frozenset(
     {
@@ -56,7 +64,7 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     folder = Path(config.output_dir)
     checkpoint = starting_point(config, folder)
     if checkpoint is not None:
-        refuse_another_config(config, folder, free=FREE_ON_RESUME)
+        refuse_another_config(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
     if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
@@ -64,20 +72,23 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
 
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
-        if trainer.is_world_process_zero() and checkpoint is None:
-            write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
-            by_class.before()
+        if checkpoint is None:
+            with whole(trainer.model, trainer.args.device):
+                if trainer.is_world_process_zero():
+                    write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
+                    by_class.before()
         return [EpochCallback(trainer.sampler), *refresh]
 
     def finish() -> dict[str, float]:
-        by_class.after()
+        with whole(trainer.model, trainer.args.device):
+            by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
     return carry_out(
         config,
         trainer,
         tokenizer,
-        described=_described(config, objective, train),
+        described=_described(config, trainer, train),
         checkpoint=checkpoint,
         begin=begin,
         finish=finish,
@@ -110,12 +121,18 @@ def check_numbers(config: SftConfig) -> None:
         print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
 
 
-def _described(config: SftConfig, objective: Objective, rows: Rows[Row]) -> dict[str, Any]:
-    """What run.json says of a fine-tuning run."""
+def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[str, Any]:
+    """What run.json says of a fine-tuning run. Its steps may be split otherwise where neither length nor
+    rates of a row depend on its batch mates.
+    """
+    objective = trainer.objective
+    among_mates = objective.uses_importance and objective.reference == "batch"
     return {
         "objective": {"name": config.objective, **asdict(objective)},
         "probe": asdict(config.probe),
         "seed": config.seed,
+        "rows_per_step": rows_per_step(config),
+        "splits_alike": not among_mates and trainer.collator.fill.kind != "batch",
         "model": config.model,
         "data": {
             "source": config.data,

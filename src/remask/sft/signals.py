@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
@@ -52,13 +53,15 @@ def _hash(*parts: bytes) -> str:
 
 
 def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
-    """Of every parameter and buffer, by name, whatever device they are on; fresh adapters change nothing and may be
-    left out.
+    """Of every parameter and buffer, by name, whatever device they are on and however they are sharded; fresh adapters
+    change nothing and may be left out.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         if not adapters and "lora_" in name:
             continue
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -37,6 +37,7 @@ from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
 from remask.sft.signals import SignalCache
 from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.sharding import shares
 from remask.training.window import Window
 
 LEAST_TOKENS = {True: 512, False: 4096}
@@ -272,13 +273,13 @@ class SftTrainer(Trainer):
         try:
             with torch.no_grad():
                 jobs = [(draw, members) for draw in range(self.eval_draws) for members in batches]
-                for draw, members in jobs[self.args.process_index :: self.args.world_size]:
+                for (draw, members), counts in shares(jobs, self.args.process_index, self.args.world_size):
                     visits = [Visit(i, draw, draw * size + i) for i in members]
                     batch = collator([dataset[v] for v in visits])
                     for part in self.parts(batch):
                         prepared = self.prepare(part, device, objective=objective, use_cache=False)
-                        sums[0] += self.loss_rows(self.model, prepared, objective).double().sum()
-                        sums[1] += denominator(objective, prepared.canvas, prepared.corrupted).double()
+                        sums[0] += counts * self.loss_rows(self.model, prepared, objective).double().sum()
+                        sums[1] += counts * denominator(objective, prepared.canvas, prepared.corrupted).double()
         finally:
             self.model.train(was_training)
         if self.args.world_size > 1:

@@ -55,6 +55,7 @@ def training_arguments(
         # forward for the buffers of another, which are constants, would wait for ever.
         "ddp_broadcast_buffers": False,
         "log_level": "error",
+        "log_level_replica": "error",
         **own,
     }
     taken = sorted(set(engine.extra) & set(values))

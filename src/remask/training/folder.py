@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate import PartialState
+
 from remask import config as configs
 from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
@@ -26,6 +28,8 @@ class RunConfig(Protocol):
     def resume(self) -> str | None: ...
     @property
     def overwrite(self) -> bool: ...
+    @property
+    def device(self) -> str: ...
     @property
     def lora(self) -> LoraConfig: ...
     @property
@@ -81,11 +85,36 @@ FREE_ON_RESUME = frozenset(
 """What a resumed run may set anew: where it stops (and with that the learning rate's schedule) and what it writes."""
 
 
-def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str]) -> None:
-    """Raises UserError where the run to go on with was started with other settings than `free` ones, naming them."""
+SPLITS_A_STEP = frozenset({"trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"})
+"""How the rows of an optimiser step are shared among processes and taken in turns; not which rows they are."""
+
+
+def rows_per_step(config: RunConfig) -> int:
+    """Rows of an optimiser step, on all processes together."""
+    t: Any = config.trainer
+    processes = PartialState(cpu=pick_device(config.device) == "cpu").num_processes
+    return t.per_device_train_batch_size * t.gradient_accumulation_steps * processes
+
+
+def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str], rows: int | None = None) -> None:
+    """Raises UserError where the run to go on with was started with other settings than `free` ones, naming them, or
+    with another number of rows in an optimiser step. Any number of processes may share those out where the run's record
+    says that it makes no difference.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         return
+    recorded = _recorded(folder)
+    stored = recorded.get("rows_per_step", rows)
+    if rows is not None and stored != rows:
+        raise UserError(
+            f"cannot resume with steps of {rows} rows: they had {stored}",
+            where=str(folder),
+            mend="trainer.per_device_train_batch_size × trainer.gradient_accumulation_steps × processes must be "
+            f"{stored}",
+        )
+    if recorded.get("splits_alike"):
+        free |= SPLITS_A_STEP
     before, now = _flat(asdict(configs.load(type(config), path))), _flat(asdict(config))
     differing = [
         f"{key} was {before[key]!r}, is {now[key]!r}"
@@ -121,10 +150,16 @@ def starting_point(config: RunConfig, folder: Path) -> Path | None:
 
 
 def status_of(folder: Path) -> str | None:
+    return _recorded(folder).get("status")
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The folder's run.json; empty where there is none that can be read."""
     try:
-        return json.loads((folder / "run.json").read_text()).get("status")
+        values = json.loads((folder / "run.json").read_text())
     except (ValueError, OSError):
-        return None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:

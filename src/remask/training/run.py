@@ -22,6 +22,7 @@ from remask.training.callbacks import (
     StopCallback,
 )
 from remask.training.folder import Record, prepare_folder
+from remask.training.sharding import refuse_another_engine, save_whole, settle_fsdp
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def carry_out(
     `begin` is called when the folder is ready and gives the run's own callbacks; `finish` evaluates what was saved.
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
+    settle_fsdp(trainer)
+    if checkpoint is not None:
+        refuse_another_engine(trainer, checkpoint)
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
     if main:
@@ -78,7 +82,7 @@ def carry_out(
                 record.write("stopped", seconds)
                 return Outcome(folder, False, int(stop.stopped), metrics, seconds)
             # Every step is done: save first, so that nothing that happens in the evaluation can lose the model.
-            trainer.save_model(str(folder))
+            save_whole(trainer, folder)
             if main:
                 tokenizer.save_pretrained(str(folder))
                 if not config.lora.rank:

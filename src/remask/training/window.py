@@ -55,10 +55,14 @@ class Window:
 
 def over_ranks(shown: dict[str, float]) -> dict[str, float]:
     """The mean (of maxima the maximum) over the processes; all have the same names."""
-    everywhere: Sequence[dict[str, float]] = gather_object([shown])
+    return mean_of(gather_object([shown]))
+
+
+def mean_of(everywhere: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number (of maxima the maximum); all have the same names."""
     return {
         name: max(each[name] for each in everywhere)
         if name in MAXIMA
         else math.fsum(each[name] for each in everywhere) / len(everywhere)
-        for name in shown
+        for name in everywhere[0]
     }

@@ -1,0 +1,220 @@
+"""`sft`, `rl` and `dpo` under accelerate's FSDP2, launched with the recipe for GPUs on CPU processes over gloo: the
+numbers are one process's, the model is written whole, and a checkpoint goes on under another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remask import config as configs
+from remask import load
+from remask.config import (
+    CanvasConfig,
+    DecodingConfig,
+    DpoConfig,
+    HeldOutConfig,
+    PolicyEngineConfig,
+    PreferenceChoicesConfig,
+    PreferenceEngineConfig,
+    ProbeConfig,
+    ReferenceConfig,
+    RewardsConfig,
+    RlConfig,
+    RolloutConfig,
+    SftConfig,
+    TrainerConfig,
+)
+from remask.errors import UserError
+from remask.preference.run import run_dpo
+from remask.rl.run import run_rl
+from remask.sft.run import run_sft
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
+RANKS = Path(__file__).parent / "cpu_ranks.py"
+Metrics = Callable[[Path], list[dict[str, Any]]]
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+RUN: dict[str, Callable[..., Any]] = {"sft": run_sft, "rl": run_rl, "dpo": run_dpo}
+ENGINE = {"logging_steps": 1, "save_steps": 3, "save_total_limit": None, "report_to": ("none",)}
+COMPARED = {
+    "sft": ("loss", "grad_norm_mean", "eval_loss", "eval_nll", "beta_mean"),
+    "rl": ("loss", "grad_norm_mean", "reward_mean", "kl", "ratio_max", "eval_reward"),
+    "dpo": ("loss", "grad_norm_mean", "margin", "eval_loss", "eval_accuracy"),
+}
+
+
+def reward(folder: Path) -> Path:
+    path = folder / "own.py"
+    path.write_text(
+        "def letters(prompts, completions, **columns):\n"
+        "    return [sum(c.isascii() and c.isalpha() for c in text) / 8 for text in completions]\n"
+    )
+    return path
+
+
+def pairs(folder: Path) -> Path:
+    path = folder / "pairs.jsonl"
+    words = ["ab", "cde", "fgha", "bcdef", "gh", "abcdefg", "hgf", "edcba", "fade", "cage", "bead"]
+    path.write_text("".join(json.dumps({"prompt": w, "chosen": w, "rejected": w.upper()}) + "\n" for w in words))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_process(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A config of each kind for one process; rows, evaluations and epochs divide by no number of processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    rows = data.read_text().splitlines()
+    uneven = folder / "uneven.jsonl"
+    uneven.write_text("\n".join([*rows, *rows[:2]]))
+    sft = SftConfig(
+        model=str(checkpoint),
+        data=str(uneven),
+        eval_data=str(data),
+        objective="gift",
+        probe=ProbeConfig(policy="frozen", every=1),
+        canvas=CanvasConfig(max_length=64, fill="multiple:16"),
+        trainer=TrainerConfig(
+            **ENGINE,
+            learning_rate=1e-3,
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=8,
+            eval_draws=3,
+            eval_steps=3,
+        ),
+        output_dir=str(folder / "one" / "sft"),
+    )
+    rl = RlConfig(
+        model=str(checkpoint),
+        tasks="countdown",
+        problems=6,
+        max_steps=6,
+        rewards=RewardsConfig(functions=(f"{reward(folder)}:letters",)),
+        rollout=RolloutConfig(
+            prompts=4,
+            completions=4,
+            inner_updates=2,
+            keep=3,
+            decoding=DecodingConfig(max_new_tokens=8, steps=4, temperature=1.0),
+        ),
+        reference=ReferenceConfig(sync_every=2),
+        held_out=HeldOutConfig(n=5, decoding=DecodingConfig(steps=2)),
+        trainer=PolicyEngineConfig(**ENGINE, learning_rate=3e-3, eval_steps=3),
+        output_dir=str(folder / "one" / "rl"),
+    )
+    dpo = DpoConfig(
+        model=str(checkpoint),
+        data=str(pairs(folder)),
+        eval_data=str(pairs(folder)),
+        canvas=CanvasConfig(max_length=64),
+        choices=PreferenceChoicesConfig(draws=2),
+        trainer=PreferenceEngineConfig(
+            **ENGINE,
+            learning_rate=1e-3,
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=4,
+            eval_steps=3,
+        ),
+        output_dir=str(folder / "one" / "dpo"),
+    )
+    return {"sft": sft, "rl": rl, "dpo": dpo}
+
+
+def launched(kinds: dict[str, Any], folder: Path, recipe: str, processes: int, resume: str | None = None) -> None:
+    """Run each config on so many processes, its steps shared out among them; `resume` names the checkpoint."""
+    folder.mkdir(exist_ok=True)
+    commands = []
+    for kind, config in kinds.items():
+        size = 4 // processes
+        trainer = replace(config.trainer, per_device_train_batch_size=size)
+        path = folder / f"{kind}.yaml"
+        path.write_text(configs.dump(replace(config, trainer=trainer, output_dir=str(folder / kind))))
+        going_on = ["--resume", str(folder / kind / resume)] if resume else []
+        commands.append([kind, "--config", str(path), *going_on])
+    (folder / "commands.json").write_text(json.dumps(commands))
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(RECIPES / f"{recipe}.yaml")]
+    done = subprocess.run(
+        [sys.executable, *launch, "--num_processes", str(processes), str(RANKS), str(folder / "commands.json")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Folders with a run of each kind: by one process, by two with sharded weights, and by four from a checkpoint."""
+
+    one: Path
+    two: Path
+    resumed: Path
+    configs: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def runs(one_process: dict[str, Any]) -> Runs:
+    folder = Path(one_process["sft"].output_dir).parents[1]
+    for kind, config in one_process.items():
+        RUN[kind](config, quiet=True)
+    launched(one_process, folder / "two", "fsdp2", 2)
+    shutil.copytree(folder / "two", folder / "four")
+    launched(one_process, folder / "four", "fsdp2", 4, resume="checkpoint-3")
+    return Runs(folder / "one", folder / "two", folder / "four", one_process)
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_sharded_runs_give_one_processs_numbers(kind: str, runs: Runs, metrics: Metrics, weights: Weights) -> None:
+    for folder in (runs.two, runs.resumed):
+        for key in COMPARED[kind]:
+            alone, sharded = ([row[key] for row in metrics(each / kind) if key in row] for each in (runs.one, folder))
+            assert len(alone) == len(sharded) > 0, key
+            assert sharded == pytest.approx(alone, rel=1e-3, abs=1e-5), key
+        a, b = weights(runs.one / kind), weights(folder / kind)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_what_sharded_runs_write_is_whole(runs: Runs) -> None:
+    for kind in RUN:
+        model, _ = load(str(runs.two / kind))
+        assert sum(p.numel() for p in model.parameters()) == sum(
+            p.numel() for p in load(str(runs.one / kind))[0].parameters()
+        )
+    for name in ("class_accuracy.json", "masking.json"):
+        assert (runs.two / "sft" / name).exists() == (runs.one / "sft" / name).exists()
+    assert (runs.two / "rl" / "completions.jsonl").read_bytes() == (runs.one / "rl" / "completions.jsonl").read_bytes()
+
+
+def going_on(runs: Runs, kind: str) -> Any:
+    """In this one process, from a checkpoint of the sharded run."""
+    folder = runs.two / kind
+    return replace(runs.configs[kind], output_dir=str(folder), resume=str(folder / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_a_sharded_checkpoint_is_refused_without_its_engine(kind: str, runs: Runs) -> None:
+    config = going_on(runs, kind)
+    with pytest.raises(UserError, match="checkpoint of a run under FSDP cannot be resumed under plain"):
+        RUN[kind](config, quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_steps_of_other_rows_are_refused(kind: str, runs: Runs) -> None:
+    """What one process would take 2 rows a step of was trained in steps of 4."""
+    config = going_on(runs, kind)
+    config = replace(config, trainer=replace(config.trainer, per_device_train_batch_size=2))
+    with pytest.raises(UserError, match="steps of 2 rows: they had 4"):
+        RUN[kind](config, quiet=True)
