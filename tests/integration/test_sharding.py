@@ -18,7 +18,7 @@ import remask
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled
 from remask.diffusion.noise import Noise
-from remask.diffusion.predict import Network, token_losses
+from remask.diffusion.predict import Network, token_losses, token_reading
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
@@ -35,8 +35,8 @@ noise = [Noise(torch.rand(2, generator=generator).clamp(min=1e-3), torch.rand(id
 def measured(sharded):
     model, tokenizer = remask.load("tiny")
     if sharded:
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
+        for unit in (*model.model.layers, *([model.get_output_embeddings()] if sharded == "head too" else [])):
+            fully_shard(unit, mesh=mesh)
         fully_shard(model, mesh=mesh)
     model.requires_grad_(True).train()
     mask_id, found = model.config.mask_token_id, {}
@@ -54,13 +54,20 @@ def measured(sharded):
     found["elbo"] = [value.detach()] + [
         p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()
     ]
+    found["reading"] = list(token_reading(Network(model), hidden, canvas.attended, mask, ids))
     return found
 
 
-plain, sharded = measured(False), measured(True)
-for name in plain:
-    for one, other in zip(plain[name], sharded[name], strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5), (name, (one - other).abs().max())
+def refuse(*_):
+    raise AssertionError("full logits")
+
+
+plain = measured(False)
+remask.diffusion.head.token_cross_entropy = refuse
+for sharded in (measured("head with the rest"), measured("head too")):
+    for name in plain:
+        for one, other in zip(plain[name], sharded[name], strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-5), (name, (one - other).abs().max())
 if dist.get_rank() == 0:
     print("equal:", ", ".join(plain))
 dist.destroy_process_group()
@@ -68,10 +75,13 @@ dist.destroy_process_group()
 
 
 def test_sharded_weights_give_the_same_losses_likelihoods_and_gradients(tmp_path: Path) -> None:
-    """Both ranks score the same rows, so that the mean of their gradients is each one's."""
+    """A chunk of logits at a time, also with the head in a unit of its own.
+
+    Both ranks score the same rows, so that the mean of their gradients is each one's.
+    """
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal: told, untold, elbo" in done.stdout
+    assert "equal: told, untold, elbo, reading" in done.stdout

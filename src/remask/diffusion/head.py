@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from remask.diffusion.token_loss import below_peak, blocks, chunk_rows, exponential, token_cross_entropy
@@ -35,10 +36,14 @@ def head_losses(
     plain = _matrix(head)
     if plain is None:
         return token_cross_entropy(head(hidden), targets)
-    if not torch.is_grad_enabled():
-        return _walk(hidden, plain.weight, plain.bias, targets, None, _dtype(hidden), False)[0]
-    ce: Tensor = _HeadLoss.apply(hidden, plain.weight, plain.bias, targets, expected)
-    return ce
+
+    def losses(hidden: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return _walk(hidden, plain.weight, plain.bias, targets, None, _dtype(hidden), False)[0]
+        ce: Tensor = _HeadLoss.apply(hidden, plain.weight, plain.bias, targets, expected)
+        return ce
+
+    return _gathered(plain, losses, hidden)
 
 
 Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
@@ -49,30 +54,53 @@ Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
 def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
     """What `look` says of all positions, asked part by part, without gradient."""
     plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
+
+    def seen(hidden: Tensor, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        found = []
+        for part in _parts(len(hidden), rows):
+            logits = apply(hidden[part])
+            found += [
+                look(logits[block], slice(part.start + block.start, part.start + block.stop))
+                for block in blocks(logits)
+            ]
+        return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
+
     if plain is None:
-        apply = cast(Callable[[Tensor], Tensor], head)
-    else:
-        apply = _Logits(plain.weight, plain.bias, _dtype(hidden), min(rows, len(hidden)))
-    seen = []
-    for part in _parts(len(hidden), rows):
-        logits = apply(hidden[part])
-        seen += [
-            look(logits[block], slice(part.start + block.start, part.start + block.stop)) for block in blocks(logits)
-        ]
-    return tuple(torch.cat(columns) for columns in zip(*seen, strict=True))
+        return seen(hidden, head)
+    return _gathered(
+        plain,
+        lambda hidden: seen(hidden, _Logits(plain.weight, plain.bias, _dtype(hidden), min(rows, len(hidden)))),
+        hidden,
+    )
 
 
 def _matrix(head: nn.Module) -> nn.Linear | None:
-    """The head, if it is a matrix and nothing else: not quantised, adapted, sharded, offloaded or hooked into."""
+    """The head, if it is a matrix and nothing else: not quantised, adapted, offloaded or hooked into but by FSDP2."""
+    hooks = int(isinstance(head, FSDPModule))
     if (
         isinstance(head, nn.Linear)
         and type(head).forward is nn.Linear.forward
         and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not isinstance(head.weight, DTensor)
+        and len(head._forward_hooks) == len(head._forward_pre_hooks) == hooks
+        and (hooks or not isinstance(head.weight, DTensor))
     ):
         return head
     return None
+
+
+T = TypeVar("T")
+
+
+def _gathered(head: nn.Linear, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
+    """compute(hidden), with the head's weight whole: for one that FSDP2 shards, as the head's own forward pass."""
+    if not isinstance(head, FSDPModule):
+        return compute(hidden)
+    vars(head)["forward"] = compute
+    try:
+        found: T = head(hidden)
+    finally:
+        del vars(head)["forward"]
+    return found
 
 
 def _dtype(hidden: Tensor) -> torch.dtype:
