@@ -43,7 +43,10 @@ def main() -> None:
         code = remask(arguments)
         if code:
             sys.exit(f"remask {' '.join(arguments)}: exit code {code}")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads now and then abort a process that ends in order
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""`sft`, `rl` and `dpo` under accelerate's FSDP2, launched with the recipe for GPUs on CPU processes over gloo: the
-numbers are one process's, the model is written whole, and a checkpoint goes on under another number of processes.
+"""`sft`, `rl` and `dpo` under FSDP2 and DeepSpeed, launched with the recipes for GPUs on CPU processes over gloo: the
+numbers are one process's, the model is written whole, and FSDP2's checkpoints go on under another number of processes.
 """
 
 from __future__ import annotations
@@ -175,16 +175,34 @@ def runs(one_process: dict[str, Any]) -> Runs:
     return Runs(folder / "one", folder / "two", folder / "four", one_process)
 
 
+def same_run(kind: str, one: Path, other: Path, metrics: Metrics, weights: Weights) -> None:
+    for key in COMPARED[kind]:
+        alone, sharded = ([row[key] for row in metrics(folder) if key in row] for folder in (one, other))
+        assert len(alone) == len(sharded) > 0, key
+        assert sharded == pytest.approx(alone, rel=1e-3, abs=1e-5), key
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
 @pytest.mark.parametrize("kind", RUN)
 def test_sharded_runs_give_one_processs_numbers(kind: str, runs: Runs, metrics: Metrics, weights: Weights) -> None:
     for folder in (runs.two, runs.resumed):
-        for key in COMPARED[kind]:
-            alone, sharded = ([row[key] for row in metrics(each / kind) if key in row] for each in (runs.one, folder))
-            assert len(alone) == len(sharded) > 0, key
-            assert sharded == pytest.approx(alone, rel=1e-3, abs=1e-5), key
-        a, b = weights(runs.one / kind), weights(folder / kind)
-        assert a.keys() == b.keys()
-        assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+        same_run(kind, runs.one / kind, folder / kind, metrics, weights)
+
+
+@pytest.mark.parametrize("recipe", ["zero2", "zero3"])
+@pytest.mark.parametrize("kind", RUN)
+def test_deepspeed_gives_one_processs_numbers(
+    kind: str, recipe: str, runs: Runs, tmp_path: Path, metrics: Metrics, weights: Weights
+) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    launched({kind: runs.configs[kind]}, tmp_path, recipe, 2)
+    same_run(kind, runs.one / kind, tmp_path / kind, metrics, weights)
+    launched({kind: runs.configs[kind]}, tmp_path, recipe, 2, resume="checkpoint-3")
+    same_run(kind, runs.one / kind, tmp_path / kind, metrics, weights)
+    with pytest.raises(AssertionError, match="a checkpoint of 2 processes under DeepSpeed cannot be resumed with 1"):
+        launched({kind: runs.configs[kind]}, tmp_path, recipe, 1, resume="checkpoint-3")
 
 
 def test_what_sharded_runs_write_is_whole(runs: Runs) -> None:

@@ -75,25 +75,30 @@ def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[
 
 
 def _matrix(head: nn.Module) -> nn.Linear | None:
-    """The head, if it is a matrix and nothing else: not quantised, adapted, offloaded or hooked into but by FSDP2."""
-    hooks = int(isinstance(head, FSDPModule))
+    """The head, if it is a matrix and nothing else: not quantised, adapted, offloaded or hooked into but by what shards
+    it.
+    """
     if (
         isinstance(head, nn.Linear)
         and type(head).forward is nn.Linear.forward
         and "forward" not in vars(head)
-        and len(head._forward_hooks) == len(head._forward_pre_hooks) == hooks
-        and (hooks or not isinstance(head.weight, DTensor))
+        and (_sharded(head) or not (head._forward_hooks or head._forward_pre_hooks or isinstance(head.weight, DTensor)))
     ):
         return head
     return None
+
+
+def _sharded(head: nn.Linear) -> bool:
+    """By FSDP2 as a unit of its own, or by DeepSpeed's ZeRO-3: its weight is whole in its forward pass."""
+    return isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id")
 
 
 T = TypeVar("T")
 
 
 def _gathered(head: nn.Linear, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
-    """compute(hidden), with the head's weight whole: for one that FSDP2 shards, as the head's own forward pass."""
-    if not isinstance(head, FSDPModule):
+    """compute(hidden), with the head's weight whole: for one that is sharded, as the head's own forward pass."""
+    if not _sharded(head):
         return compute(hidden)
     vars(head)["forward"] = compute
     try:

@@ -27,7 +27,7 @@ from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
 from remask.rl.reference import Reference
 from remask.rl.scoring import draw_by_draw
-from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
 from remask.training.window import Window, over_ranks
 
@@ -99,7 +99,7 @@ class PreferenceTrainer(Trainer):
 
     @torch.no_grad()
     def read_reference(self, batch: PairBatch) -> Likelihood:
-        predict = self.reference.predict(self.model, self.predict)
+        predict = self.reference.predict(self, self.predict)
         return estimate(predict, batch.canvas, self.draws(batch, batch.reference_noise))
 
     # ---- loss -------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class PreferenceTrainer(Trainer):
                 batch.canvas,
                 views,
                 loss_of,
-                backward=self.accelerator.backward,
+                backward=lambda loss: backward(self, loss),
                 no_sync=lambda: no_sync(self, model),
             )
         else:

@@ -44,20 +44,15 @@ class CompletionsCallback(TrainerCallback):
 class ReferenceSync(TrainerCallback):
     """Makes the reference a copy of the policy every N steps, and keeps it in checkpoints."""
 
-    def __init__(self, reference: Reference) -> None:
-        self.reference = reference
+    def __init__(self, trainer: PolicyTrainer, reference: Reference) -> None:
+        self.trainer, self.reference = trainer, reference
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.reference.sync_every and state.global_step % self.reference.sync_every == 0:
-            self.reference.sync(model)
+            self.reference.sync(self.trainer)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.reference.save(model, folder, main=state.is_world_process_zero)
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.reference.save(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class RolloutState(TrainerCallback):

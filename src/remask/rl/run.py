@@ -76,7 +76,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
         completions = CompletionsCallback(folder / "completions.jsonl")
         own: list[TrainerCallback] = [completions, RolloutState(trainer)]
         if trainer.reference is not None:
-            own.append(ReferenceSync(trainer.reference))
+            own.append(ReferenceSync(trainer, trainer.reference))
 
         def on_rollout(rollout: Rollout, step: int) -> None:
             if trainer.is_world_process_zero():

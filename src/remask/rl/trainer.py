@@ -26,7 +26,7 @@ from remask.rl.ranks import tell
 from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
-from remask.training.rows import no_sync
+from remask.training.rows import backward, no_sync
 from remask.training.sharding import whole
 from remask.training.window import Window, over_ranks
 
@@ -89,7 +89,7 @@ class PolicyTrainer(Trainer):
 
     def roll_out(self, number: int) -> list[PolicyBatch]:
         """Sample and grade with the live model, then score the answers: this rank's micro-batches of all passes."""
-        with whole(self.model, self.args.device):
+        with whole(self):
             rollout = self.sampler.make(self.model, number)
         self.on_rollout(rollout, self.state.global_step + 1)
         for fault in rollout.faults:
@@ -110,7 +110,7 @@ class PolicyTrainer(Trainer):
             if objective.uses_old and self._needs_old(batch):
                 batch.old = self._token_log_p(self.predict(self.model), batch)
             if self.reference is not None and objective.uses_reference:
-                batch.reference = self._token_log_p(self.reference.predict(self.model, self.predict), batch)
+                batch.reference = self._token_log_p(self.reference.predict(self, self.predict), batch)
         if objective.fresh_noise or passes == 1:
             return batches
         again = [PolicyBatch(**{**vars(batch), "on_policy": False}) for batch in batches]
@@ -183,7 +183,7 @@ class PolicyTrainer(Trainer):
                 batch.canvas,
                 self._draws(batch),
                 loss_of,
-                backward=self.accelerator.backward,
+                backward=lambda loss: backward(self, loss),
                 known=batch.old if batch.on_policy else None,
                 no_sync=lambda: no_sync(self, model),
             )
@@ -233,7 +233,7 @@ class PolicyTrainer(Trainer):
         """Answer the fixed held-out problems, if any: accuracy and mean score of each task, and the mean reward."""
         if self.held_out is None:
             return {}
-        with whole(self.model, self.args.device):
+        with whole(self):
             found = self.held_out.measure(self.model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)

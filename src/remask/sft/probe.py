@@ -82,7 +82,7 @@ class ProbeRefresh(TrainerCallback):
 
     def _read(self, key: CacheKey, path: Path) -> SignalCache:
         trainer, device = self.trainer, self.trainer.args.device
-        with whole(trainer.model, device):
+        with whole(trainer):
             return build_cache(
                 trainer.predict(trainer.model).read_only(),
                 trainer.rows,

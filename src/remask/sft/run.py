@@ -73,14 +73,14 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
         if checkpoint is None:
-            with whole(trainer.model, trainer.args.device):
+            with whole(trainer):
                 if trainer.is_world_process_zero():
                     write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
                     by_class.before()
         return [EpochCallback(trainer.sampler), *refresh]
 
     def finish() -> dict[str, float]:
-        with whole(trainer.model, trainer.args.device):
+        with whole(trainer):
             by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 

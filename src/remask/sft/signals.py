@@ -21,7 +21,6 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
@@ -29,6 +28,7 @@ from remask.diffusion.importance import SignalName, probe_signal
 from remask.diffusion.predict import Predict
 from remask.errors import UserError
 from remask.progress import progress
+from remask.training.shards import full
 
 PART_SECONDS = 20.0
 """An interrupted pass loses at most what it read in this time."""
@@ -57,13 +57,12 @@ def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
     change nothing and may be left out.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if not adapters and "lora_" in name:
             continue
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
+        tensor = full(tensor)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ from remask.diffusion.objective import (
 from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
 from remask.sft.signals import SignalCache
-from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
 from remask.training.window import Window
 
@@ -228,7 +228,7 @@ class SftTrainer(Trainer):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a part's loss to the weights'."""
-        self.accelerator.backward(loss)
+        backward(self, loss)
 
     def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
         """Each row's part of the numerator [B]."""

@@ -14,6 +14,7 @@ from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
 from remask.models.lora import add_adapter
+from remask.training.sharding import loaded_whole
 
 
 def load_trainable(
@@ -31,7 +32,8 @@ def load_trainable(
             mend="use --quantization 8bit, or none",
         )
     place = str(device) if quantization else "cpu"
-    model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization)
+    with loaded_whole():
+        model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     return model, tokenizer, facts(model, tokenizer, where=name)

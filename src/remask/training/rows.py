@@ -48,6 +48,17 @@ def no_sync(trainer: Trainer, model: Any) -> AbstractContextManager[None]:
     return trainer.accelerator.no_sync(model) if apart else nullcontext()
 
 
+def backward(trainer: Trainer, loss: Tensor) -> None:
+    """Add the gradient of a part of a micro-batch; the engine does so for the last part. DeepSpeed's own backward would
+    take an optimiser step after each.
+    """
+    if trainer.is_deepspeed_enabled:
+        wrapped = trainer.accelerator.deepspeed_engine_wrapped
+        wrapped.backward(loss, sync_gradients=False, scale_wrt_gas=False)
+    else:
+        trainer.accelerator.backward(loss)
+
+
 class Placed(Protocol):
     """A row that knows where it came from."""
 

@@ -14,28 +14,43 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer
+from transformers.integrations import deepspeed as integration
 
 from remask.errors import UserError
+from remask.training.shards import units_of, zero3
 
 T = TypeVar("T")
 PLAIN = "plain data parallelism or one process"
 
 
-def units_of(model: torch.nn.Module) -> list[FSDPModule]:
-    """The parts of an FSDP2 model that are gathered together; none where it is not sharded, or not yet."""
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """A model is loaded whole although ZeRO-3 will shard it: transformers would shard it at once, before it can be
+    hashed, probed or copied.
+    """
+    kept = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = kept
 
 
 @contextmanager
-def whole(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def whole(trainer: Trainer) -> Iterator[None]:
     """Every process holds all weights on its device and may call the model as often as it likes, without gradient.
 
     All processes enter and leave together. It takes the memory of one model in the dtype that is computed in; weights
     that were not sharded are moved to the device, and stay there.
     """
-    units = units_of(model)
+    model: Any = trainer.model
+    units, engine = units_of(model), zero3(trainer)
+    if engine is not None:
+        with _gathered(engine):
+            yield
+        return
     if not units:
-        model.to(device)
+        model.to(trainer.args.device)
         yield
         return
     reshards = [_reshards(unit) for unit in units]
@@ -48,6 +63,22 @@ def whole(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         for unit, before in zip(units, reshards, strict=True):
             unit.reshard()
             unit.set_reshard_after_forward(before, recurse=False)
+
+
+@contextmanager
+def _gathered(engine: Any) -> Iterator[None]:
+    import deepspeed
+
+    engine.optimizer.empty_partition_cache()
+    hooks = engine.optimizer.parameter_offload
+    hooks.destroy()
+    hooks.forward_hooks.clear()
+    hooks.backward_hooks.clear()
+    try:
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            yield
+    finally:
+        hooks.setup_zero_stage3_hooks()
 
 
 def _reshards(unit: FSDPModule) -> bool:
@@ -105,5 +136,12 @@ def refuse_another_engine(trainer: Trainer, checkpoint: Path) -> None:
         raise UserError(
             f"a checkpoint of a run under {before} cannot be resumed under {now}",
             where=str(checkpoint),
-            mend="launch it as it was launched (recipes/accelerate); the number of processes may change",
+            mend="launch it as it was launched (recipes/accelerate)",
+        )
+    parts = {path.name for path in checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")}
+    if parts and len(parts) != trainer.args.world_size:
+        raise UserError(
+            f"a checkpoint of {len(parts)} processes under DeepSpeed cannot be resumed with {trainer.args.world_size}",
+            where=str(checkpoint),
+            mend=f"use {len(parts)} processes; FSDP2's and plain checkpoints go on under any number",
         )
