@@ -10,9 +10,11 @@ from measure import Figure, Variant, in_turns, peak_memory, ratio
 from shapes import LAPTOP, Shape, build, gsm8k_like
 
 from remask.analysis.plan import Meter
+from remask.diffusion import likelihood
 from remask.diffusion.corruption import Canvas, exact_count_mask
-from remask.diffusion.likelihood import elbo_coupled, unit_time
+from remask.diffusion.likelihood import elbo_coupled, elbo_coupled_views, unit_time
 from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.predict import Network
 
 ROWS = 4
 
@@ -20,22 +22,9 @@ ROWS = 4
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
     model: Any = build(shape, device=device).eval()
     pad, mask_id = model.config.pad_token_id, model.config.mask_token_id
-    ids, response = (
-        x.to(device) for x in textbook.pad_rows([(row.prompt, row.response) for row in gsm8k_like(ROWS, shape)], pad)
-    )
-    canvas = Canvas(ids, ids != pad, response, response)
-    generator = torch.Generator().manual_seed(0)
-
-    def draws(count: int) -> list[Noise]:
-        return [
-            Noise(
-                MIN_TIME + (1 - MIN_TIME) * torch.rand(ROWS, generator=generator),
-                torch.rand(ids.shape, generator=generator),
-            ).to(device)
-            for _ in range(count)
-        ]
-
-    noise = draws(2)
+    canvas = canvas_of(ROWS, shape, pad, device)
+    ids, response = canvas.ids, canvas.corruptible
+    noise = draws(2, canvas)
     n = response.sum(-1)
     masks = [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in noise]
     kept: dict[str, torch.Tensor] = {}
@@ -49,7 +38,7 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
 
     ours()
     two, published = peak_memory(ours), peak_memory(plain)
-    sixteen = draws(16)
+    sixteen = draws(16, canvas)
     pairs = [counted(lambda i=i: ours(sixteen[i : i + 2])) for i in range(0, 16, 2)]
     flat = counted(lambda: ours(sixteen)) / max(pairs)
     ours()
@@ -63,7 +52,50 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
         Figure(
             part, "memory at K = 16, of the largest of its draws two at a time", flat, bar=1.1, more_is_better=False
         ),
+        *(pairs_together(model.train(), canvas_of(rows, shape, pad, device), rounds) for rows in (1, ROWS)),
     ]
+
+
+def canvas_of(rows: int, shape: Shape, pad: int, device: str) -> Canvas:
+    ids, response = (
+        x.to(device) for x in textbook.pad_rows([(row.prompt, row.response) for row in gsm8k_like(rows, shape)], pad)
+    )
+    return Canvas(ids, ids != pad, response, response)
+
+
+def draws(count: int, canvas: Canvas) -> list[Noise]:
+    generator, rows = torch.Generator().manual_seed(0), len(canvas.ids)
+    return [
+        Noise(
+            MIN_TIME + (1 - MIN_TIME) * torch.rand(rows, generator=generator),
+            torch.rand(canvas.ids.shape, generator=generator),
+        ).to(canvas.ids.device)
+        for _ in range(count)
+    ]
+
+
+def pairs_together(model: Any, canvas: Canvas, rounds: int) -> Figure:
+    """A mask and its complement read, with gradient, in one forward pass and in two."""
+    (noise,) = draws(1, canvas)
+    views = elbo_coupled_views(canvas, noise, model.config.mask_token_id)
+    gain = torch.ones(canvas.ids.shape, device=canvas.ids.device)
+
+    def read(at_most: int) -> None:
+        likelihood.ROWS_TOGETHER = at_most
+        likelihood.token_log_p(Network(model), canvas, views, gain).sum().backward()
+        model.zero_grad()
+
+    before = likelihood.ROWS_TOGETHER
+    try:
+        times = in_turns({"two": lambda: read(0), "one": lambda: read(1 << 30)}, rounds=rounds)
+    finally:
+        likelihood.ROWS_TOGETHER = before
+    rows = len(canvas.ids)
+    return Figure(
+        f"a pair of views with their gradient, {rows} row{'s' * (rows > 1)}",
+        "in one forward pass, against two",
+        *ratio(times["two"], times["one"]),
+    )
 
 
 def counted(run: Variant) -> int:

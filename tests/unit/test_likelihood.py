@@ -215,6 +215,26 @@ def test_unbiased_where_context_does_not_matter(estimate: Any) -> None:
     assert ((values.mean(0) - exact).abs() <= 4 * error + 1e-5).all()
 
 
+@pytest.mark.parametrize("estimate", [elbo_coupled, coupled])
+def test_views_of_few_rows_are_read_together_and_mean_the_same(estimate: Any) -> None:
+    batch, calls = canvas([0, 1, 2, 0, 1], [2, 1, 0]), []
+
+    def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+        calls.append(len(ids))
+        return contextual(ids, attended, positions)
+
+    few = estimate(predict, batch, draws(2, 2, batch.ids.shape[1]), MASK)
+    views = 2 if estimate is elbo_coupled else 3
+    assert calls == [2 * views] * 2
+    calls.clear()
+    rows = torch.arange(2).repeat(5)
+    many = Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
+    noise = [Noise(d.t[rows], d.u[rows]) for d in draws(2, 2, batch.ids.shape[1])]
+    apart = estimate(predict, many, noise, MASK)
+    assert calls == [10] * views * 2
+    assert torch.allclose(apart.token, few.token[rows], atol=1e-5)
+
+
 def test_several_draws_are_their_mean() -> None:
     batch, noise = canvas([0, 1, 2, 3], [2, 1]), draws(3, 2, 6)
     together = elbo(ignorant, batch, noise, MASK).token

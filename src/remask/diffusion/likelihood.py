@@ -28,6 +28,9 @@ from remask.errors import UserError
 LikelihoodName = Literal["mean_field", "elbo", "elbo_coupled", "coupled"]
 COUPLED_RATES = (0.2, 0.8)
 """Between which DiffuCoder draws the share of the answer that is masked."""
+ROWS_TOGETHER = 8
+"""Views of a draw that are this many rows in all are read in one forward pass. More rows keep the machine busy by
+themselves (docs/speed.md)."""
 
 
 @dataclass(frozen=True)
@@ -168,17 +171,26 @@ def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
 def token_log_p(
     predict: Predict, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
-    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward a view, also for one that
-    scores nothing: with sharded weights, all processes make the same number.
+    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward for all views of few rows,
+    else one a view, also where nothing is scored: with sharded weights, all processes make the same number.
 
     gain: what the caller's loss will weigh each token's value with, where that is known: it saves work (`head_losses`).
     """
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
-    for view in views:
-        weight = view.weight[view.scored.nonzero()[:, 0]]
-        expected = None if gain is None else gain[view.scored] * weight
-        log_p = -token_losses(predict, view.ids, batch.attended, view.scored, batch.ids, expected)
-        token = token + torch.zeros_like(token).masked_scatter(view.scored, log_p * weight)
+    together = len(views) * len(batch.ids) <= ROWS_TOGETHER
+    for shown in [views] if together else [[view] for view in views]:
+        scored, repeats = torch.cat([view.scored for view in shown]), (len(shown), 1)
+        weight = torch.cat([view.weight for view in shown])[scored.nonzero()[:, 0]]
+        log_p = -token_losses(
+            predict,
+            torch.cat([view.ids for view in shown]),
+            batch.attended.repeat(repeats),
+            scored,
+            batch.ids.repeat(repeats),
+            None if gain is None else gain.repeat(repeats)[scored] * weight,
+        )
+        weighed = torch.zeros(scored.shape, device=scored.device).masked_scatter(scored, log_p * weight)
+        token = token + weighed.view(len(shown), *token.shape).sum(0)
     return token
 
 
