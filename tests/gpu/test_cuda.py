@@ -125,3 +125,22 @@ def test_a_row_alone_is_the_row_in_a_batch_on_cuda(temperature: float) -> None:
     together = generate(model, tokenizer, prompts, temperature=temperature)
     alone = [generate(model, tokenizer, [p], temperature=temperature, row_seeds=[i]) for i, p in enumerate(prompts)]
     assert together.texts == [one.texts[0] for one in alone]
+
+
+def test_a_packed_batch_is_the_padded_one_in_half_precision() -> None:
+    """By PyTorch's variable-length attention."""
+    model, tokenizer = load("tiny", device="cuda", dtype="bfloat16")
+    ids = torch.randint(60, 120, (4, 48), device="cuda")
+    attended = torch.ones_like(ids)
+    for row in range(4):
+        attended[row, : 10 * row] = 0
+    positions = (attended != 0) & (torch.rand(ids.shape, device="cuda") < 0.5)
+    hidden, targets = ids.masked_fill(positions, tokenizer.mask_token_id), ids[positions]
+    found = []
+    for packs in (False, True):
+        model.packs = packs
+        with torch.no_grad():
+            found.append(
+                model(input_ids=hidden, attention_mask=attended, positions=positions, targets=targets).token_loss
+            )
+    assert torch.allclose(*found, rtol=0.05, atol=0.05)

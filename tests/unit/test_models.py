@@ -188,6 +188,48 @@ def test_a_row_alone_is_the_same_row_left_padded(family: str, tokenizer: Any) ->
 
 
 @every_family
+def test_a_batch_without_its_padding_is_the_batch(family: str, tokenizer: Any) -> None:
+    """Rows padded on the left, on the right and not at all: losses, gradients and readings at chosen positions."""
+    model = FAMILIES[family](tokenizer).eval()
+    ids = nn.functional.pad(torch.cat([IDS, IDS[:1].flip(1)]), (2, 3), value=tokenizer.pad_token_id)
+    attended = torch.ones_like(ids)
+    attended[0, :5], attended[1, 6:], attended[2, :2] = 0, 0, 0
+    positions = (ids == 257) & (attended != 0)
+    positions[0, 5] = True  # a row's first token, where a shift would read another row
+    targets = torch.arange(int(positions.sum()))
+    seen = []
+    found = []
+    for packs in (False, True):
+        model.packs = packs
+        batches = []
+        if hasattr(model, "_packed"):
+            inner = model.model.forward
+            model.model.forward = lambda *a, inner=inner, batches=batches, **k: (batches.append(k), inner(*a, **k))[1]
+        loss = model(input_ids=ids, attention_mask=attended, positions=positions, targets=targets).token_loss
+        if hasattr(model, "_packed"):
+            del model.model.forward
+            assert batches[0]["input_ids"].shape == ((1, int(attended.sum())) if packs else ids.shape)
+        seen.append(loss)
+        found.append(torch.autograd.grad(loss.sum(), list(model.parameters()), allow_unused=True))
+    assert torch.allclose(*seen, atol=1e-5)
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_which_padding_is_asked_for_is_not_packed(tokenizer: Any) -> None:
+    model = FAMILIES["llada"](tokenizer)
+    attended = torch.ones_like(IDS)
+    attended[0, :4] = 0
+    everywhere = torch.ones_like(IDS, dtype=torch.bool)
+    assert torch.allclose(
+        logits(model, IDS, attention_mask=attended, positions=everywhere),
+        logits(model, IDS, attention_mask=attended).flatten(0, 1),
+        atol=1e-5,
+    )
+
+
+@every_family
 def test_sampling_a_row_alone_or_in_a_batch(family: str, tokenizer: Any) -> None:
     model = FAMILIES[family](tokenizer)
     settings: dict[str, Any] = {"max_new_tokens": 8, "steps": 8, "block_length": 4, "stop_early": False}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from remask.diffusion.head import Look
+from remask.models import packing
 from remask.models.prediction import Prediction, predicted
 
 
@@ -27,6 +28,8 @@ class Bidirectional:
     config: Any
     keeps_keys_and_values = True
     """`past_key_values` reaches attention: a sampler may keep what it computed (`sampling/cache.py`)."""
+    packs: bool | None = None
+    """Leave padding out of passes for chosen positions (`packing.py`). None: on a CPU, where that was measured."""
 
     def __init__(self, config: Any) -> None:
         config.is_causal = False
@@ -35,6 +38,8 @@ class Bidirectional:
         pad_token_id, config.pad_token_id = config.pad_token_id, None
         super().__init__(config)  # type: ignore[call-arg]
         config.pad_token_id = pad_token_id
+        if config._attn_implementation == "sdpa":
+            config._attn_implementation = packing.NAME
 
     def forward(
         self,
@@ -57,6 +62,14 @@ class Bidirectional:
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
+        if position_ids is None and inputs_embeds is None and not kwargs:
+            batch = self._packed(input_ids, attention_mask, positions)
+            if batch is not None:
+                hidden = self.model(**batch.inputs, use_cache=False).last_hidden_state[0]  # type: ignore[attr-defined]
+                if getattr(self.config, "shift", False):
+                    hidden = torch.where(batch.starts[:, None], hidden, hidden.roll(1, 0))
+                chosen = hidden[batch.positions]
+                return predicted(self.lm_head, chosen, targets, expected, look)  # type: ignore[attr-defined]
         hidden = self.model(  # type: ignore[attr-defined]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -70,6 +83,15 @@ class Bidirectional:
         if positions is not None:
             hidden = hidden[positions]
         return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
+
+    def _packed(self, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None) -> packing.Packed | None:
+        """The batch without its padding, where that is wanted and possible."""
+        config = self.config
+        if ids is None or mask is None or positions is None or config._attn_implementation != packing.NAME:
+            return None
+        wanted = self.packs if self.packs is not None else ids.device.type == "cpu"
+        windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        return packing.packed(ids, mask, positions) if wanted and not windows else None
 
 
 class OfficialKeys:

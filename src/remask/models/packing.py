@@ -1,0 +1,96 @@
+"""Batches without their padding: the attended tokens of all rows as one sequence, in which each row attends to itself.
+
+Every layer but attention works on tokens alone. Attention is told where rows begin and end, and works on one after the
+other; on CUDA, in half precision, PyTorch's variable-length kernel does so at once.
+
+Shapes: B rows, L length, T attended tokens of all rows, H heads, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_packed"
+"""An attention of transformers: its `sdpa`, but for packed batches."""
+LEAST_PADDING = 0.1
+"""Of a batch, from which it is packed."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as the inner model takes it: `inputs` are its keywords, `positions` what is chosen of it, `starts` each
+    row's first token.
+    """
+
+    inputs: dict[str, Any]
+    positions: Bool[Tensor, "T"]
+    starts: Bool[Tensor, "T"]
+
+
+def packed(
+    ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], positions: Bool[Tensor, "B L"]
+) -> Packed | None:
+    """The batch without its padding. None where there is too little of that to matter, or some of it is asked for."""
+    if attention_mask.dim() != 2:
+        return None
+    where = attention_mask != 0
+    lengths = where.sum(-1).tolist()
+    total = sum(lengths)
+    if total > (1 - LEAST_PADDING) * ids.numel() or min(lengths) == 0 or bool((positions & ~where).any()):
+        return None
+    places = (attention_mask.long().cumsum(-1) - 1)[where]
+    ends = torch.tensor([0, *lengths], device=ids.device).cumsum(0).int()
+    # A mask of four dimensions is passed on as it is, whatever it says: transformers makes none of [T, T].
+    unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    inputs = {
+        "input_ids": ids[where][None],
+        "position_ids": places[None],
+        "attention_mask": unused,
+        "row_lengths": lengths,
+        "row_ends": ends,
+    }
+    return Packed(inputs, positions[where], places == 0)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "B H L d"],
+    key: Float[Tensor, "B h L d"],
+    value: Float[Tensor, "B h L d"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    row_lengths: Sequence[int] | None = None,
+    row_ends: Tensor | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """transformers' sdpa; of a packed batch ([1, H, T, d], `row_lengths`), each row by itself."""
+    if row_lengths is None or row_ends is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
+        )
+    groups = query.shape[1] // key.shape[1]
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        longest = max(row_lengths)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling, enable_gqa=groups > 1)
+        return out[None], None
+    key, value = (repeat_kv(x, groups) for x in (key, value))
+    rows = zip(*(x.split(list(row_lengths), dim=2) for x in (query, key, value)), strict=True)
+    each = [scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in rows]
+    return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
