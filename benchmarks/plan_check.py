@@ -32,7 +32,7 @@ def measure(rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str
             ids = torch.randint(shape.vocabulary - 3, (ROWS, LENGTH), device=device)
 
             def step(model: Any = model, ids: torch.Tensor = ids) -> None:
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[:SCORED]
+                hidden = model.hidden_at(torch.arange(SCORED, device=device), input_ids=ids)
                 head_losses(model.lm_head, hidden, ids.flatten()[:SCORED]).sum().backward()
                 model.zero_grad()
 

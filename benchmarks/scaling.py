@@ -21,10 +21,14 @@ from remask.sampling import Decoding, run
 PROMPT = 32
 
 
-def body_flops(shape: Shape, length: int) -> float:
-    """Of one row's forward pass without the head."""
-    weights = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.feed_forward)
-    return length * (2 * weights + 4 * shape.layers * length * shape.width)
+def body_flops(shape: Shape, length: int, scored: float | None = None) -> float:
+    """Of one row's forward pass without the head. The last layer's feed-forward part is computed for scored tokens
+    only (None: for all).
+    """
+    feed_forward = 3 * shape.width * shape.feed_forward
+    weights = shape.layers * (4 * shape.width**2 + feed_forward)
+    left_out = 0.0 if scored is None else 2 * (length - scored) * feed_forward
+    return length * (2 * weights + 4 * shape.layers * length * shape.width) - left_out
 
 
 def head_flops(shape: Shape, positions: float) -> float:
@@ -33,7 +37,7 @@ def head_flops(shape: Shape, positions: float) -> float:
 
 def step_flops(shape: Shape, rows: int, prompt: int, answer: int) -> float:
     """Of an SFT step of full weights: on average half of an answer is masked."""
-    return 3 * rows * (body_flops(shape, prompt + answer) + head_flops(shape, answer / 2))
+    return 3 * rows * (body_flops(shape, prompt + answer, answer / 2) + head_flops(shape, answer / 2))
 
 
 def matmul_peak(dtype: torch.dtype, device: str, size: int = 2048) -> Any:
@@ -54,11 +58,10 @@ def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.
     decoding = Decoding(max_new_tokens=128, steps=16, block_length=32, stop_early=False)
     lengths, batches = (64, 512), (1, 32)
     ids = torch.randint(shape.vocabulary - 3, (8, 256), device=device)
-    none = torch.zeros(ids.shape, dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def forward() -> None:
-        model(input_ids=ids, positions=none)
+        model.model(input_ids=ids, use_cache=False)
 
     with tempfile.TemporaryDirectory() as folder:
         optimizer = adamw(model)
@@ -74,7 +77,7 @@ def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.
     peak = product_flops / best["product"]
     flops = {
         "forward": 8 * body_flops(shape, 256),
-        "sampling": 16 * 4 * (body_flops(shape, PROMPT + 128) + head_flops(shape, 16)),
+        "sampling": 16 * 4 * (body_flops(shape, PROMPT + 128, 16) + head_flops(shape, 16)),
         **{f"length {n}": step_flops(shape, 4, PROMPT, n) for n in lengths},
         **{f"rows {n}": step_flops(shape, n, PROMPT, 64) for n in batches},
     }

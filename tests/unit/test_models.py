@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import FAMILIES, IDS, SIZES, dream, every_family, llada, moe, seeded
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
@@ -25,83 +26,13 @@ from remask.data.collate import Collator, RowDataset, Visit
 from remask.data.sources import load_examples
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
-from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
 from remask.models.dream import DreamConfig, DreamModel
-from remask.models.encoders import DiffusionBert, DiffusionModernBert
 from remask.models.facts import facts, turn_end
-from remask.models.llada import LLaDAConfig, LLaDAModelLM
-from remask.models.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
+from remask.models.llada import LLaDAModelLM
+from remask.models.llada_moe import LLaDAMoEModelLM
 from remask.models.load import load_model
 from remask.models.lora import add_adapter, load_adapter
 from remask.sampling import denoise
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-
-
-def seeded(build: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build().eval()
-        for parameter in model.parameters():  # wide enough for predictions to differ clearly
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.2)
-        return model
-
-
-def special(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
-def llada(tokenizer: Any, **changes: Any) -> LLaDAModelLM:
-    values = {"d_model": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "rope_theta": 5e5}
-    return seeded(lambda: LLaDAModelLM(LLaDAConfig(**values, **special(tokenizer), **changes)))
-
-
-def dream(tokenizer: Any) -> DreamModel:
-    return seeded(lambda: DreamModel(DreamConfig(**SIZES, intermediate_size=48, rope_theta=1e6, **special(tokenizer))))
-
-
-def moe(tokenizer: Any) -> LLaDAMoEModelLM:
-    sizes = {"expert_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "rope_theta": 5e4}
-    return seeded(lambda: LLaDAMoEModelLM(LLaDAMoEConfig(**SIZES, **sizes, **special(tokenizer))))
-
-
-def converted(tokenizer: Any) -> A2DQwen3LMHeadModel:
-    return seeded(
-        lambda: A2DQwen3LMHeadModel(A2DQwen3Config(**SIZES, intermediate_size=48, head_dim=8, **special(tokenizer)))
-    )
-
-
-def bert(tokenizer: Any) -> DiffusionBert:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    return seeded(lambda: DiffusionBert(transformers.BertConfig(**sizes, **special(tokenizer))))
-
-
-def modernbert(tokenizer: Any) -> DiffusionModernBert:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-    return seeded(
-        lambda: DiffusionModernBert(
-            transformers.ModernBertConfig(
-                **sizes, **special(tokenizer), bos_token_id=0, cls_token_id=0, sep_token_id=0, local_attention=16
-            )
-        )
-    )
-
-
-FAMILIES = {
-    "llada": llada,
-    "dream": dream,
-    "llada-moe": moe,
-    "a2d-qwen3": converted,
-    "bert": bert,
-    "modernbert": modernbert,
-}
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture
@@ -120,9 +51,6 @@ def saved(tokenizer: Any, tmp_path: Path) -> Callable[..., Path]:
 def logits(model: Any, ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=ids, **keywords).logits
-
-
-IDS = torch.tensor([[65, 66, 67, 257, 257, 70, 257], [97, 98, 99, 100, 257, 101, 257]])
 
 
 # ---- every family ---------------------------------------------------------------------------------------------
@@ -185,48 +113,6 @@ def test_a_row_alone_is_the_same_row_left_padded(family: str, tokenizer: Any) ->
     attended = nn.functional.pad(torch.ones_like(IDS), (4, 0))
     alone = logits(model, IDS, attention_mask=torch.ones_like(IDS))
     assert torch.allclose(logits(model, padded, attention_mask=attended)[:, 4:], alone, atol=1e-5)
-
-
-@every_family
-def test_a_batch_without_its_padding_is_the_batch(family: str, tokenizer: Any) -> None:
-    """Rows padded on the left, on the right and not at all: losses, gradients and readings at chosen positions."""
-    model = FAMILIES[family](tokenizer).eval()
-    ids = nn.functional.pad(torch.cat([IDS, IDS[:1].flip(1)]), (2, 3), value=tokenizer.pad_token_id)
-    attended = torch.ones_like(ids)
-    attended[0, :5], attended[1, 6:], attended[2, :2] = 0, 0, 0
-    positions = (ids == 257) & (attended != 0)
-    positions[0, 5] = True  # a row's first token, where a shift would read another row
-    targets = torch.arange(int(positions.sum()))
-    seen = []
-    found = []
-    for packs in (False, True):
-        model.packs = packs
-        batches = []
-        if hasattr(model, "_packed"):
-            inner = model.model.forward
-            model.model.forward = lambda *a, inner=inner, batches=batches, **k: (batches.append(k), inner(*a, **k))[1]
-        loss = model(input_ids=ids, attention_mask=attended, positions=positions, targets=targets).token_loss
-        if hasattr(model, "_packed"):
-            del model.model.forward
-            assert batches[0]["input_ids"].shape == ((1, int(attended.sum())) if packs else ids.shape)
-        seen.append(loss)
-        found.append(torch.autograd.grad(loss.sum(), list(model.parameters()), allow_unused=True))
-    assert torch.allclose(*seen, atol=1e-5)
-    for one, other in zip(*found, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_a_batch_of_which_padding_is_asked_for_is_not_packed(tokenizer: Any) -> None:
-    model = FAMILIES["llada"](tokenizer)
-    attended = torch.ones_like(IDS)
-    attended[0, :4] = 0
-    everywhere = torch.ones_like(IDS, dtype=torch.bool)
-    assert torch.allclose(
-        logits(model, IDS, attention_mask=attended, positions=everywhere),
-        logits(model, IDS, attention_mask=attended).flatten(0, 1),
-        atol=1e-5,
-    )
 
 
 @every_family

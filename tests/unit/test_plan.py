@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import FAMILIES
+from families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from remask.analysis.plan import Meter, Need, need
@@ -33,7 +33,7 @@ def step(model: Any, meter: Meter) -> int:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     with meter:
-        hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[:SCORED]
+        hidden = inner.hidden_at(torch.arange(SCORED), input_ids=ids)
         loss = head_losses(inner.lm_head, hidden, torch.zeros(SCORED, dtype=torch.long)).sum()
         left = meter.now
         loss.backward()

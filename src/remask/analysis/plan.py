@@ -123,7 +123,7 @@ def need(
         try:
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[:scored]
+                    hidden = inner.hidden_at(torch.arange(scored), input_ids=ids)
                     loss = head_losses(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
                 activations = meter.now
                 loss.backward()
@@ -138,7 +138,7 @@ def need(
         }
         working = max(0, meter.peak - activations)
         flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
-        probe = forward_flops(inner, rows, length, 2 * scored)
+        probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
         parameters, count = sum(p.numel() for p in weights), sum(p.numel() for p in trained)
         gathered = gathered_bytes(inner, trained)
     # At the peak of a backward pass part of the gradients exist: they are counted once, as gradients.
@@ -185,16 +185,23 @@ def pretend(model: nn.Module) -> None:
                 own[name] = made[id(value)]
 
 
-def body_flops(model: Any, rows: int, length: int) -> float:
-    """Of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for attention."""
-    layers = model.model.layers
-    weights = sum(p.numel() for name, p in layers.named_parameters() if p.dim() == 2 and "lora_" not in name)
+def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
+    """Of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for attention. The last
+    layer's feed-forward part is computed for scored tokens only.
+    """
+    layers, tokens = model.model.layers, rows * length
     attention = 4 * length * model.config.num_attention_heads * layers[0].self_attn.head_dim * len(layers)
-    return float(rows * length * (2 * weights + attention))
+    left_out = 2 * (tokens - scored) * _matrices(layers[-1].mlp) if model.narrows else 0
+    return float(tokens * (2 * _matrices(layers) + attention) - left_out)
+
+
+def _matrices(module: nn.Module) -> int:
+    """Weights of its matrices, without adapters'."""
+    return sum(p.numel() for name, p in module.named_parameters() if p.dim() == 2 and "lora_" not in name)
 
 
 def forward_flops(model: Any, rows: int, length: int, scored: int) -> float:
-    return body_flops(model, rows, length) + 2.0 * scored * model.lm_head.weight.numel()
+    return body_flops(model, rows, length, scored) + 2.0 * scored * model.lm_head.weight.numel()
 
 
 def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool, again: bool) -> float:
@@ -202,4 +209,4 @@ def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool,
     unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing.
     """
     forward = forward_flops(model, rows, length, scored)
-    return (2 if frozen else 3) * forward + (body_flops(model, rows, length) if again else 0.0)
+    return (2 if frozen else 3) * forward + (body_flops(model, rows, length, scored) if again else 0.0)

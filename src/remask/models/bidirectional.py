@@ -15,6 +15,8 @@ from torch import Tensor
 
 from remask.diffusion.head import Look
 from remask.models import packing
+from remask.models.last_layer import narrow
+from remask.models.packing import Batch
 from remask.models.prediction import Prediction, predicted
 
 
@@ -40,6 +42,7 @@ class Bidirectional:
         config.pad_token_id = pad_token_id
         if config._attn_implementation == "sdpa":
             config._attn_implementation = packing.NAME
+        self.narrows = narrow(self.model.layers[-1])  # type: ignore[attr-defined]
 
     def forward(
         self,
@@ -62,29 +65,27 @@ class Bidirectional:
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
+        batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)
-            if batch is not None:
-                hidden = self.model(**batch.inputs, use_cache=False).last_hidden_state[0]  # type: ignore[attr-defined]
-                if getattr(self.config, "shift", False):
-                    hidden = torch.where(batch.starts[:, None], hidden, hidden.roll(1, 0))
-                chosen = hidden[batch.positions]
-                return predicted(self.lm_head, chosen, targets, expected, look)  # type: ignore[attr-defined]
-        hidden = self.model(  # type: ignore[attr-defined]
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=counted_positions(attention_mask) if position_ids is None else position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **kwargs,
-        ).last_hidden_state
-        if getattr(self.config, "shift", False):
-            hidden = shifted(hidden, attention_mask)
-        if positions is not None:
-            hidden = hidden[positions]
+        if batch is None:
+            batch = padded(input_ids, attention_mask, position_ids, inputs_embeds, positions)
+        starts = batch.starts if getattr(self.config, "shift", False) else None
+        at = None if batch.positions is None else predictors(batch.positions, starts)
+        hidden = self.hidden_at(at, **batch.inputs, **kwargs)
+        if at is None and starts is not None:
+            hidden = torch.where(starts[:, :, None], hidden, hidden.roll(1, 1))
         return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
 
-    def _packed(self, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None) -> packing.Packed | None:
+    def hidden_at(self, at: Tensor | None, **inputs: Any) -> Tensor:
+        """What the head is given: [N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
+        only = {"outputs_at": at} if at is not None and self.narrows else {}
+        hidden: Tensor = self.model(use_cache=False, **only, **inputs).last_hidden_state  # type: ignore[attr-defined]
+        if at is None:
+            return hidden
+        return hidden[0] if only else hidden.flatten(0, 1)[at]
+
+    def _packed(self, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None) -> Batch | None:
         """The batch without its padding, where that is wanted and possible."""
         config = self.config
         if ids is None or mask is None or positions is None or config._attn_implementation != packing.NAME:
@@ -120,11 +121,32 @@ def counted_positions(attention_mask: Tensor | None) -> Tensor | None:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def shifted(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """[B, L, D] → [B, L, D]: at i what the network says at i−1; at a row's first attended token what it says there."""
-    before = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
-    if attention_mask is None or attention_mask.dim() != 2:
-        return before
-    starts = torch.zeros_like(attention_mask, dtype=torch.bool)
-    starts[:, 1:] = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] == 0)
-    return torch.where(starts[:, :, None], hidden, before)
+def padded(
+    ids: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    embeddings: Tensor | None,
+    positions: Tensor | None,
+) -> Batch:
+    """The batch as it stands: ids [B, L] or embeddings [B, L, D]. A start is also where padding ends."""
+    tokens = ids if ids is not None else embeddings
+    assert tokens is not None
+    starts = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    starts[:, 0] = True
+    if attention_mask is not None and attention_mask.dim() == 2:
+        starts[:, 1:] = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] == 0)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "position_ids": counted_positions(attention_mask) if position_ids is None else position_ids,
+        "inputs_embeds": embeddings,
+    }
+    return Batch(inputs, positions, starts)
+
+
+def predictors(positions: Tensor, starts: Tensor | None) -> Tensor:
+    """[N], counted through the rows: the tokens whose outputs predict the chosen positions. With a shift (`starts`
+    given) the token before, but of a start the start itself.
+    """
+    at = positions.flatten().nonzero()[:, 0]
+    return at if starts is None else at - (~starts).flatten()[at].long()

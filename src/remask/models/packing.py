@@ -28,19 +28,17 @@ LEAST_PADDING = 0.1
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch as the inner model takes it: `inputs` are its keywords, `positions` what is chosen of it, `starts` each
-    row's first token.
+class Batch:
+    """A batch as the inner model takes it: `inputs` are its keywords, `positions` what is chosen of its tokens (None:
+    all), `starts` each row's first one. Both have the shape of its tokens, [B, L], or [T] where it is packed.
     """
 
     inputs: dict[str, Any]
-    positions: Bool[Tensor, "T"]
-    starts: Bool[Tensor, "T"]
+    positions: Bool[Tensor, "..."] | None
+    starts: Bool[Tensor, "..."]
 
 
-def packed(
-    ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], positions: Bool[Tensor, "B L"]
-) -> Packed | None:
+def packed(ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], positions: Bool[Tensor, "B L"]) -> Batch | None:
     """The batch without its padding. None where there is too little of that to matter, or some of it is asked for."""
     if attention_mask.dim() != 2:
         return None
@@ -60,7 +58,7 @@ def packed(
         "row_lengths": lengths,
         "row_ends": ends,
     }
-    return Packed(inputs, positions[where], places == 0)
+    return Batch(inputs, positions[where], places == 0)
 
 
 def attention(

@@ -1,0 +1,44 @@
+"""The last layer's feed-forward part, computed only for tokens whose outputs are asked for.
+
+After the last layer's attention no token looks at another: what stands at places without a loss, an entropy or a
+proposal would be computed and thrown away.
+
+Shapes: B rows, L length, N chosen tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+"""Of the layers of transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""
+
+
+def narrow(layer: nn.Module) -> bool:
+    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`.
+
+    Its class becomes one derived from its own, under the same name (by which engines find layers to shard or to place).
+    """
+    if set(dict(layer.named_children())) != PARTS:
+        return False
+    kind = type(layer)
+    layer.__class__ = type(kind.__name__, (_Narrow, kind), {"__module__": kind.__module__})
+    return True
+
+
+class _Narrow:
+    """A mixin that stands before a layer's class."""
+
+    def forward(
+        self, hidden_states: Float[Tensor, "B L D"], outputs_at: Int[Tensor, "N"] | None = None, **keywords: Any
+    ) -> Float[Tensor, "..."]:
+        """[1, N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
+        if outputs_at is None:
+            return super().forward(hidden_states, **keywords)  # type: ignore[misc]
+        parts: Any = self
+        attended, _ = parts.self_attn(hidden_states=parts.input_layernorm(hidden_states), **keywords)
+        chosen: Tensor = (hidden_states + attended).flatten(0, 1)[outputs_at][None]
+        return chosen + parts.mlp(parts.post_attention_layernorm(chosen))
