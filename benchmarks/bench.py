@@ -24,7 +24,7 @@ import sampling_speed
 import scaling
 import sft_speed
 import torch
-from measure import Figure, in_turns, table
+from measure import Figure, in_turns, release, table
 from shapes import LAPTOP, LLADA_8B, WIDE
 
 from remask.environment import hardware, versions
@@ -71,6 +71,7 @@ def main() -> None:
     started, figures = time.perf_counter(), []
     for name in arguments.only:
         figures += PARTS[name](arguments.rounds)
+        release()
         print(f"{name}: {time.perf_counter() - started:.0f} s gone", file=sys.stderr, flush=True)
     described = hardware()
     machine = described.get("gpu") or f"{described['processor']}, {described['threads']} threads"

@@ -1,8 +1,9 @@
-"""Whether torch.compile pays: the body of a model forward as it is and compiled, and after how many forwards.
+"""Whether torch.compile pays: the body of a model's forward pass as it is and compiled, and after how many passes.
 
     python benchmarks/compile_speed.py [--rounds 7]
 
-Compiled for one shape. Answers of other lengths are compiled again, and so is every part of a batch that is cut short.
+The whole body is compiled for one shape: answers of other lengths are compiled again, and so is every part of a batch
+that is cut short. A layer by itself is compiled for any shape, and serves for all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from measure import Figure, in_turns, ratio, table, wait
 from shapes import LAPTOP, LLADA_8B, WIDE, Shape, build
 
 ROWS, LENGTH = 4, 224
+OTHERS = ((3, 150), (6, 300), (1, 90))
 
 
 @torch.no_grad()
@@ -45,13 +47,42 @@ def measure(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
     return figures
 
 
+def by_layer(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
+    """With its gradient, as in training: batches of several shapes first, then the time of one."""
+    model: Any = build(shape, device=device).train()
+    compiled: Any = build(shape, device=device).train()
+    for layer in compiled.model.layers:
+        layer.compile(dynamic=True)
+
+    def run(body: Any, rows: int = ROWS, length: int = LENGTH) -> None:
+        ids = torch.ones(rows, length, dtype=torch.long, device=device)
+        body.model(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
+        body.zero_grad()
+
+    started = time.perf_counter()
+    for rows, length in ((ROWS, LENGTH), *OTHERS):
+        run(compiled, rows, length)
+    wait()
+    compiling = time.perf_counter() - started
+    for rows, length in OTHERS:
+        run(model, rows, length)
+    times = in_turns({"eager": lambda: run(model), "compiled": lambda: run(compiled)}, rounds=rounds)
+    part = f"torch.compile, each layer by itself: {shape.name}, {ROWS} rows of {LENGTH}"
+    return [
+        Figure(part, "body with its gradient, against eager", *ratio(times["eager"], times["compiled"])),
+        Figure(part, f"first pass of {1 + len(OTHERS)} shapes", compiling, unit="s"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     shapes = (LLADA_8B,) if on_gpu else (LAPTOP, WIDE)
-    print(table([f for s in shapes for f in measure(arguments.rounds, s, "cuda" if on_gpu else "cpu")]))
+    device = "cuda" if on_gpu else "cpu"
+    figures = [f for s in shapes for way in (measure, by_layer) for f in way(arguments.rounds, s, device)]
+    print(table(figures))
 
 
 if __name__ == "__main__":

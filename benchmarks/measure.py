@@ -67,6 +67,13 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def release() -> None:
+    """Give back what is no longer used, of a CUDA device too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
     """(median, lowest, highest) of the rounds' over/under."""
     each = sorted(a / b for a, b in zip(over, under, strict=True))

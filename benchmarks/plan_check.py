@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 from measure import Figure, peak_memory
-from shapes import LAPTOP, WIDE, Shape, build
+from shapes import LAPTOP, WIDE, Shape, build, fitting, memory_of
 
-from remask.analysis.plan import need
+from remask.analysis.plan import Meter, need
 from remask.diffusion.head import head_losses
 
 ROWS, LENGTH, SCORED = 4, 256, 400
 
 
 def measure(rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu") -> list[Figure]:
-    """Resident memory on CPU (with what the allocator and the kernels keep for themselves), allocated memory on CUDA,
-    above weights: forward and backward of a step, without optimiser.
+    """What the step's tensors take at the highest, and resident memory on CPU (with what the allocator and the kernels
+    keep for themselves), allocated memory on CUDA; above weights: forward and backward of a step, without optimiser.
     """
     figures = []
-    for shape in shapes:
+    for shape in (fitting(shape, memory_of(device)) for shape in shapes):
         for dtype in (torch.bfloat16, torch.float32):
             planned = need(
                 lambda shape=shape, dtype=dtype: build(shape, dtype, "meta").requires_grad_(True),
@@ -36,13 +36,17 @@ def measure(rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str
                 head_losses(model.lm_head, hidden, ids.flatten()[:SCORED]).sum().backward()
                 model.zero_grad()
 
-            step()
+            with Meter() as meter:
+                step()
             taken = sorted(peak_memory(step) for _ in range(rounds))
             kind = str(dtype).removeprefix("torch.")
+            part = "memory taken, of that which `remask plan` counts"
+            tensors = Figure(part, f"{shape.name}, {kind}: tensors", meter.peak / counted, more_is_better=False)
+            figures.append(tensors)
             figures.append(
                 Figure(
-                    "memory taken, of that which `remask plan` counts",
-                    f"{shape.name}, {kind}",
+                    part,
+                    f"{shape.name}, {kind}: {'resident' if device == 'cpu' else 'allocated'}",
                     taken[len(taken) // 2] / counted,
                     taken[0] / counted,
                     taken[-1] / counted,

@@ -11,9 +11,9 @@ import tempfile
 from typing import Any
 
 import torch
-from measure import Figure, in_turns
-from sft_speed import Stepper, adamw
-from shapes import WIDE, Shape, build
+from measure import Figure, in_turns, release
+from sft_speed import Stepper, adamw, with_adapters
+from shapes import WIDE, Shape, build, fitting, memory_of
 
 from remask.data.canvas import Row
 from remask.sampling import Decoding, run
@@ -35,12 +35,17 @@ def head_flops(shape: Shape, positions: float) -> float:
     return 2 * positions * shape.width * shape.vocabulary
 
 
-def step_flops(shape: Shape, rows: int, prompt: int, answer: int) -> float:
-    """Of an SFT step of full weights: on average half of an answer is masked."""
-    return 3 * rows * (body_flops(shape, prompt + answer, answer / 2) + head_flops(shape, answer / 2))
+def step_flops(shape: Shape, rows: int, prompt: int, answer: int, *, frozen: bool = False) -> float:
+    """Of an SFT step: on average half of an answer is masked. Frozen weights have no gradient (the adapters' own part
+    is small and not counted).
+    """
+    return (
+        (2 if frozen else 3) * rows * (body_flops(shape, prompt + answer, answer / 2) + head_flops(shape, answer / 2))
+    )
 
 
-def matmul_peak(dtype: torch.dtype, device: str, size: int = 2048) -> Any:
+def matmul_peak(dtype: torch.dtype, device: str) -> Any:
+    size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return (lambda: a @ b), 2.0 * size**3
 
@@ -51,7 +56,12 @@ def rows_of(count: int, answer: int, shape: Shape) -> list[Row]:
     return [Row(row[:PROMPT], row[PROMPT:], "row") for row in ids]
 
 
+def fastest(variants: dict[str, Any], rounds: int) -> dict[str, float]:
+    return {name: min(seconds) for name, seconds in in_turns(variants, rounds=rounds).items()}
+
+
 def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> list[Figure]:
+    shape, rows = fitting(shape, memory_of(device)), 4 if device == "cpu" else 8
     model: Any = build(shape, dtype, device).requires_grad_(True)
     product, product_flops = matmul_peak(dtype, device)
     prompt = torch.randint(shape.vocabulary - 3, (4, PROMPT), generator=torch.Generator().manual_seed(0)).to(device)
@@ -70,29 +80,29 @@ def measure(rounds: int, shape: Shape = WIDE, device: str = "cpu", dtype: torch.
             "forward": forward,
             "sampling": lambda: run(model, prompt, None, decoding),
         }
-        variants |= {f"length {n}": Stepper(model, rows_of(4, n, shape), "sft", folder, optimizer) for n in lengths}
+        variants |= {f"length {n}": Stepper(model, rows_of(rows, n, shape), "sft", folder, optimizer) for n in lengths}
         variants |= {f"rows {n}": Stepper(model, rows_of(n, 64, shape), "sft", folder, optimizer) for n in batches}
-        times = in_turns(variants, rounds=rounds)
-    best = {name: min(seconds) for name, seconds in times.items()}
+        best = fastest(variants, rounds)
+        del optimizer, variants
+        release()
+        adapted = with_adapters(model)
+        lora = Stepper(adapted, rows_of(rows, lengths[-1], shape), "sft", folder, adamw(adapted))
+        best |= fastest({"LoRA": lora}, rounds)
     peak = product_flops / best["product"]
     flops = {
         "forward": 8 * body_flops(shape, 256),
         "sampling": 16 * 4 * (body_flops(shape, PROMPT + 128, 16) + head_flops(shape, 16)),
-        **{f"length {n}": step_flops(shape, 4, PROMPT, n) for n in lengths},
+        **{f"length {n}": step_flops(shape, rows, PROMPT, n) for n in lengths},
         **{f"rows {n}": step_flops(shape, n, PROMPT, 64) for n in batches},
+        "LoRA": step_flops(shape, rows, PROMPT, lengths[-1], frozen=True),
     }
     kind = str(dtype).removeprefix("torch.")
     use = {name: flops[name] / best[name] / peak for name in flops}
     part = f"use of the machine: {shape.name}, {kind}, of {peak / 1e9:,.0f} GFLOP/s in matrix products"
     figures = [
         Figure(part, "forward, 8 rows of 256", use["forward"], unit="%"),
-        Figure(
-            part,
-            "SFT step, 4 rows, answers of 512",
-            use["length 512"],
-            bar=0.45,
-            unit="%",
-        ),
+        Figure(part, f"SFT step, {rows} rows, answers of 512", use["length 512"], bar=0.45, unit="%"),
+        Figure(part, "with LoRA", use["LoRA"], bar=None if device == "cpu" else 0.5, unit="%"),
         Figure(part, "sampling, 4 rows, 128 tokens in 16 steps", use["sampling"], unit="%"),
     ]
     part = f"growth of an SFT step's time, over that of its arithmetic: {shape.name}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import textbook
 import torch
-from measure import Figure, in_turns, peak_memory, ratio
-from shapes import LAPTOP, Shape, build, gsm8k_like
+from measure import Figure, in_turns, peak_memory, ratio, release
+from shapes import LAPTOP, Shape, build, fitting, gsm8k_like, memory_of
 from transformers import TrainingArguments
 
 from remask.config import TrainerConfig
@@ -129,28 +129,34 @@ def with_adapters(model: Any) -> Any:
 
 
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
-    rows, figures = gsm8k_like(ROWS, shape), []
+    figures = []
+    for name in ("full", "LoRA"):
+        figures += of_kind(name, rounds, shape, device)
+        release()
+    return [*figures, loss_apart(shape if device == "cpu" else LAPTOP, device), padding(shape)]
+
+
+def of_kind(name: str, rounds: int, shape: Shape, device: str) -> list[Figure]:
+    """Of one model with all weights trained or with adapters; nothing of it is left afterwards."""
+    shape = fitting(shape, memory_of(device)) if name == "full" else shape
+    rows, model = gsm8k_like(ROWS, shape), build(shape, device=device)
+    model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
+    part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("full", "LoRA"):
-            model = build(shape, device=device)
-            model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
-            part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
-            ours = Stepper(model, rows, "sft", folder, adamw(model))
-            figures += against_textbook(part, ours, model, rows, rounds)
-            figures += probes(part, ours, folder, 2 * rounds)
-            plain = Plain(model, rows, "masked rows", ours.optimizer, gift=True)
-            gift = Stepper(model, rows, "gift", folder, ours.optimizer)
-            times = in_turns({"ours": gift, "plain": plain}, rounds=max(1, rounds - 1), warm_up=0)
-            figures.append(Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"])))
-            del model, ours, plain
-        figures += [loss_apart(shape, rows, folder, device), padding(shape)]
-    return figures
+        ours = Stepper(model, rows, "sft", folder, adamw(model))
+        figures = against_textbook(part, ours, model, rows, rounds)
+        figures += probes(part, ours, folder, 2 * rounds)
+        plain = Plain(model, rows, "masked rows", ours.optimizer, gift=True)
+        gift = Stepper(model, rows, "gift", folder, ours.optimizer)
+        times = in_turns({"ours": gift, "plain": plain}, rounds=max(1, rounds - 1), warm_up=0)
+    return [*figures, Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"]))]
 
 
-def loss_apart(shape: Shape, rows: list[Row], folder: str, device: str) -> Figure:
+def loss_apart(shape: Shape, device: str) -> Figure:
     """In float32, on the same masks."""
-    model = build(shape, torch.float32, device)
-    ours = Stepper(model, rows, "sft", folder, adamw(model.requires_grad_(True)))
+    model, rows = build(shape, torch.float32, device), gsm8k_like(ROWS, shape)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Stepper(model, rows, "sft", folder, adamw(model.requires_grad_(True)))
     prepared = ours.trainer.prepare(ours.batch(), ours.trainer.args.device)
     canvas, corrupted = prepared.canvas, prepared.corrupted
     u = torch.where(corrupted.mask, 0.0, 1.0)

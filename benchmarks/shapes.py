@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,22 @@ LAPTOP = Shape(126_464, 512, 8, 8, 1408)
 """LLaDA's vocabulary on a body that two CPU cores can train."""
 WIDE = Shape(32_000, 768, 12, 12, 2048)
 LLADA_8B = Shape(126_464, 4096, 32, 32, 12288)
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes of a CUDA device; None elsewhere, where the shapes are small."""
+    return torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
+
+
+def fitting(shape: Shape, memory: int | None) -> Shape:
+    """With as many of its layers as can be trained in a device's memory. Half of that is for weights, gradients and
+    AdamW's two states, two bytes each; the rest for activations and for the textbook's logits.
+    """
+    if memory is None:
+        return shape
+    outside = 2 * shape.vocabulary * shape.width
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.feed_forward
+    return replace(shape, layers=min(shape.layers, int((memory / 2 / 8 - outside) // layer)))
 
 
 def build(shape: Shape, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Any:

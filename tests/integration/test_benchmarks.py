@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,28 @@ def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) 
     assert found["largest relative difference of the value"] < 0.02  # bf16
     assert all(figure.value > 0 for figure in figures if figure.unit == "×")
     assert benchmarks.table(figures).count("\n") > len(figures)
+
+
+def test_nothing_of_a_model_is_left_when_it_was_measured(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU two models of 8B parameters at once would not fit."""
+    toy, built, alive = benchmarks.LAPTOP.__class__(300, 32, 2, 2, 64), [], []
+
+    def build(*arguments: Any, **keywords: Any) -> Any:
+        gc.collect()
+        alive.append(sum(model() is not None for model in built))
+        model = made(*arguments, **keywords)
+        built.append(weakref.ref(model))
+        return model
+
+    made = benchmarks.sft_speed.build
+    monkeypatch.setattr(benchmarks.sft_speed, "build", build)
+    benchmarks.sft_speed.measure(1, toy)
+    assert alive == [0, 0, 0]
+
+
+def test_shapes_that_fit(benchmarks: Any) -> None:
+    """LLaDA-8B's weights, gradients and two states, 64 GB, in half of a GPU's memory."""
+    from shapes import LLADA_8B, fitting
+
+    assert fitting(LLADA_8B, None) == fitting(LLADA_8B, 141 * 10**9) == LLADA_8B
+    assert fitting(LLADA_8B, 80 * 10**9).layers == 18
