@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -80,6 +79,8 @@ def attention(
         )
     groups = query.shape[1] // key.shape[1]
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        from torch.nn.attention.varlen import varlen_attn  # not in every torch that Remask runs on
+
         longest = max(row_lengths)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling, enable_gqa=groups > 1)
