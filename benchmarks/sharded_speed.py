@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 benchmarks/sharded_speed.py [--rounds 5]
 
-accelerate shards the head as a unit of its own: its weight is whole during its forward pass only.
+Sharded as accelerate does it: the final norm and the head in a unit of their own, whole from the forward pass of the
+norm until the backward pass.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ ROWS, LENGTH = 4, 512
 def measure(rounds: int, shape: Shape, device: str) -> list[Figure]:
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     model: Any = build(shape, device=device).train()
-    for unit in (*model.model.layers, model.model.embed_tokens, model.get_output_embeddings(), model):
+    for unit in (*model.model.layers, model.model.embed_tokens):
         fully_shard(unit, mesh=mesh)
+    fully_shard([model.model.norm, model.get_output_embeddings()], mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh)
     generator = torch.Generator().manual_seed(dist.get_rank())
     ids = torch.randint(shape.vocabulary - 3, (ROWS, LENGTH), generator=generator).to(device)
     mask = torch.rand(ids.shape, generator=generator).to(device) < 0.5

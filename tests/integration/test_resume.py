@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from remask import config as configs
-from remask.config import LoraConfig, ProbeConfig, SftConfig
+from remask.config import CanvasConfig, LoraConfig, ProbeConfig, SftConfig
 from remask.errors import UserError
 from remask.sft.run import run_sft
 from remask.training.checkpoints import MANIFEST, checkpoints, fault, step_of
@@ -128,3 +129,20 @@ def test_a_checkpoint_that_was_never_finished_is_passed_over(
     assert outcome.finished
     assert "was never finished" in capsys.readouterr().err
     assert step_of(newest) == 12
+
+
+@pytest.mark.parametrize(("fill", "why"), [("none", False), ("batch", True)])
+def test_a_step_may_be_split_otherwise_where_rows_do_not_depend_on_their_batch(
+    fill: str, why: bool, make_config: MakeConfig
+) -> None:
+    config = make_config({"save_steps": 3, "save_total_limit": None}, canvas=CanvasConfig(max_length=64, fill=fill))
+    folder = run_sft(config, quiet=True).folder
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
+    trainer = replace(config.trainer, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    other = replace(config, trainer=trainer, resume=str(folder / "checkpoint-3"))
+    if why:
+        with pytest.raises(UserError, match=r"batch_size was 4, is 2.*rows' fill or rates depend on their batch mates"):
+            run_sft(other, quiet=True)
+    else:
+        assert run_sft(other, quiet=True).finished

@@ -24,6 +24,7 @@ from remask.config import (
     DecodingConfig,
     DpoConfig,
     HeldOutConfig,
+    LoraConfig,
     PolicyEngineConfig,
     PreferenceChoicesConfig,
     PreferenceEngineConfig,
@@ -117,13 +118,13 @@ def one_process(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathF
         data=str(pairs(folder)),
         eval_data=str(pairs(folder)),
         canvas=CanvasConfig(max_length=64),
-        choices=PreferenceChoicesConfig(draws=2),
+        choices=PreferenceChoicesConfig(draws=2, likelihood="elbo_coupled"),
         trainer=PreferenceEngineConfig(
             **ENGINE,
             learning_rate=1e-3,
             num_train_epochs=2,
             per_device_train_batch_size=4,
-            per_device_eval_batch_size=4,
+            per_device_eval_batch_size=5,  # 11 pairs: the last batch is so small that its views are read together
             eval_steps=3,
         ),
         output_dir=str(folder / "one" / "dpo"),
@@ -214,6 +215,25 @@ def test_what_sharded_runs_write_is_whole(runs: Runs) -> None:
     for name in ("class_accuracy.json", "masking.json"):
         assert (runs.two / "sft" / name).exists() == (runs.one / "sft" / name).exists()
     assert (runs.two / "rl" / "completions.jsonl").read_bytes() == (runs.one / "rl" / "completions.jsonl").read_bytes()
+
+
+def test_adapters_in_mixed_precision(runs: Runs, tmp_path: Path, metrics: Metrics) -> None:
+    """Computed in bfloat16, which no loss is rounded to."""
+    plain = runs.configs["sft"]
+    trainer = replace(plain.trainer, bf16=True, save_steps=0)
+    config = replace(plain, lora=LoraConfig(rank=4), trainer=trainer, output_dir=str(tmp_path / "one"))
+    run_sft(config, quiet=True)
+    launched({"sft": config}, tmp_path / "two", "fsdp2", 2)
+    for key, far in (("loss", 1e-2), ("eval_nll", 1e-2), ("grad_norm_mean", 5e-2)):
+        alone, sharded = (
+            [row[key] for row in metrics(folder) if key in row]
+            for folder in (tmp_path / "one", tmp_path / "two" / "sft")
+        )
+        assert len(alone) == len(sharded) > 0
+        assert sharded == pytest.approx(alone, rel=far), key
+        assert any(torch.tensor(value).bfloat16().item() != pytest.approx(value, rel=1e-6) for value in sharded)
+    model, _ = load(str(tmp_path / "two" / "sft"))
+    assert hasattr(model, "disable_adapter")
 
 
 def going_on(runs: Runs, kind: str) -> Any:

@@ -120,7 +120,7 @@ def test_only_the_first_step_is_on_policy() -> None:
 
 @pytest.mark.parametrize(("before", "now"), [(3, 1), (1, 3), (3, 3)])
 def test_what_ranks_had_left_is_shared_anew_as_if_there_had_been_so_many(before: int, now: int) -> None:
-    """To the bit, padding too; one of two optimiser steps of the first pass was taken."""
+    """To the bit; one of two optimiser steps of the first pass was taken."""
 
     def left(rank: int, world: int, batch_size: int) -> list[PolicyBatch]:
         plan = Plan(6, 2, 2, batch_size, rank, world)

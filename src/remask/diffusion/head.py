@@ -89,7 +89,9 @@ def _matrix(head: nn.Module) -> nn.Linear | None:
 
 
 def _sharded(head: nn.Linear) -> bool:
-    """By FSDP2 as a unit of its own, or by DeepSpeed's ZeRO-3: its weight is whole in its forward pass."""
+    """By FSDP2 in a unit of its own (with the final norm, as accelerate does, or alone), or by DeepSpeed's ZeRO-3: its
+    weight is whole in its forward pass.
+    """
     return isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id")
 
 

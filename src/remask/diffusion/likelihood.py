@@ -48,7 +48,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class View:
-    """One forward: Σ weight · log p_θ(x_i | ids) over the scored tokens."""
+    """Of one forward, or of a part of one: Σ weight · log p_θ(x_i | ids) over the scored tokens."""
 
     ids: Int[Tensor, "B L"]
     scored: Bool[Tensor, "B L"]
@@ -95,7 +95,7 @@ def pair_views(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> tuple[
 
 def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: float = 0.0) -> tuple[View, ...]:
     """log p̂_i with the whole response masked, and each token of the prompt with probability `prompt_rate` (d1, arXiv
-    2504.12216: 0.15). One forward.
+    2504.12216: 0.15).
     """
     prompt = batch.attended & ~batch.corruptible
     hidden = prompt & (noise.u < prompt_rate)
@@ -106,7 +106,7 @@ def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: 
 
 def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
     """½·(log p̂ with all masked + log p̂ with a part masked / its rate), the part and its complement with rates r and
-    1 − r, r ~ U(0.2, 0.8) (DiffuCoder, arXiv 2506.20639). Three forwards.
+    1 − r, r ~ U(0.2, 0.8) (DiffuCoder, arXiv 2506.20639).
     """
     scored = scored_tokens(batch)
     low, high = COUPLED_RATES
@@ -172,7 +172,8 @@ def token_log_p(
     predict: Predict, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
     """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward for all views of few rows,
-    else one a view, also where nothing is scored: with sharded weights, all processes make the same number.
+    else one a view, also where nothing is scored: with sharded weights, all processes make the same number for batches
+    of as many rows.
 
     gain: what the caller's loss will weigh each token's value with, where that is known: it saves work (`head_losses`).
     """

@@ -88,7 +88,9 @@ class Reference:
 
 
 def _trained(model: Any) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+    """By the names they have where FSDP does not wrap layers for activation checkpointing."""
+    named = ((name.replace("_checkpoint_wrapped_module.", ""), value) for name, value in model.named_parameters())
+    return {name: value for name, value in named if value.requires_grad}
 
 
 def _parts(trained: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ def build_cache(
     be frozen. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it stopped.
 
     A row is read on its own canvas, so that its signal depends on no batch mate; where fill follows the batch, with one
-    EOS of fill, which stands for all of it. Every rank takes the same number of forwards.
+    EOS of fill, which stands for all of it.
     """
     if collator.fill.kind == "batch":
         rows = [
@@ -195,7 +195,6 @@ def build_cache(
     signals = parts.found(world)
     left = sorted((i for i in range(len(rows)) if i not in signals), key=lambda i: -len(rows[i]))
     batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
-    batches += batches[:1] * (-len(batches) % world)
     own: dict[int, Tensor] = {}
     with progress("probing", len(rows), enabled=show_progress) as tick:
         for number, members in enumerate(batches[rank::world]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,16 @@ def training_arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": [],
-        # Ranks may take different numbers of forwards (a view that scores nothing is passed over): one that waited in a
-        # forward for the buffers of another, which are constants, would wait for ever.
+        # Ranks may take different numbers of forwards (batches are cut into parts of rows of like length): one that
+        # waited in a forward for the buffers of another, which are constants, would wait for ever.
         "ddp_broadcast_buffers": False,
         "log_level": "error",
         "log_level_replica": "error",
         **own,
     }
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # Kept back until a step's last micro-batch, gradients would take the memory of the whole model.
+        values["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     taken = sorted(set(engine.extra) & set(values))
     if taken:
         raise UserError(

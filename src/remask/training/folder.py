@@ -122,8 +122,10 @@ def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str], ro
         if key not in FREE_ON_RESUME | free and before[key] != now[key]
     ]
     if differing:
+        split = "splits_alike" in recorded and any(now[key] != before[key] for key in SPLITS_A_STEP & now.keys() - free)
+        why = " (rows' fill or rates depend on their batch mates)" if split else ""
         raise UserError(
-            f"cannot resume with other settings: {'; '.join(differing)}",
+            f"cannot resume with other settings: {'; '.join(differing)}{why}",
             where=str(folder),
             mend=f"use --config {path}, or another output_dir",
         )

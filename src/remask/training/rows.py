@@ -42,7 +42,7 @@ def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: C
 
 def no_sync(trainer: Trainer, model: Any) -> AbstractContextManager[None]:
     """Where a rank's gradients are not yet shared with the others. Those of sharded weights are, at once: kept back,
-    they would take the memory of the whole model.
+    they would take the memory of the whole model. (Between micro-batches: `training_arguments`.)
     """
     apart = trainer.args.world_size > 1 and not trainer.is_fsdp_enabled
     return trainer.accelerator.no_sync(model) if apart else nullcontext()

@@ -63,6 +63,7 @@ def whole(trainer: Trainer) -> Iterator[None]:
         for unit, before in zip(units, reshards, strict=True):
             unit.reshard()
             unit.set_reshard_after_forward(before, recurse=False)
+            _forget(unit)
 
 
 @contextmanager
@@ -87,6 +88,16 @@ def _reshards(unit: FSDPModule) -> bool:
     return group is not None and group._reshard_after_forward
 
 
+def _forget(unit: FSDPModule) -> None:
+    """Of the passes since the last backward one, in whose order the next would gather weights ahead: no backward pass
+    follows these, and not every process made as many.
+    """
+    group = unit._get_fsdp_state()._fsdp_param_group
+    if group is not None:
+        group._post_forward_indices.clear()
+        group.comm_ctx.post_forward_order.clear()
+
+
 def save_whole(trainer: Trainer, folder: Path) -> None:
     """The model in the hub's layout, also where checkpoints are sharded. All processes take part; the first writes."""
     if not trainer.is_fsdp_enabled:
@@ -100,8 +111,21 @@ def save_whole(trainer: Trainer, folder: Path) -> None:
 
 def shares(jobs: Sequence[T], rank: int, world: int) -> list[tuple[T, bool]]:
     """This rank's jobs, as many as every other's; of the fillers, which are done for company, the flag is false."""
-    padded = [(job, True) for job in jobs] + [(jobs[0], False)] * (-len(jobs) % world)
+    padded = [(job, True) for job in jobs] + [(job, False) for job in jobs[:1]] * (-len(jobs) % world)
     return padded[rank::world]
+
+
+def refuse_to_lose_the_model(trainer: Trainer) -> None:
+    """Raises UserError where ZeRO-3 would leave the weights in pieces when training ends, and say so to nobody."""
+    if not trainer.is_deepspeed_enabled:
+        return
+    plugin: Any = trainer.accelerator.state.deepspeed_plugin
+    settings = plugin.deepspeed_config.get("zero_optimization", {})
+    if settings.get("stage") == 3 and not settings.get("stage3_gather_16bit_weights_on_model_save"):
+        raise UserError(
+            "ZeRO-3 would not write the model whole",
+            mend="set zero3_save_16bit_model: true, as recipes/accelerate/zero3.yaml does",
+        )
 
 
 def settle_fsdp(trainer: Trainer) -> None:
