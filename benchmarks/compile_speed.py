@@ -8,13 +8,12 @@ that is cut short. A layer by itself is compiled for any shape, and serves for a
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import torch
-from measure import Figure, in_turns, ratio, table, wait
-from shapes import LAPTOP, LLADA_8B, WIDE, Shape, build
+from measure import Figure, in_turns, ratio, wait
+from shapes import Shape, build, print_figures
 
 ROWS, LENGTH = 4, 224
 OTHERS = ((3, 150), (6, 300), (1, 90))
@@ -74,16 +73,5 @@ def by_layer(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    shapes = (LLADA_8B,) if on_gpu else (LAPTOP, WIDE)
-    device = "cuda" if on_gpu else "cpu"
-    figures = [f for s in shapes for way in (measure, by_layer) for f in way(arguments.rounds, s, device)]
-    print(table(figures))
-
-
 if __name__ == "__main__":
-    main()
+    print_figures(__doc__, 7, measure, by_layer)

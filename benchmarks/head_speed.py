@@ -9,14 +9,13 @@ backward pass; its sum, and Liger's, take none, and are timed without: what they
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import Figure, in_turns, peak_memory, ratio, table
-from shapes import LAPTOP, LLADA_8B, WIDE, Shape
+from measure import Figure, in_turns, peak_memory, ratio
+from shapes import Shape, print_figures
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear_cross_entropy
 
@@ -24,7 +23,7 @@ from remask.diffusion.head import head_losses
 
 Loss = Callable[[Tensor], Tensor]
 TOKENS = {"cpu": 64, "cuda": 4096}
-"""Few on a CPU: PyTorch's chunks take a tenth of a second a token there."""
+"""Few on a CPU: PyTorch's chunks take a fifth of a second a token there."""
 
 
 def losses(head: nn.Linear, targets: Tensor, weight: Tensor) -> dict[str, Loss]:
@@ -84,14 +83,5 @@ def measure(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    shapes = (LLADA_8B,) if on_gpu else (LAPTOP, WIDE)
-    print(table([f for s in shapes for f in measure(arguments.rounds, s, "cuda" if on_gpu else "cpu")]))
-
-
 if __name__ == "__main__":
-    main()
+    print_figures(__doc__, 3, measure)

@@ -8,14 +8,13 @@ GSM8K-like rows, half of the answer masked: its losses, and with their gradient.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
 import textbook
 import torch
-from measure import Figure, in_turns, peak_memory, ratio, table
-from shapes import LAPTOP, LLADA_8B, WIDE, Shape, build, gsm8k_like
+from measure import Figure, in_turns, peak_memory, ratio
+from shapes import Shape, build, gsm8k_like, print_figures
 
 from remask.diffusion.predict import Network, token_losses
 
@@ -78,14 +77,5 @@ def measure(rounds: int, shape: Shape, device: str = "cpu", counts: tuple[int, .
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    shapes = (LLADA_8B,) if on_gpu else (LAPTOP, WIDE)
-    print(table([f for s in shapes for f in measure(arguments.rounds, s, "cuda" if on_gpu else "cpu")]))
-
-
 if __name__ == "__main__":
-    main()
+    print_figures(__doc__, 7, measure)

@@ -1,12 +1,15 @@
-"""Models of random weights and rows of GSM8K-like lengths."""
+"""Models of random weights and rows of GSM8K-like lengths, and what is measured on the shapes that fit the machine."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from measure import Figure, table
 
 from remask.data.canvas import Row
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
@@ -83,3 +86,13 @@ def gsm8k_like(count: int, shape: Shape, seed: int = 0) -> list[Row]:
         ids = rng.integers(0, shape.vocabulary - 3, prompt + answer).tolist()
         rows.append(Row(ids[:prompt], ids[prompt:], f"row {number}"))
     return rows
+
+
+def print_figures(doc: str | None, rounds: int, *ways: Callable[[int, Shape, str], list[Figure]]) -> None:
+    """A benchmark's command: each way of measuring, at LLaDA-8B's shape on a CUDA device, at small ones elsewhere."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    arguments = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    shapes, device = ((LLADA_8B,), "cuda") if on_gpu else ((LAPTOP, WIDE), "cpu")
+    print(table([figure for shape in shapes for way in ways for figure in way(arguments.rounds, shape, device)]))

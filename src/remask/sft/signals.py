@@ -28,6 +28,7 @@ from remask.diffusion.importance import SignalName, probe_signal
 from remask.diffusion.predict import Predict
 from remask.errors import UserError
 from remask.progress import progress
+from remask.training.sharding import shares
 from remask.training.shards import full
 
 PART_SECONDS = 20.0
@@ -183,7 +184,7 @@ def build_cache(
     be frozen. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it stopped.
 
     A row is read on its own canvas, so that its signal depends on no batch mate; where fill follows the batch, with one
-    EOS of fill, which stands for all of it.
+    EOS of fill, which stands for all of it. Every rank takes the same number of forwards.
     """
     if collator.fill.kind == "batch":
         rows = [
@@ -197,7 +198,7 @@ def build_cache(
     batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
     own: dict[int, Tensor] = {}
     with progress("probing", len(rows), enabled=show_progress) as tick:
-        for number, members in enumerate(batches[rank::world]):
+        for number, (members, _) in enumerate(shares(batches, rank, world)):
             batch = collator([dataset[Visit(i, 0, 0)] for i in members])
             canvas = canvas_of({name: value.to(device) for name, value in batch.items()})
             laid = probe_signal(predict, canvas, mask_id, signal)
