@@ -75,7 +75,8 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - started:.0f} s gone", file=sys.stderr, flush=True)
     described = hardware()
     machine = described.get("gpu") or f"{described['processor']}, {described['threads']} threads"
-    print(f"\n{machine}, torch {torch.__version__}; median of {arguments.rounds} rounds, lowest – highest\n")
+    rounds = f"median of {arguments.rounds} rounds (of the slowest things one fewer), lowest – highest"
+    print(f"\n{machine}, torch {torch.__version__}; {rounds}\n")
     print(table(figures))
     if arguments.json:
         record = {"hardware": described, "versions": versions(), "rounds": arguments.rounds}
