@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import Trainer
 
+from remask.config import EngineConfig
 from remask.errors import UserError
 from remask.rl.reference import Reference
+from remask.training.arguments import training_arguments
 from remask.training.sharding import refuse_to_lose_the_model
 
 
@@ -43,3 +47,18 @@ def test_a_reference_knows_its_parameters_under_fsdps_checkpointing() -> None:
     assert before.copy is not None
     assert after.copy is not None
     assert list(before.copy) == list(after.copy) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize(
+    ("used", "extra", "at_once"), [("true", {}, True), ("false", {}, False), ("true", "own", False)]
+)
+def test_gradients_of_sharded_weights_are_shared_out_after_each_micro_batch(
+    used: str, extra: Any, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers' loop asks its accelerator; unless the accelerator is configured otherwise."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", used)
+    engine = EngineConfig(report_to=("none",), extra={"accelerator_config": {"even_batches": True}} if extra else {})
+    arguments = training_arguments(engine, tmp_path, device="cpu", seed=0, evaluates=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    trainer = Trainer(nn.Linear(1, 1), arguments)
+    assert trainer.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False) == at_once

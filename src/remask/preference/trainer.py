@@ -152,11 +152,11 @@ class PreferenceTrainer(Trainer):
     ) -> dict[str, float]:
         """The held-out pairs' loss, accuracy, margin, rewards and ELBOs, on the same noise every time."""
         size, batch_size = len(self.eval_pairs), self.args.per_device_eval_batch_size
-        starts, last = range(0, size, batch_size), size - 1
-        # Of as many pairs each: how many forwards a batch takes depends on its rows (`token_log_p`), and with sharded
-        # weights processes must take the same number. What fills the last batch up is not counted.
-        members = [[min(start + k, last) for k in range(batch_size)] for start in starts]
-        members = members if self.args.world_size > 1 else [sorted(set(each)) for each in members]
+        members = [list(range(start, min(start + batch_size, size))) for start in range(0, size, batch_size)]
+        if self.args.world_size > 1:
+            # As many pairs as the others: how many forwards a batch takes depends on its rows (`token_log_p`), and with
+            # sharded weights processes must take the same number. What fills the last batch up is not counted.
+            members[-1] += members[-1][-1:] * (batch_size - len(members[-1]))
         was_training = self.model.training
         self.model.eval()
         try:

@@ -59,15 +59,21 @@ def training_arguments(
         "log_level_replica": "error",
         **own,
     }
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # Kept back until a step's last micro-batch, gradients would take the memory of the whole model.
-        values["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     taken = sorted(set(engine.extra) & set(values))
     if taken:
         raise UserError(
             f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
         )
     try:
-        return TrainingArguments(**{**values, **engine.extra})
+        return TrainingArguments(**{**_of_engine(), **values, **engine.extra})
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see --help") from error
+
+
+def _of_engine() -> dict[str, Any]:
+    """What `trainer.extra` may set otherwise. Under FSDP gradients are shared out after each micro-batch: kept back
+    until a step's last, they would take the memory of the whole model.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return {}
+    return {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}

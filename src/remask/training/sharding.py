@@ -90,10 +90,10 @@ def _reshards(unit: FSDPModule) -> bool:
 
 def _forget(unit: FSDPModule) -> None:
     """Of the passes since the last backward one, in whose order the next would gather weights ahead: no backward pass
-    follows these, and not every process made as many.
+    follows these, and not every process made as many, or any.
     """
     group = unit._get_fsdp_state()._fsdp_param_group
-    if group is not None:
+    if group is not None and group._post_forward_indices:
         group._post_forward_indices.clear()
         group.comm_ctx.post_forward_order.clear()
 
