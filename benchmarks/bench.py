@@ -73,14 +73,14 @@ def main() -> None:
         figures += PARTS[name](arguments.rounds)
         release()
         print(f"{name}: {time.perf_counter() - started:.0f} s gone", file=sys.stderr, flush=True)
+        if arguments.json:  # after each part: what was measured is kept whatever comes
+            record = {"hardware": hardware(), "versions": versions(), "rounds": arguments.rounds}
+            arguments.json.write_text(json.dumps({**record, "figures": [f.row() for f in figures]}, indent=1))
     described = hardware()
     machine = described.get("gpu") or f"{described['processor']}, {described['threads']} threads"
     rounds = f"median of {arguments.rounds} rounds (of the slowest things one fewer), lowest – highest"
     print(f"\n{machine}, torch {torch.__version__}; {rounds}\n")
     print(table(figures))
-    if arguments.json:
-        record = {"hardware": described, "versions": versions(), "rounds": arguments.rounds}
-        arguments.json.write_text(json.dumps({**record, "figures": [f.row() for f in figures]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that is cut short. A layer by itself is compiled for any shape, and serves for a
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,17 @@ from shapes import Shape, build, print_figures
 
 ROWS, LENGTH = 4, 224
 OTHERS = ((3, 150), (6, 300), (1, 90))
+LAYERS = 8
+"""Of a CUDA device's larger shape: what compiling takes grows with their number, and the ratio does not."""
+
+
+def few_layers(shape: Shape, device: str) -> Shape:
+    return shape if device == "cpu" else replace(shape, layers=min(LAYERS, shape.layers))
 
 
 @torch.no_grad()
 def measure(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
+    shape = few_layers(shape, device)
     model: Any = build(shape, device=device).eval()
     ids = torch.randint(shape.vocabulary - 3, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0)).to(device)
     compiled = torch.compile(model.model, dynamic=False)
@@ -48,6 +56,7 @@ def measure(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
 
 def by_layer(rounds: int, shape: Shape, device: str = "cpu") -> list[Figure]:
     """With its gradient, as in training: batches of several shapes first, then the time of one."""
+    shape = few_layers(shape, device)
     model: Any = build(shape, device=device).train()
     compiled: Any = build(shape, device=device).train()
     for layer in compiled.model.layers:

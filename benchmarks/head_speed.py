@@ -17,7 +17,8 @@ import torch
 from measure import Figure, in_turns, peak_memory, ratio
 from shapes import Shape, print_figures
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear_cross_entropy
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from remask.diffusion.head import head_losses
 
@@ -28,17 +29,18 @@ TOKENS = {"cpu": 64, "cuda": 4096}
 
 def losses(head: nn.Linear, targets: Tensor, weight: Tensor) -> dict[str, Loss]:
     """hidden states → Σ weight·ce, or Σ ce."""
-    options = nn.LinearCrossEntropyOptions()
-
-    def chunked(hidden: Tensor, reduction: str) -> Tensor:
-        return linear_cross_entropy(hidden, head.weight, targets, reduction=reduction, options=options)
-
     found: dict[str, Loss] = {
         "ours": lambda hidden: (head_losses(head, hidden, targets, weight) * weight).sum(),
         "full logits": lambda hidden: (cross_entropy(head(hidden).float(), targets, reduction="none") * weight).sum(),
-        "PyTorch's chunks": lambda hidden: (chunked(hidden, "none") * weight).sum(),
-        "PyTorch's chunks, without weights": lambda hidden: chunked(hidden, "sum"),
     }
+    if hasattr(nn, "LinearCrossEntropyOptions"):  # torch 2.13
+        options = nn.LinearCrossEntropyOptions()
+
+        def chunked(hidden: Tensor, reduction: str) -> Tensor:
+            return functional.linear_cross_entropy(hidden, head.weight, targets, reduction=reduction, options=options)
+
+        found["PyTorch's chunks"] = lambda hidden: (chunked(hidden, "none") * weight).sum()
+        found["PyTorch's chunks, without weights"] = lambda hidden: chunked(hidden, "sum")
     if targets.is_cuda and find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 

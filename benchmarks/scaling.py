@@ -45,9 +45,15 @@ def step_flops(shape: Shape, rows: int, prompt: int, answer: int, *, frozen: boo
 
 
 def matmul_peak(dtype: torch.dtype, device: str) -> Any:
-    size = 2048 if device == "cpu" else 8192
+    """(products, their arithmetic): on CUDA several, next to which a launch is nothing."""
+    size, times = (2048, 1) if device == "cpu" else (8192, 20)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    return (lambda: a @ b), 2.0 * size**3
+
+    def products() -> None:
+        for _ in range(times):
+            a @ b
+
+    return products, times * 2.0 * size**3
 
 
 def rows_of(count: int, answer: int, shape: Shape) -> list[Row]:

@@ -47,7 +47,8 @@ class Stepper:
     ) -> None:
         self.chosen = resolve(objective)
         collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
-        arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
+        cuda = torch.cuda.is_available()  # there in mixed precision, as the recipes do
+        arguments = TrainingArguments(folder, use_cpu=not cuda, bf16=cuda, report_to=[], disable_tqdm=True)
         self.trainer = SftTrainer(
             model,
             arguments,
@@ -112,9 +113,11 @@ class Plain:
         device = next(self.model.parameters()).device
         ids, response, t, u = (x.to(device) for x in (ids, response, t, u))
         rate = t[:, None].expand(ids.shape)
-        if self.gift:
-            rate = textbook.gift_rate(self.model, ids, response, t, self.pad)
-        textbook.sft_loss(self.model, ids, response, rate, u, self.form, self.pad).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            if self.gift:
+                rate = textbook.gift_rate(self.model, ids, response, t, self.pad)
+            loss = textbook.sft_loss(self.model, ids, response, rate, u, self.form, self.pad)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

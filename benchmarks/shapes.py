@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Figure, table
+from measure import Figure, release, table
 
 from remask.data.canvas import Row
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
@@ -95,4 +95,7 @@ def print_figures(doc: str | None, rounds: int, *ways: Callable[[int, Shape, str
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     shapes, device = ((LLADA_8B,), "cuda") if on_gpu else ((LAPTOP, WIDE), "cpu")
-    print(table([figure for shape in shapes for way in ways for figure in way(arguments.rounds, shape, device)]))
+    for shape in shapes:
+        for way in ways:  # each as soon as it is done
+            print(table(way(arguments.rounds, shape, device)) + "\n", flush=True)
+            release()

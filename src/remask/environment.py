@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:
-    """Device, its name, processor, cores and threads."""
+    """Device, its name, processor, cores and threads; of a GPU, whether kernels were switched on (`remask.kernels`)."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,6 +34,7 @@ def hardware(device: str | None = None) -> dict[str, Any]:
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()
+        found["kernels"] = os.environ.get("REMASK_KERNELS") == "1"
     return found
 
 

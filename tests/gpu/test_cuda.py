@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import fields, replace
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from remask import generate, load
+from remask import generate, kernels, load
 from remask.analysis.profile import profile
 from remask.config import (
     CanvasConfig,
@@ -25,6 +27,8 @@ from remask.config import (
     SftConfig,
     TrainerConfig,
 )
+from remask.diffusion.token_loss import losses_and_errors, read_tokens
+from remask.models import fused, packing
 from remask.rl.run import run_rl
 from remask.sft.run import run_sft
 
@@ -127,8 +131,78 @@ def test_a_row_alone_is_the_row_in_a_batch_on_cuda(temperature: float) -> None:
     assert together.texts == [one.texts[0] for one in alone]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [7, 1000, 126464])
+def test_losses_errors_and_entropies_of_the_kernels_are_the_plain_ones(
+    dtype: torch.dtype, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "ON", True)
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = (3 * torch.randn(37, vocabulary, device="cuda", generator=generator)).to(dtype)
+    targets = torch.randint(vocabulary, (37,), device="cuda", generator=generator)
+    logits[0, (targets[0] + 1) % vocabulary] = -torch.inf
+    on_cpu, gold = logits.double().cpu(), targets.cpu()
+    ce = cross_entropy(on_cpu, gold, reduction="none")
+    p = on_cpu.softmax(-1)
+    error = p.clone()
+    error[torch.arange(37), gold] -= 1
+    reading = read_tokens(logits, targets)
+    assert torch.allclose(losses_and_errors(logits, targets, spoil=False).cpu().double(), ce, atol=1e-5)
+    assert torch.allclose(reading.nll.cpu().double(), ce, atol=1e-5)
+    assert torch.allclose(reading.entropy.cpu().double(), -torch.special.xlogy(p, p).sum(-1), atol=1e-4)
+    kept = losses_and_errors(logits, targets, spoil=True)
+    assert torch.allclose(kept.cpu().double(), ce, atol=1e-5)
+    assert torch.allclose(logits.cpu().double(), error, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+    logits[1, 2], logits[2, 3] = torch.nan, torch.inf
+    assert losses_and_errors(logits, targets, spoil=False)[1:3].isnan().all()
+    assert torch.stack(list(read_tokens(logits, targets)))[:, 1:3].isnan().all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fused_layers_have_the_plain_ones_losses_and_gradients(
+    autocast: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of float32's: as far from them as plain layers in half precision are, or nearer."""
+    pytest.importorskip("liger_kernel")
+    model, tokenizer = load("tiny", device="cuda")
+    model.requires_grad_(True).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(60, 120, (4, 48), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, 20:40] = True
+    hidden = ids.masked_fill(positions, tokenizer.mask_token_id)
+
+    def read(network: torch.nn.Module, mixed: bool) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            loss = network(input_ids=hidden, positions=positions, targets=ids[positions]).token_loss
+        network.zero_grad()
+        loss.mean().backward()
+        return torch.cat([loss.detach(), *(p.grad.float().flatten() for p in network.parameters())])
+
+    right = read(model, False)
+    network = model if autocast else copy.deepcopy(model).bfloat16()
+    apart = []
+    for on in (False, True):
+        monkeypatch.setattr(kernels, "ON", on)
+        apart.append((read(network, autocast) - right).norm() / right.norm())
+    assert fused.fuses(hidden.bfloat16())
+    assert 0 < apart[1] < 1.2 * apart[0] + 1e-3
+
+
+def test_a_pass_that_nothing_is_asked_of_has_a_gradient_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ON", True)
+    model, _ = load("tiny", device="cuda", dtype="bfloat16")
+    model.requires_grad_(True)
+    ids = torch.full((2, 12), 70, device="cuda")
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    model(input_ids=ids, positions=nothing, targets=ids[nothing]).token_loss.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def test_a_packed_batch_is_the_padded_one_in_half_precision() -> None:
-    """By PyTorch's variable-length attention."""
+    """By PyTorch's variable-length attention, where it is there: it is then what runs."""
     model, tokenizer = load("tiny", device="cuda", dtype="bfloat16")
     ids = torch.randint(60, 120, (4, 48), device="cuda")
     attended = torch.ones_like(ids)
@@ -136,9 +210,9 @@ def test_a_packed_batch_is_the_padded_one_in_half_precision() -> None:
         attended[row, : 10 * row] = 0
     positions = (attended != 0) & (torch.rand(ids.shape, device="cuda") < 0.5)
     hidden, targets = ids.masked_fill(positions, tokenizer.mask_token_id), ids[positions]
+    assert packing.pays(model.lm_head.weight)
     found = []
-    for packs in (False, True):
-        model.packs = packs
+    for model.packs in (False, True):
         with torch.no_grad():
             found.append(
                 model(input_ids=hidden, attention_mask=attended, positions=positions, targets=targets).token_loss

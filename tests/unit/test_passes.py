@@ -9,6 +9,8 @@ import torch
 from families import FAMILIES, IDS
 from torch import Tensor, nn
 
+from remask.models import packing
+
 Found = tuple[Tensor, list[Tensor | None]]
 CAUSAL = [name for name in FAMILIES if not name.endswith("bert")]
 
@@ -56,6 +58,38 @@ def test_a_batch_without_its_padding_is_the_batch(family: str, tokenizer: Any) -
         found.append(losses(model, batch))
     same(*found)
     assert seen == [batch["input_ids"].shape, (1, int(batch["attention_mask"].sum()))]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_kernel_for_rows_of_any_length_is_given_them_in_half_precision(
+    family: str, mixed: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: with a stand-in for PyTorch's variable-length attention, in mixed precision and without."""
+    model, batch = FAMILIES[family](tokenizer).eval(), rows(tokenizer.pad_token_id)
+    lengths = batch["attention_mask"].sum(-1).tolist()
+    shapes = []
+
+    def varlen_attn(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, longest: int, _: int, **more: Any):
+        assert q.dtype == k.dtype == v.dtype == (torch.bfloat16 if mixed else torch.float32)
+        assert starts is ends
+        assert starts.dtype == torch.int32
+        assert starts.tolist() == [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        assert longest == max(lengths)
+        shapes.append(q.shape)
+        each = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)
+        out = [nn.functional.scaled_dot_product_attention(*(x[None] for x in row), **more)[0] for row in each]
+        return torch.cat(out, dim=1).transpose(0, 1)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    found = []
+    for by_kernel in (False, True):
+        monkeypatch.setattr(packing, "_kernel_takes", lambda x, on=by_kernel: on)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found.append(model(**batch).token_loss)
+    assert shapes == [(sum(lengths), 4, 8)] * len(model.model.layers)
+    assert torch.allclose(*found, rtol=0.02 if mixed else 1e-5)
+    found[1].sum().backward()
 
 
 def test_a_batch_of_which_padding_is_asked_for_is_not_packed(tokenizer: Any) -> None:

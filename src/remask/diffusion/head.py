@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from remask.diffusion.token_loss import below_peak, blocks, chunk_rows, exponential, token_cross_entropy
+from remask.diffusion.token_loss import blocks, chunk_rows, losses_and_errors, token_cross_entropy
 
 
 def head_losses(
@@ -53,7 +53,7 @@ Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
 @torch.no_grad()
 def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
     """What `look` says of all positions, asked part by part, without gradient."""
-    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
+    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]), hidden.device)
 
     def seen(hidden: Tensor, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         found = []
@@ -189,7 +189,7 @@ def _walk(
     trained: bool,
 ) -> tuple[Tensor, _Gradients | None]:
     """ce [N], and where a gain is given the gradients of Σ gain·ce (to the head's own only if it is trained)."""
-    rows = min(len(targets), chunk_rows(len(weight)))
+    rows = min(len(targets), chunk_rows(len(weight), hidden.device))
     logits_of = _Logits(weight, bias, dtype, rows)
     hidden, ce = hidden.to(dtype), torch.empty(len(targets), device=hidden.device)
     formed = None
@@ -201,18 +201,7 @@ def _walk(
         )
     for part in _parts(len(targets), max(1, rows)):
         logits = logits_of(hidden[part])
-        for block in blocks(logits):
-            z, gold = below_peak(logits[block]), targets[part][block][:, None]
-            of_gold = z.gather(-1, gold)
-            e = exponential(z, spoil=True)
-            total = e.sum(-1, keepdim=True)
-            ce[part][block] = (total.log() - of_gold)[:, 0]
-            if gain is None or formed is None:
-                continue
-            error = e.div_(total).scatter_add_(-1, gold, -torch.ones_like(total))
-            if formed.bias is not None:
-                formed.bias += gain[part][block].float() @ error
-            logits[block] = error
+        ce[part] = losses_and_errors(logits, targets[part], spoil=gain is not None)
         if gain is None or formed is None:
             continue
         # `logits` now holds p − onehot(x). What weighs the losses is put on the narrow side of each product.
@@ -220,6 +209,8 @@ def _walk(
         formed.hidden[part] = (logits @ logits_of.weight).mul_(share)
         if trained:
             formed.weight = _plus(formed.weight, logits, (hidden[part] * share).to(dtype))
+        if formed.bias is not None:
+            formed.bias += share[:, 0].to(dtype) @ logits
     if formed is not None and formed.weight is not None:
         formed.weight = formed.weight.to(weight.dtype)
     return ce, formed

@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-CHUNK_ELEMENTS = 1 << 26
-"""Most logits kept at once, in the model's dtype: 128 MiB of bfloat16."""
+from remask import kernels
+
+CHUNK_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
+"""Most logits kept at once, in the model's dtype: 128 MiB of bfloat16; on CUDA 512, where a chunk more is a gradient of
+the whole head more to add up."""
 BLOCK_ELEMENTS = {"cpu": 1 << 20}
 """Most of them in float32 at once: on a CPU, what its caches hold while it is read and written several times."""
 LOG2_E = math.log2(math.e)
@@ -41,6 +44,10 @@ def read_tokens(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> Toke
 
     With z = logits − max and S = Σ e^z: H = log S − Σ z·e^z / S and −log p = log S − z_gold.
     """
+    if kernels.serve(logits):
+        from remask.kernels import tokens
+
+        return TokenReading(*tokens.readings(logits, targets))
     entropy, nll = (torch.empty(len(targets), device=logits.device) for _ in range(2))
     for block in blocks(logits):
         z = below_peak(logits[block])
@@ -51,6 +58,25 @@ def read_tokens(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> Toke
         entropy[block] = log_total - e.mul_(z).sum(-1) / total
         nll[block] = log_total - of_gold
     return TokenReading(entropy.clamp_(min=0), nll)
+
+
+@torch.no_grad()
+def losses_and_errors(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], *, spoil: bool) -> Float[Tensor, "N"]:
+    """ce_i = −log p(x_i). With `spoil` the logits become its gradient to them, p − onehot(x_i), in their dtype."""
+    if kernels.serve(logits):
+        from remask.kernels import tokens
+
+        return tokens.losses(logits, targets, spoil=spoil)
+    ce = torch.empty(len(targets), device=logits.device)
+    for block in blocks(logits):
+        z, gold = below_peak(logits[block]), targets[block][:, None]
+        of_gold = z.gather(-1, gold)
+        e = exponential(z, spoil=True)
+        total = e.sum(-1, keepdim=True)
+        ce[block] = (total.log() - of_gold)[:, 0]
+        if spoil:
+            logits[block] = e.div_(total).scatter_add_(-1, gold, -torch.ones_like(total))
+    return ce
 
 
 def below_peak(logits: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
@@ -64,12 +90,12 @@ def exponential(z: Float[Tensor, "n V"], *, spoil: bool = False) -> Float[Tensor
     return (z.mul_(LOG2_E) if spoil else z * LOG2_E).exp2_()
 
 
-def chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
     """How many positions' logits are kept at once."""
-    return max(1, CHUNK_ELEMENTS // max(1, vocabulary))
+    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // max(1, vocabulary))
 
 
 def blocks(logits: Float[Tensor, "n V"]) -> Iterator[slice]:
     """Positions whose logits are made float32 at once; one part at least."""
-    rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS // 2) // max(1, logits.shape[-1]))
+    rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, 1 << 25) // max(1, logits.shape[-1]))
     return (slice(start, min(start + rows, len(logits))) for start in range(0, max(1, len(logits)), rows))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from remask.diffusion.head import Look
 from remask.models import packing
+from remask.models.fused import fuse
 from remask.models.last_layer import narrow
 from remask.models.packing import Batch
 from remask.models.prediction import Prediction, predicted
@@ -31,7 +32,7 @@ class Bidirectional:
     keeps_keys_and_values = True
     """`past_key_values` reaches attention: a sampler may keep what it computed (`sampling/cache.py`)."""
     packs: bool | None = None
-    """Leave padding out of passes for chosen positions (`packing.py`). None: on a CPU, where that was measured."""
+    """Leave padding out of passes for chosen positions (`packing.py`). None: where that pays."""
 
     def __init__(self, config: Any) -> None:
         config.is_causal = False
@@ -42,6 +43,7 @@ class Bidirectional:
         config.pad_token_id = pad_token_id
         if config._attn_implementation == "sdpa":
             config._attn_implementation = packing.NAME
+        fuse(self.model)  # type: ignore[attr-defined]
         self.narrows = narrow(self.model.layers[-1])  # type: ignore[attr-defined]
 
     def forward(
@@ -90,7 +92,7 @@ class Bidirectional:
         config = self.config
         if ids is None or mask is None or positions is None or config._attn_implementation != packing.NAME:
             return None
-        wanted = self.packs if self.packs is not None else ids.device.type == "cpu"
+        wanted = self.packs if self.packs is not None else packing.pays(self.lm_head.weight)  # type: ignore[attr-defined]
         windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         return packing.packed(ids, mask, positions) if wanted and not windows else None
 

@@ -13,19 +13,17 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from remask.models.fused import derive
+
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Of the layers of transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""
 
 
 def narrow(layer: nn.Module) -> bool:
-    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`.
-
-    Its class becomes one derived from its own, under the same name (by which engines find layers to shard or to place).
-    """
+    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`."""
     if set(dict(layer.named_children())) != PARTS:
         return False
-    kind = type(layer)
-    layer.__class__ = type(kind.__name__, (_Narrow, kind), {"__module__": kind.__module__})
+    derive(layer, _Narrow)
     return True
 
 

@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
+from remask.models.fused import derive
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -46,10 +48,27 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
         targets = list(lora.targets)
     model.config._name_or_path = base_name
     model.name_or_path = base_name
-    return get_peft_model(
-        model,
-        PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
-    )
+    config = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    return _cast_once(get_peft_model(model, config))
+
+
+def _cast_once(model: Any) -> Any:
+    """In mixed precision peft turns each adapted layer's input to float32, which autocast turns back at once."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            derive(module, _CastByAutocast)
+    return model
+
+
+class _CastByAutocast:
+    """A mixin that stands before a layer of peft's."""
+
+    @property
+    def cast_input_dtype_enabled(self) -> bool:
+        layer: Any = self
+        return not torch.is_autocast_enabled(layer.get_base_layer().weight.device.type)
 
 
 def is_adapter(folder: str) -> bool:
@@ -95,7 +114,7 @@ def load_adapter(model: Any, adapter: str) -> Any:
                 where=adapter,
                 mend="load it on the model it was made for",
             )
-    return wrapped
+    return _cast_once(wrapped)
 
 
 def _renamed(config: Any, weights: dict[str, Tensor], adapter: str) -> dict[str, Tensor]:

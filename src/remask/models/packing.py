@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,6 +26,31 @@ NAME = "sdpa_packed"
 """An attention of transformers: its `sdpa`, but for packed batches."""
 LEAST_PADDING = 0.1
 """Of a batch, from which it is packed."""
+HALF = (torch.bfloat16, torch.float16)
+"""What PyTorch's variable-length kernel computes in."""
+
+
+def pays(weight: Tensor) -> bool:
+    """Whether a packed batch is the faster one, where these are the model's weights: on a CPU, and on CUDA where
+    attention has a kernel for it.
+    """
+    return weight.device.type == "cpu" or _kernel_takes(weight)
+
+
+def _kernel_takes(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _computed_in(tensor) in HALF and _kernel_is_on(tensor.device)
+
+
+@cache
+def _kernel_is_on(device: torch.device) -> bool:
+    """Variable-length attention: in PyTorch since 2.10, on devices since Ampere."""
+    return find_spec("torch.nn.attention.varlen") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _computed_in(tensor: Tensor) -> torch.dtype:
+    """Autocast's dtype, where it is on."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 @dataclass(frozen=True)
@@ -77,15 +104,15 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
-    groups = query.shape[1] // key.shape[1]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        from torch.nn.attention.varlen import varlen_attn  # not in every torch that Remask runs on
+    key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
+    if not dropout and _kernel_takes(query):
+        from torch.nn.attention.varlen import varlen_attn
 
+        dtype = _computed_in(query)
         longest = max(row_lengths)
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling, enable_gqa=groups > 1)
+        q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+        out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling)
         return out[None], None
-    key, value = (repeat_kv(x, groups) for x in (key, value))
     rows = zip(*(x.split(list(row_lengths), dim=2) for x in (query, key, value)), strict=True)
     each = [scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in rows]
     return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None

@@ -1,0 +1,114 @@
+"""A layer's norms, rotation of queries and keys, and gate, each by one kernel on CUDA: Liger's, where that is installed
+and kernels are switched on (`remask.kernels.ON`).
+
+transformers computes each by several passes over memory, which at LLaDA-8B's width take up to 40 % of a training step
+(docs/speed.md). Everything else of a layer stays transformers' own, and so does everything elsewhere than on CUDA.
+
+Shapes: B rows, L length, H heads, d their width.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from types import FunctionType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from remask import kernels
+
+ROTATION = "apply_rotary_pos_emb"
+"""What transformers' attention calls it."""
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+"""The parts of its feed-forward module."""
+
+
+@cache
+def _liger() -> Any:
+    """Its functions; None where it is not installed."""
+    if not (kernels.triton_is_here() and find_spec("liger_kernel")):
+        return None
+    from liger_kernel import ops
+
+    return ops
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether a tensor is worked on by Liger's kernels: in half precision, or in a run of mixed precision."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return kernels.serve(x) and (half or torch.is_autocast_enabled("cuda")) and _liger() is not None
+
+
+def fuse(layers: nn.Module) -> None:
+    """Make every norm, gate and attention in it use them where they can be used."""
+    for module in list(layers.modules()):
+        names = set(dict(module.named_children()))
+        if hasattr(module, "variance_epsilon") and not names:
+            derive(module, _Norm)
+        elif names == {"gate_proj", "up_proj", "down_proj", "act_fn"} and isinstance(
+            module.act_fn, SiLUActivation | nn.SiLU
+        ):
+            derive(module, _Gated)
+        elif {"q_proj", "k_proj"} <= names and ROTATION in type(module).forward.__code__.co_names:
+            module.__class__ = _rotated(type(module))  # type: ignore[arg-type]
+
+
+def derive(module: nn.Module, mixin: type) -> None:
+    """Put a mixin before a module's class, under the same name (by which engines find layers to shard or to place)."""
+    module.__class__ = _derived(type(module), mixin)  # type: ignore[arg-type]
+
+
+@cache
+def _derived(kind: Any, mixin: type) -> Any:
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+
+
+class _Norm:
+    """RMS norm."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not fuses(hidden_states):
+            return super().forward(hidden_states)  # type: ignore[misc]
+        norm: Any = self
+        # Not in place: it would write over a gradient that others may hold.
+        out: Tensor = _liger().LigerRMSNormFunction.apply(
+            hidden_states, norm.weight, norm.variance_epsilon, 0.0, "llama", False
+        )
+        return out
+
+
+class _Gated:
+    """SwiGLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not fuses(x):
+            return super().forward(x)  # type: ignore[misc]
+        mlp: Any = self
+        out: Tensor = mlp.down_proj(_liger().LigerSiLUMulFunction.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+        return out
+
+
+@cache
+def _rotated(kind: Any) -> Any:
+    """An attention that calls `rotation` where its own code calls transformers' function."""
+    forward = kind.forward
+    around = {**forward.__globals__, ROTATION: _rotation(forward.__globals__[ROTATION])}
+    copy = FunctionType(forward.__code__, around, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": copy})
+
+
+def _rotation(plain: Any) -> Any:
+    def rotation(
+        q: Float[Tensor, "B H L d"], k: Float[Tensor, "B h L d"], cos: Tensor, sin: Tensor, *more: Any, **named: Any
+    ) -> Any:
+        """In the queries' and keys' own memory: they are products that no backward pass looks at."""
+        if more or named or not fuses(q):
+            return plain(q, k, cos, sin, *more, **named)
+        return _liger().LigerRopeFunction.apply(q, k, cos, sin)
+
+    return rotation
