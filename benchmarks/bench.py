@@ -3,7 +3,8 @@
     python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
 
 Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run. With a
-CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train.
+CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train; what passes leave out, the head
+and fused kernels are timed there too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import approximate_speed
+import head_speed
+import kernels_speed
 import likelihood_speed
+import passes_speed
 import plan_check
 import sampling_speed
 import scaling
@@ -32,10 +36,11 @@ from remask.environment import hardware, versions
 
 def start_up(rounds: int) -> list[Figure]:
     """`remask --help` beside an empty Python, which it cannot be faster than."""
-    remask = Path(sys.executable).with_name("remask")
+    script = Path(sys.executable).with_name("remask")
+    remask = [str(script)] if script.exists() else [sys.executable, "-m", "remask.cli"]
     times = in_turns(
         {
-            "help": lambda: subprocess.run([remask, "--help"], check=True, capture_output=True),
+            "help": lambda: subprocess.run([*remask, "--help"], check=True, capture_output=True),
             "python": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
         },
         rounds=max(5, rounds),
@@ -60,6 +65,12 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "plan": lambda rounds: plan_check.measure(rounds, BOTH, DEVICE),
     "start-up": start_up,
 }
+if ON_GPU:  # where they take seconds
+    PARTS |= {
+        "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),
+        "head": lambda rounds: head_speed.measure(rounds, LLADA_8B, DEVICE),
+        "kernels": lambda rounds: [*kernels_speed.parts(rounds), *kernels_speed.layers(rounds)],
+    }
 
 
 def main() -> None:

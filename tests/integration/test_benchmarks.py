@@ -62,3 +62,18 @@ def test_shapes_that_fit(benchmarks: Any) -> None:
 
     assert fitting(LLADA_8B, None) == fitting(LLADA_8B, 141 * 10**9) == LLADA_8B
     assert fitting(LLADA_8B, 80 * 10**9).layers == 18
+
+
+def test_what_a_gpu_times_besides_runs(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = benchmarks.LAPTOP.__class__(vocabulary=300, width=32, layers=2, heads=2, feed_forward=64)
+    for name, value in (("ROWS", 2), ("LENGTH", 8), ("LAYERS", 2), ("find_spec", lambda name: None)):
+        monkeypatch.setattr(benchmarks.kernels_speed, name, value)
+    figures = [
+        *benchmarks.kernels_speed.parts(2, toy, "cpu"),
+        *benchmarks.kernels_speed.layers(1, toy, "cpu"),
+        *benchmarks.head_speed.measure(1, toy),
+        *benchmarks.passes_speed.measure(1, toy, counts=(2,)),
+    ]
+    apart = [figure.value for figure in figures if figure.unit == "relative"]
+    assert len(apart) == 4
+    assert max(apart) < 0.02  # bf16
