@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import approximate_speed
@@ -69,8 +70,9 @@ if ON_GPU:  # where they take seconds
     PARTS |= {
         "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),
         "head": lambda rounds: head_speed.measure(rounds, LLADA_8B, DEVICE),
-        "kernels": lambda rounds: [*kernels_speed.parts(rounds), *kernels_speed.layers(rounds)],
     }
+if ON_GPU and find_spec("liger_kernel"):
+    PARTS["kernels"] = lambda rounds: [*kernels_speed.parts(rounds), *kernels_speed.layers(rounds)]
 
 
 def main() -> None:

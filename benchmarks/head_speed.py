@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from remask.diffusion import token_loss
 from remask.diffusion.head import head_losses
 
 Loss = Callable[[Tensor], Tensor]
@@ -41,6 +42,16 @@ def losses(head: nn.Linear, targets: Tensor, weight: Tensor) -> dict[str, Loss]:
 
         found["PyTorch's chunks"] = lambda hidden: (chunked(hidden, "none") * weight).sum()
         found["PyTorch's chunks, without weights"] = lambda hidden: chunked(hidden, "sum")
+    if targets.is_cuda:
+
+        def in_larger_chunks(hidden: Tensor) -> Tensor:
+            before, token_loss.CHUNK_ELEMENTS = token_loss.CHUNK_ELEMENTS, 4 * token_loss.CHUNK_ELEMENTS
+            try:
+                return found["ours"](hidden)
+            finally:
+                token_loss.CHUNK_ELEMENTS = before
+
+        found["ours, in chunks four times as large"] = in_larger_chunks
     if targets.is_cuda and find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 

@@ -127,6 +127,6 @@ def layers(rounds: int, shape: Shape = LLADA_8B, device: str = "cuda") -> list[F
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device")
+    if not (torch.cuda.is_available() and find_spec("liger_kernel")):
+        raise SystemExit("needs a CUDA device and Liger's kernels: pip install liger-kernel")
     print_figures(__doc__, 7, parts, layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from typing import Any
 
 import textbook
@@ -32,6 +33,12 @@ def adamw(model: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def mixed(model: Any) -> AbstractContextManager[Any]:
+    """What recipes train large models under on CUDA, bfloat16's mixed precision; nothing on a CPU."""
+    kind = next(model.parameters()).device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+
+
 class Stepper:
     """Remask's own optimiser step: collate, corrupt, loss, backward, clip, update."""
 
@@ -47,8 +54,7 @@ class Stepper:
     ) -> None:
         self.chosen = resolve(objective)
         collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
-        cuda = torch.cuda.is_available()  # there in mixed precision, as the recipes do
-        arguments = TrainingArguments(folder, use_cpu=not cuda, bf16=cuda, report_to=[], disable_tqdm=True)
+        arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
         self.trainer = SftTrainer(
             model,
             arguments,
@@ -82,8 +88,10 @@ class Stepper:
     def __call__(self) -> None:
         trainer, batch = self.trainer, self.batch()
         self.visit += 1
-        inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-        trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count).backward()
+        with mixed(trainer.model):
+            inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+            loss = trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -113,7 +121,7 @@ class Plain:
         device = next(self.model.parameters()).device
         ids, response, t, u = (x.to(device) for x in (ids, response, t, u))
         rate = t[:, None].expand(ids.shape)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed(self.model):
             if self.gift:
                 rate = textbook.gift_rate(self.model, ids, response, t, self.pad)
             loss = textbook.sft_loss(self.model, ids, response, rate, u, self.form, self.pad)
@@ -245,4 +253,5 @@ def forward_of_response(ours: Stepper) -> None:
     for part in trainer.parts(ours.batch()):
         canvas = canvas_of({name: value.to(trainer.args.device) for name, value in part.items()})
         ids = canvas.ids.masked_fill(canvas.corruptible, trainer.mask_id)
-        network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))
+        with mixed(trainer.model):
+            network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))

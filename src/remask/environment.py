@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from remask import kernels
+
 
 def versions() -> dict[str, str]:
     """Of Remask, Python, and the libraries whose release can change a number."""
@@ -34,7 +36,7 @@ def hardware(device: str | None = None) -> dict[str, Any]:
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()
-        found["kernels"] = os.environ.get("REMASK_KERNELS") == "1"
+        found["kernels"] = kernels.ON
     return found
 
 

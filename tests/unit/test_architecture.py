@@ -21,7 +21,7 @@ BASE = {"files", "errors", "config", "progress", "environment"}
 LOWER: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
-    "environment": set(),
+    "environment": {"kernels"},
     "files": {"errors"},
     "sandbox": {"errors", "progress"},
     "config": {"errors"},

@@ -6,9 +6,11 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from families import FAMILIES, llada
+from peft.helpers import disable_input_dtype_casting
 from test_passes import CAUSAL, losses, rows, same
 from torch import Tensor
 
@@ -65,18 +67,52 @@ def test_kernels_take_the_place_of_every_layers_parts(
     assert called == before
 
 
-def test_elsewhere_than_on_cuda_nothing_changes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "ON", True)
-    x = torch.ones(2, dtype=torch.bfloat16)
-    assert not fused.fuses(x)
-    model = llada(tokenizer)
-    assert type(model.model.norm).__name__ == "LlamaRMSNorm"
-    assert type(model.model.layers[0].self_attn).__name__ == "LlamaAttention"
+@pytest.mark.parametrize(
+    ("on", "is_cuda", "size", "dtype", "mixed", "expected"),
+    [
+        (True, True, 3, torch.bfloat16, False, True),
+        (True, True, 3, torch.float32, True, True),
+        (True, True, 3, torch.float32, False, False),
+        (True, True, 0, torch.bfloat16, False, False),
+        (True, False, 3, torch.bfloat16, False, False),
+        (False, True, 3, torch.bfloat16, False, False),
+    ],
+)
+def test_what_kernels_are_given(
+    on: bool,
+    is_cuda: bool,
+    size: int,
+    dtype: torch.dtype,
+    mixed: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "ON", on)
+    monkeypatch.setattr(kernels, "triton_is_here", lambda: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: mixed and kind == "cuda")
+    tensor: Any = SimpleNamespace(is_cuda=is_cuda, numel=lambda: size, dtype=dtype)
+    for library in (object(), None):
+        monkeypatch.setattr(fused, "_liger", lambda library=library: library)
+        assert fused.fuses(tensor) == (expected and library is not None)
 
 
-def test_adapters_inputs_are_cast_once_in_mixed_precision(tokenizer: Any) -> None:
-    """And the numbers are those of peft's own casts, forth and back."""
-    model = add_adapter(llada(tokenizer).bfloat16(), LoraConfig(rank=4, dropout=0.0), base_name="x")
+@pytest.mark.parametrize("family", CAUSAL)
+def test_layers_keep_their_classes_names_and_compile(family: str, tokenizer: Any) -> None:
+    model, batch = FAMILIES[family](tokenizer).eval(), rows(tokenizer.pad_token_id)
+    for layer in model.model.layers:
+        assert type(layer.self_attn).__name__.endswith("Attention")
+        assert type(layer.input_layernorm).__name__.endswith("RMSNorm")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    compiled = torch.compile(model.model, backend="eager")
+    with torch.no_grad():
+        plain = model.model(**inputs).last_hidden_state
+        assert torch.equal(compiled(**inputs).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_adapters_inputs_are_cast_once_in_mixed_precision(dropout: float, tokenizer: Any) -> None:
+    """The numbers are those of peft's own casts, forth and back; these stay where dropout would round otherwise."""
+    model = add_adapter(llada(tokenizer).bfloat16(), LoraConfig(rank=4, dropout=dropout), base_name="x").train()
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     torch.nn.init.normal_(layer.lora_B["default"].weight)
     seen: list[torch.dtype] = []
@@ -85,10 +121,23 @@ def test_adapters_inputs_are_cast_once_in_mixed_precision(tokenizer: Any) -> Non
     found = []
     for kind in (type(layer), type(layer).__mro__[2]):  # with the mixin, and peft's own
         layer.__class__ = kind
-        with torch.autocast("cpu", torch.bfloat16):
-            found.append(layer(x))
-        found.append(layer(x))  # without autocast adapters compute in float32
-    assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+        for mixed in (True, False):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                found.append(layer(x))
+    wide = torch.float32
+    assert seen == [wide if dropout else torch.bfloat16, wide, wide, wide]
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[3])
     assert not torch.equal(found[0], found[1])
+
+
+def test_adapters_can_still_be_offloaded_and_told_not_to_cast(tokenizer: Any) -> None:
+    model = add_adapter(llada(tokenizer), LoraConfig(rank=4, dropout=0.0), base_name="x").eval()
+    ids = torch.full((1, 5), 70)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with disable_input_dtype_casting(model):
+            assert torch.equal(model(input_ids=ids).logits, plain)
+        accelerate.cpu_offload(model, execution_device="cpu")
+        assert torch.equal(model(input_ids=ids).logits, plain)

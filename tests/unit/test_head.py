@@ -21,7 +21,7 @@ N, D, V = 23, 16, 61
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five positions at a time: four chunks and a rest."""
-    monkeypatch.setitem(token_loss.CHUNK_ELEMENTS, "cpu", 5 * V)
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 5 * V)
 
 
 def case(*, bias: bool = False, frozen: bool = False, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, IDS
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from remask.models import packing
 
@@ -62,34 +65,63 @@ def test_a_batch_without_its_padding_is_the_batch(family: str, tokenizer: Any) -
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_a_kernel_for_rows_of_any_length_is_given_them_in_half_precision(
+def test_a_kernel_for_rows_of_any_length_is_given_what_it_takes(
     family: str, mixed: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on CUDA: with a stand-in for PyTorch's variable-length attention, in mixed precision and without."""
+    """As on CUDA: with a stand-in for PyTorch's variable-length attention, in mixed precision and in float32."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    signature = inspect.signature(varlen.varlen_attn)
     model, batch = FAMILIES[family](tokenizer).eval(), rows(tokenizer.pad_token_id)
     lengths = batch["attention_mask"].sum(-1).tolist()
     shapes = []
 
-    def varlen_attn(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, longest: int, _: int, **more: Any):
+    def varlen_attn(*given: Any, **named: Any) -> Tensor:
+        asked = signature.bind(*given, **named).arguments
+        q, k, v = asked["query"], asked["key"], asked["value"]
         assert q.dtype == k.dtype == v.dtype == (torch.bfloat16 if mixed else torch.float32)
-        assert starts is ends
-        assert starts.dtype == torch.int32
-        assert starts.tolist() == [0, *torch.tensor(lengths).cumsum(0).tolist()]
-        assert longest == max(lengths)
+        for ends in (asked["cu_seq_q"], asked["cu_seq_k"]):
+            assert ends.dtype == torch.int32
+            assert ends.tolist() == [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        assert asked["max_q"] == asked["max_k"] == max(lengths)
         shapes.append(q.shape)
         each = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)
-        out = [nn.functional.scaled_dot_product_attention(*(x[None] for x in row), **more)[0] for row in each]
+        out = [scaled_dot_product_attention(*(x[None] for x in row), scale=asked["scale"])[0] for row in each]
         return torch.cat(out, dim=1).transpose(0, 1)
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     found = []
     for by_kernel in (False, True):
-        monkeypatch.setattr(packing, "_kernel_takes", lambda x, on=by_kernel: on)
+        monkeypatch.setattr(packing, "_kernel_takes", lambda *_, on=by_kernel: on)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            found.append(model(**batch).token_loss)
+            found.append(losses(model, batch))
     assert shapes == [(sum(lengths), 4, 8)] * len(model.model.layers)
-    assert torch.allclose(*found, rtol=0.02 if mixed else 1e-5)
-    found[1].sum().backward()
+    one, other = (torch.cat([loss, *(g.flatten() for g in gradients if g is not None)]) for loss, gradients in found)
+    assert (one - other).norm() < (0.02 if mixed else 1e-5) * one.norm()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "gradient", "expected"),
+    [
+        ("cuda", torch.bfloat16, 128, True, True),
+        ("cuda", torch.float16, 64, True, True),
+        ("cuda", torch.float32, 128, True, False),
+        ("cuda", torch.bfloat16, 100, True, False),
+        ("cuda", torch.bfloat16, 512, True, False),
+        ("cuda", torch.bfloat16, 128, False, False),
+        ("cpu", torch.float32, 100, False, True),
+        ("meta", torch.bfloat16, 128, True, False),
+    ],
+)
+def test_where_packing_pays(
+    device: str, dtype: torch.dtype, width: int, gradient: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    packing._kernel_takes.cache_clear()
+    there = SimpleNamespace(device=torch.device(device), is_cuda=device == "cuda", dtype=dtype)
+    with torch.set_grad_enabled(gradient):
+        assert packing.pays(there, there, width) == expected  # type: ignore[arg-type]
+    packing._kernel_takes.cache_clear()
 
 
 def test_a_batch_of_which_padding_is_asked_for_is_not_packed(tokenizer: Any) -> None:

@@ -194,7 +194,7 @@ def test_chunks_change_nothing(rule: str, temperature: float, random_model: Any,
     prompts = torch.randint(6, 200, (3, 5), generator=torch.Generator().manual_seed(0))
     decoding = Decoding(max_new_tokens=12, steps=6, temperature=temperature, reveal=rule, stop_early=False)
     whole = run(random_model, prompts, None, decoding)
-    monkeypatch.setitem(token_loss.CHUNK_ELEMENTS, "cpu", 5 * 262)
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 5 * 262)
     parts = run(random_model, prompts, None, decoding)
     assert torch.equal(whole.ids, parts.ids)
     assert torch.allclose(whole.confidence, parts.confidence, rtol=1e-5)

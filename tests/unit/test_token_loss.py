@@ -53,7 +53,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, gold = torch.randn(23, 40, generator=generator), torch.arange(23)
     whole = read_tokens(logits, gold)
-    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 4 * 40)
+    monkeypatch.setitem(token_loss.BLOCK_ELEMENTS, "cpu", 4 * 40)
+    assert len(list(token_loss.blocks(logits))) == 6
     parts = read_tokens(logits, gold)
     assert torch.equal(whole.entropy, parts.entropy)
     assert torch.equal(whole.nll, parts.nll)

@@ -53,7 +53,7 @@ Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
 @torch.no_grad()
 def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
     """What `look` says of all positions, asked part by part, without gradient."""
-    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]), hidden.device)
+    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
 
     def seen(hidden: Tensor, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         found = []
@@ -189,7 +189,7 @@ def _walk(
     trained: bool,
 ) -> tuple[Tensor, _Gradients | None]:
     """ce [N], and where a gain is given the gradients of Σ gain·ce (to the head's own only if it is trained)."""
-    rows = min(len(targets), chunk_rows(len(weight), hidden.device))
+    rows = min(len(targets), chunk_rows(len(weight)))
     logits_of = _Logits(weight, bias, dtype, rows)
     hidden, ce = hidden.to(dtype), torch.empty(len(targets), device=hidden.device)
     formed = None
@@ -210,7 +210,8 @@ def _walk(
         if trained:
             formed.weight = _plus(formed.weight, logits, (hidden[part] * share).to(dtype))
         if formed.bias is not None:
-            formed.bias += share[:, 0].to(dtype) @ logits
+            for block in blocks(logits):
+                formed.bias += share[block, 0] @ logits[block].float()
     if formed is not None and formed.weight is not None:
         formed.weight = formed.weight.to(weight.dtype)
     return ce, formed

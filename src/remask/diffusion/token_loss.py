@@ -16,9 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from remask import kernels
 
-CHUNK_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
-"""Most logits kept at once, in the model's dtype: 128 MiB of bfloat16; on CUDA 512, where a chunk more is a gradient of
-the whole head more to add up."""
+CHUNK_ELEMENTS = 1 << 26
+"""Most logits kept at once, in the model's dtype: 128 MiB of bfloat16."""
 BLOCK_ELEMENTS = {"cpu": 1 << 20}
 """Most of them in float32 at once: on a CPU, what its caches hold while it is read and written several times."""
 LOG2_E = math.log2(math.e)
@@ -90,12 +89,12 @@ def exponential(z: Float[Tensor, "n V"], *, spoil: bool = False) -> Float[Tensor
     return (z.mul_(LOG2_E) if spoil else z * LOG2_E).exp2_()
 
 
-def chunk_rows(vocabulary: int, device: torch.device) -> int:
+def chunk_rows(vocabulary: int) -> int:
     """How many positions' logits are kept at once."""
-    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // max(1, vocabulary))
+    return max(1, CHUNK_ELEMENTS // max(1, vocabulary))
 
 
 def blocks(logits: Float[Tensor, "n V"]) -> Iterator[slice]:
     """Positions whose logits are made float32 at once; one part at least."""
-    rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, 1 << 25) // max(1, logits.shape[-1]))
+    rows = max(1, BLOCK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS // 2) // max(1, logits.shape[-1]))
     return (slice(start, min(start + rows, len(logits))) for start in range(0, max(1, len(logits)), rows))

@@ -1,6 +1,6 @@
 """−log p of a target, the error of the prediction, and its entropy, from a row of logits in one reading (two where the
 error is formed): eager PyTorch reads and writes it a dozen times. Rows of any width, in any floating dtype; all
-arithmetic is in float32.
+arithmetic is in float32. Targets are within the vocabulary: nothing checks that.
 
 Shapes: n rows, V vocabulary.
 """

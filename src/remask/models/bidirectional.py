@@ -92,7 +92,11 @@ class Bidirectional:
         config = self.config
         if ids is None or mask is None or positions is None or config._attn_implementation != packing.NAME:
             return None
-        wanted = self.packs if self.packs is not None else packing.pays(self.lm_head.weight)  # type: ignore[attr-defined]
+        wanted = self.packs
+        if wanted is None:
+            embedding: Tensor = self.get_input_embeddings().weight  # type: ignore[attr-defined]
+            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            wanted = packing.pays(ids, embedding, width)
         windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         return packing.packed(ids, mask, positions) if wanted and not windows else None
 

@@ -1,8 +1,8 @@
 """A layer's norms, rotation of queries and keys, and gate, each by one kernel on CUDA: Liger's, where that is installed
 and kernels are switched on (`remask.kernels.ON`).
 
-transformers computes each by several passes over memory, which at LLaDA-8B's width take up to 40 % of a training step
-(docs/speed.md). Everything else of a layer stays transformers' own, and so does everything elsewhere than on CUDA.
+transformers computes each by several passes over memory (what that takes of a step: docs/speed.md). All else of a layer
+stays transformers' own, and so does everything elsewhere than on CUDA.
 
 Shapes: B rows, L length, H heads, d their width.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from remask import kernels
+from remask.models.derive import derive
 
 ROTATION = "apply_rotary_pos_emb"
 """What transformers' attention calls it."""
@@ -49,22 +50,10 @@ def fuse(layers: nn.Module) -> None:
         names = set(dict(module.named_children()))
         if hasattr(module, "variance_epsilon") and not names:
             derive(module, _Norm)
-        elif names == {"gate_proj", "up_proj", "down_proj", "act_fn"} and isinstance(
-            module.act_fn, SiLUActivation | nn.SiLU
-        ):
+        elif names == GATED and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
             derive(module, _Gated)
         elif {"q_proj", "k_proj"} <= names and ROTATION in type(module).forward.__code__.co_names:
             module.__class__ = _rotated(type(module))  # type: ignore[arg-type]
-
-
-def derive(module: nn.Module, mixin: type) -> None:
-    """Put a mixin before a module's class, under the same name (by which engines find layers to shard or to place)."""
-    module.__class__ = _derived(type(module), mixin)  # type: ignore[arg-type]
-
-
-@cache
-def _derived(kind: Any, mixin: type) -> Any:
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
 class _Norm:
@@ -82,7 +71,7 @@ class _Norm:
 
 
 class _Gated:
-    """SwiGLU."""
+    """SwiGLU. Its backward pass writes over what it kept: there is one for each forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not fuses(x):
@@ -94,11 +83,16 @@ class _Gated:
 
 @cache
 def _rotated(kind: Any) -> Any:
-    """An attention that calls `rotation` where its own code calls transformers' function."""
+    """An attention that calls `rotation` where its own code calls transformers' function.
+
+    The code is transformers', its names are looked up in a copy of its module's. Without that module's own name, by
+    which torch.compile would look them up there.
+    """
     forward = kind.forward
     around = {**forward.__globals__, ROTATION: _rotation(forward.__globals__[ROTATION])}
+    del around["__name__"]
     copy = FunctionType(forward.__code__, around, forward.__name__, forward.__defaults__, forward.__closure__)
-    copy.__kwdefaults__ = forward.__kwdefaults__
+    copy.__kwdefaults__, copy.__module__ = forward.__kwdefaults__, forward.__module__
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": copy})
 
 
@@ -109,6 +103,7 @@ def _rotation(plain: Any) -> Any:
         """In the queries' and keys' own memory: they are products that no backward pass looks at."""
         if more or named or not fuses(q):
             return plain(q, k, cos, sin, *more, **named)
-        return _liger().LigerRopeFunction.apply(q, k, cos, sin)
+        with torch.cuda.device_of(q):
+            return _liger().LigerRopeFunction.apply(q, k, cos, sin)
 
     return rotation

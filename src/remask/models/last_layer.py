@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from remask.models.fused import derive
+from remask.models.derive import derive
 
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Of the layers of transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""

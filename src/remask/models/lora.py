@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
-from remask.models.fused import derive
+from remask.models.derive import derive
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -53,7 +53,9 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
 
 
 def _cast_once(model: Any) -> Any:
-    """In mixed precision peft turns each adapted layer's input to float32, which autocast turns back at once."""
+    """In mixed precision peft turns each adapted layer's input to float32, which autocast turns back at once: left out
+    where that changes no number.
+    """
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
@@ -65,10 +67,15 @@ def _cast_once(model: Any) -> Any:
 class _CastByAutocast:
     """A mixin that stands before a layer of peft's."""
 
-    @property
-    def cast_input_dtype_enabled(self) -> bool:
+    def _cast_input_dtype(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         layer: Any = self
-        return not torch.is_autocast_enabled(layer.get_base_layer().weight.device.type)
+        plain = not layer.lora_variant and not any(
+            d.training and getattr(d, "p", 0) for d in layer.lora_dropout.values()
+        )
+        if x is not None and plain and torch.is_autocast_enabled(x.device.type):
+            return x
+        cast: Tensor | None = super()._cast_input_dtype(x, dtype)  # type: ignore[misc]
+        return cast
 
 
 def is_adapter(folder: str) -> bool:

@@ -8,10 +8,10 @@ Shapes: B rows, L length, T attended tokens of all rows, H heads, D width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,21 +30,25 @@ HALF = (torch.bfloat16, torch.float16)
 """What PyTorch's variable-length kernel computes in."""
 
 
-def pays(weight: Tensor) -> bool:
-    """Whether a packed batch is the faster one, where these are the model's weights: on a CPU, and on CUDA where
-    attention has a kernel for it.
+def pays(ids: Tensor, weight: Tensor, head_width: int) -> bool:
+    """Whether a packed batch is the faster one for a model of such weights, as far as was measured (docs/speed.md): on
+    a CPU, and on CUDA for a pass with gradient, where attention has a kernel for it.
     """
-    return weight.device.type == "cpu" or _kernel_takes(weight)
-
-
-def _kernel_takes(tensor: Tensor) -> bool:
-    return tensor.is_cuda and _computed_in(tensor) in HALF and _kernel_is_on(tensor.device)
+    if ids.device.type == "cpu":
+        return True
+    return torch.is_grad_enabled() and ids.is_cuda and _kernel_takes(ids.device, _computed_in(weight), head_width)
 
 
 @cache
-def _kernel_is_on(device: torch.device) -> bool:
-    """Variable-length attention: in PyTorch since 2.10, on devices since Ampere."""
-    return find_spec("torch.nn.attention.varlen") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Variable-length attention: in PyTorch, with a scale, since 2.11; on devices since Ampere."""
+    if device.type != "cuda" or dtype not in HALF or head_width % 8 or head_width > 256:
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "scale" in inspect.signature(varlen_attn).parameters and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:
@@ -105,10 +109,10 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
     key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
-    if not dropout and _kernel_takes(query):
+    dtype = _computed_in(query)
+    if not dropout and _kernel_takes(query.device, dtype, query.shape[-1]):
         from torch.nn.attention.varlen import varlen_attn
 
-        dtype = _computed_in(query)
         longest = max(row_lengths)
         q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
         out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling)
