@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,13 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def uncollected(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the collection of garbage before everything that is timed: most of a toy's time."""
+    monkeypatch.setattr(sys.modules["measure"], "gc", SimpleNamespace(collect=lambda: None))
+
+
+@pytest.mark.usefixtures("uncollected")
 def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) -> None:
     toy = benchmarks.LAPTOP.__class__(vocabulary=300, width=32, layers=2, heads=2, feed_forward=64)
     figures = [
@@ -39,6 +47,7 @@ def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) 
     assert benchmarks.table(figures).count("\n") > len(figures)
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_nothing_of_a_model_is_left_when_it_was_measured(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU two models of 8B parameters at once would not fit."""
     toy, built, alive = benchmarks.LAPTOP.__class__(300, 32, 2, 2, 64), [], []
@@ -64,6 +73,7 @@ def test_shapes_that_fit(benchmarks: Any) -> None:
     assert fitting(LLADA_8B, 80 * 10**9).layers == 18
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_what_a_gpu_times_besides_runs(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = benchmarks.LAPTOP.__class__(vocabulary=300, width=32, layers=2, heads=2, feed_forward=64)
     for name, value in (("ROWS", 2), ("LENGTH", 8), ("LAYERS", 2), ("find_spec", lambda name: None)):
