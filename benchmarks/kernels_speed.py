@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from measure import Figure, in_turns, peak_memory, ratio
 from shapes import LLADA_8B, Shape, build, print_figures
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from remask import kernels
 
@@ -28,19 +29,15 @@ Way = Callable[..., Any]
 
 
 def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def plain_gate(gate: Tensor, up: Tensor) -> Tensor:
-    return silu(gate) * up
+    out: Tensor = LlamaRMSNorm.forward(SimpleNamespace(weight=weight, variance_epsilon=eps), x)
+    return out
 
 
 def ways() -> dict[str, dict[str, Way]]:
     """norm(x, weight, eps), gate(gate, up) and rotation(q, k, cos, sin), each by those who have it."""
     found: dict[str, dict[str, Way]] = {
         "norm": {"as it is": plain_norm, "PyTorch's": lambda x, w, eps: rms_norm(x, w.shape, w, eps)},
-        "gate": {"as it is": plain_gate},
+        "gate": {"as it is": lambda gate, up: silu(gate) * up},
         "rotation": {"as it is": apply_rotary_pos_emb},
     }
     if find_spec("liger_kernel"):

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:
-    """Device, its name, processor, cores and threads; of a GPU, whether kernels were switched on (`remask.kernels`)."""
+    """Device, its name, processor, cores and threads; of a GPU, whose kernels were switched on (`remask.kernels`)."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,7 +36,7 @@ def hardware(device: str | None = None) -> dict[str, Any]:
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()
-        found["kernels"] = kernels.ON
+        found["kernels"] = kernels.in_use()
     return found
 
 

@@ -13,6 +13,7 @@ from families import FAMILIES, llada
 from peft.helpers import disable_input_dtype_casting
 from test_passes import CAUSAL, losses, rows, same
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from remask import kernels
 from remask.config import LoraConfig
@@ -89,11 +90,23 @@ def test_what_kernels_are_given(
 ) -> None:
     monkeypatch.setattr(kernels, "ON", on)
     monkeypatch.setattr(kernels, "triton_is_here", lambda: True)
+    with FakeTensorMode():
+        tensor = torch.empty(size, dtype=dtype, device="cuda" if is_cuda else "cpu")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: mixed and kind == "cuda")
-    tensor: Any = SimpleNamespace(is_cuda=is_cuda, numel=lambda: size, dtype=dtype)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
     for library in (object(), None):
         monkeypatch.setattr(fused, "_liger", lambda library=library: library)
         assert fused.fuses(tensor) == (expected and library is not None)
+
+
+@pytest.mark.parametrize(("on", "triton", "liger"), [(True, True, True), (True, True, False), (False, True, True)])
+def test_whose_kernels_a_number_was_measured_with(
+    on: bool, triton: bool, liger: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "ON", on)
+    monkeypatch.setattr(kernels, "triton_is_here", lambda: triton)
+    monkeypatch.setattr(kernels, "liger_is_here", lambda: liger)
+    assert kernels.in_use() == [name for name, used in (("remask", on and triton), ("liger", on and liger)) if used]
 
 
 @pytest.mark.parametrize("family", CAUSAL)

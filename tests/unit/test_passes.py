@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, IDS
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from remask.models import packing
@@ -118,9 +118,10 @@ def test_where_packing_pays(
     pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     packing._kernel_takes.cache_clear()
-    there = SimpleNamespace(device=torch.device(device), is_cuda=device == "cuda", dtype=dtype)
+    with FakeTensorMode():
+        there = torch.empty(3, dtype=dtype, device=device)
     with torch.set_grad_enabled(gradient):
-        assert packing.pays(there, there, width) == expected  # type: ignore[arg-type]
+        assert packing.pays(there, there, width) == expected
     packing._kernel_takes.cache_clear()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from remask.diffusion.precision import computed_in
 from remask.diffusion.token_loss import blocks, chunk_rows, losses_and_errors, token_cross_entropy
 
 
@@ -39,7 +40,7 @@ def head_losses(
 
     def losses(hidden: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return _walk(hidden, plain.weight, plain.bias, targets, None, _dtype(hidden), False)[0]
+            return _walk(hidden, plain.weight, plain.bias, targets, None, computed_in(hidden), False)[0]
         ce: Tensor = _HeadLoss.apply(hidden, plain.weight, plain.bias, targets, expected)
         return ce
 
@@ -69,7 +70,7 @@ def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[
         return seen(hidden, head)
     return _gathered(
         plain,
-        lambda hidden: seen(hidden, _Logits(plain.weight, plain.bias, _dtype(hidden), min(rows, len(hidden)))),
+        lambda hidden: seen(hidden, _Logits(plain.weight, plain.bias, computed_in(hidden), min(rows, len(hidden)))),
         hidden,
     )
 
@@ -110,12 +111,6 @@ def _gathered(head: nn.Linear, compute: Callable[[Tensor], T], hidden: Tensor) -
     return found
 
 
-def _dtype(hidden: Tensor) -> torch.dtype:
-    """Of the matrix products: autocast's, where it is on."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _parts(count: int, rows: int) -> Iterator[slice]:
     """One at least."""
     return (slice(start, start + rows) for start in range(0, max(1, count), rows))
@@ -154,7 +149,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, expected: Tensor | None
     ) -> Tensor:
         ctx.trained = any(ctx.needs_input_grad[1:3])
-        ctx.dtype = _dtype(hidden)
+        ctx.dtype = computed_in(hidden)
         ctx.gain = expected if ctx.trained else torch.ones(len(targets), device=hidden.device)
         gain = ctx.gain if any(ctx.needs_input_grad) else None
         ce, ctx.formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, ctx.trained)

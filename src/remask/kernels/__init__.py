@@ -11,7 +11,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-ON = os.environ.get("REMASK_KERNELS") == "1"
+ON = os.environ.get("REMASK_KERNELS", "").lower() in ("1", "on", "true", "yes")
 """Off where nothing is said: what they gain has not been measured yet."""
 
 
@@ -19,6 +19,17 @@ ON = os.environ.get("REMASK_KERNELS") == "1"
 def triton_is_here() -> bool:
     """It comes with PyTorch's CUDA builds."""
     return find_spec("triton") is not None
+
+
+@cache
+def liger_is_here() -> bool:
+    return triton_is_here() and find_spec("liger_kernel") is not None
+
+
+def in_use() -> list[str]:
+    """Whose kernels run on CUDA: a number depends on them by its rounding."""
+    there = {"remask": triton_is_here(), "liger": liger_is_here()}
+    return [name for name, here in there.items() if ON and here]
 
 
 def serve(tensor: Any) -> bool:

@@ -10,7 +10,6 @@ Shapes: B rows, L length, H heads, d their width.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from remask import kernels
+from remask.diffusion.precision import HALF, computed_in
 from remask.models.derive import derive
 
 ROTATION = "apply_rotary_pos_emb"
@@ -31,7 +31,7 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 @cache
 def _liger() -> Any:
     """Its functions; None where it is not installed."""
-    if not (kernels.triton_is_here() and find_spec("liger_kernel")):
+    if not kernels.liger_is_here():
         return None
     from liger_kernel import ops
 
@@ -40,8 +40,7 @@ def _liger() -> Any:
 
 def fuses(x: Tensor) -> bool:
     """Whether a tensor is worked on by Liger's kernels: in half precision, or in a run of mixed precision."""
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return kernels.serve(x) and (half or torch.is_autocast_enabled("cuda")) and _liger() is not None
+    return kernels.serve(x) and computed_in(x) in HALF and _liger() is not None
 
 
 def fuse(layers: nn.Module) -> None:
@@ -53,7 +52,7 @@ def fuse(layers: nn.Module) -> None:
         elif names == GATED and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
             derive(module, _Gated)
         elif {"q_proj", "k_proj"} <= names and ROTATION in type(module).forward.__code__.co_names:
-            module.__class__ = _rotated(type(module))  # type: ignore[arg-type]
+            derive(module, _rotating(type(module)))  # type: ignore[arg-type]
 
 
 class _Norm:
@@ -82,8 +81,8 @@ class _Gated:
 
 
 @cache
-def _rotated(kind: Any) -> Any:
-    """An attention that calls `rotation` where its own code calls transformers' function.
+def _rotating(kind: Any) -> type:
+    """A mixin for an attention: it calls `rotation` where its own code calls transformers' function.
 
     The code is transformers', its names are looked up in a copy of its module's. Without that module's own name, by
     which torch.compile would look them up there.
@@ -93,7 +92,7 @@ def _rotated(kind: Any) -> Any:
     del around["__name__"]
     copy = FunctionType(forward.__code__, around, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__, copy.__module__ = forward.__kwdefaults__, forward.__module__
-    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": copy})
+    return type("_Rotating", (), {"forward": copy})
 
 
 def _rotation(plain: Any) -> Any:

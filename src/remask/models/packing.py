@@ -22,12 +22,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from remask.diffusion.precision import HALF, computed_in
+
 NAME = "sdpa_packed"
 """An attention of transformers: its `sdpa`, but for packed batches."""
 LEAST_PADDING = 0.1
 """Of a batch, from which it is packed."""
-HALF = (torch.bfloat16, torch.float16)
-"""What PyTorch's variable-length kernel computes in."""
 
 
 def pays(ids: Tensor, weight: Tensor, head_width: int) -> bool:
@@ -36,7 +36,7 @@ def pays(ids: Tensor, weight: Tensor, head_width: int) -> bool:
     """
     if ids.device.type == "cpu":
         return True
-    return torch.is_grad_enabled() and ids.is_cuda and _kernel_takes(ids.device, _computed_in(weight), head_width)
+    return torch.is_grad_enabled() and ids.is_cuda and _kernel_takes(ids.device, computed_in(weight), head_width)
 
 
 @cache
@@ -49,12 +49,6 @@ def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> 
     except ImportError:
         return False
     return "scale" in inspect.signature(varlen_attn).parameters and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _computed_in(tensor: Tensor) -> torch.dtype:
-    """Autocast's dtype, where it is on."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
     key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
-    dtype = _computed_in(query)
+    dtype = computed_in(query)
     if not dropout and _kernel_takes(query.device, dtype, query.shape[-1]):
         from torch.nn.attention.varlen import varlen_attn
 
