@@ -6,6 +6,7 @@ shows nothing.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -579,7 +580,7 @@ def test_processes_would_end_with_their_box_even_if_they_could_be_started(
 @needs_bubblewrap
 def test_an_interrupt_ends_every_box(tmp_path: Path) -> None:
     script = """
-        import os, threading, signal, sys
+        import threading, signal
         from remask.sandbox import Program, Sandbox
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
         sandbox = Sandbox(workers=2)
@@ -588,14 +589,11 @@ def test_an_interrupt_ends_every_box(tmp_path: Path) -> None:
         try:
             sandbox.run_all([Program("while True: pass", "assert add()", ("add",))] * 6)
         except KeyboardInterrupt:
-            left = [p for p in os.listdir("/proc") if p.isdigit() and
-                    open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[1] == str(os.getpid())]
-            print("interrupted", left)
+            print("interrupted", sorted(children()))
     """
+    script = f"import os\nfrom pathlib import Path\n{inspect.getsource(children)}{textwrap.dedent(script)}"
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, timeout=20
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=20)
     assert done.stdout == "interrupted []\n", done.stderr
     assert time.monotonic() - started < 5
 
