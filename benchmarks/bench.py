@@ -25,6 +25,7 @@ import kernels_speed
 import likelihood_speed
 import passes_speed
 import plan_check
+import policy_speed
 import sampling_speed
 import scaling
 import sft_speed
@@ -62,6 +63,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "sampling": lambda rounds: sampling_speed.measure(rounds, BOTH, DEVICE),
     "approximate": lambda rounds: approximate_speed.measure(rounds, device=DEVICE),
     "likelihood": lambda rounds: likelihood_speed.measure(rounds, SMALL, DEVICE),
+    "policy": lambda rounds: policy_speed.measure(rounds, SMALL, DEVICE),
     "scaling": lambda rounds: scaling.measure(rounds, LARGE, DEVICE),
     "plan": lambda rounds: plan_check.measure(rounds, BOTH, DEVICE),
     "start-up": start_up,

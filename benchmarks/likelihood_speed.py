@@ -33,6 +33,7 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
     def ours(noise: list[Noise] = noise) -> None:
         kept["ours"] = elbo_coupled(model, canvas, noise, mask_id).sequence
 
+    @torch.no_grad()
     def plain() -> None:
         kept["plain"] = textbook.coupled_elbo(model, ids, response, masks, pad)
 

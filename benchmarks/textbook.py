@@ -98,7 +98,6 @@ def gumbel_argmax(logits: Tensor, temperature: float, generator: torch.Generator
     return (wide.exp() / (-u.log()) ** temperature).argmax(-1)
 
 
-@torch.no_grad()
 def coupled_elbo(model: Any, ids: Tensor, response: Tensor, masks: Sequence[Tensor], pad: int) -> Tensor:
     """[B]: each draw's mask and complement in one batch of 2B rows, losses of every position, the mean over draws."""
     n = response.sum(-1)
@@ -112,3 +111,11 @@ def coupled_elbo(model: Any, ids: Tensor, response: Tensor, masks: Sequence[Tens
         first, second = (-ce.sum(-1) * weight).chunk(2)
         total += first + second
     return total / len(masks)
+
+
+def espo_loss(value: Tensor, old: Tensor, reference: Tensor, n: Tensor, advantage: Tensor) -> Tensor:
+    """The clipped ratio of whole answers, normalised by their length, and the quadratic KL, from ELBOs [B]."""
+    ratio = ((value - old) / n).exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    kl = (value - reference).square() / 2 / n
+    return (0.01 * kl - torch.minimum(ratio * advantage, clipped * advantage)).mean()

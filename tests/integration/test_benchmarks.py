@@ -38,9 +38,11 @@ def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) 
         *benchmarks.sft_speed.measure(1, toy),
         *benchmarks.sampling_speed.measure(1, (toy,)),
         *benchmarks.likelihood_speed.measure(1, toy),
+        *benchmarks.policy_speed.measure(1, toy),
     ]
     found = {figure.what: figure.value for figure in figures}
     assert found["loss, of the textbook's, relative difference in float32"] < 1e-5
+    assert found["gradient of the second pass, relative difference from the textbook's in float32"] < 1e-5
     assert found["tokens equal to the textbook's"] == 1.0
     assert found["largest relative difference of the value"] < 0.02  # bf16
     assert all(figure.value > 0 for figure in figures if figure.unit == "×")

@@ -11,6 +11,7 @@ from torch import Tensor
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Likelihood, estimate, predict_with
 from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.predict import Network
 from remask.rl.policy_loss import policy_terms
 from remask.rl.presets import PRESETS, resolve
 from remask.rl.scoring import draw_by_draw, draws_of
@@ -111,3 +112,30 @@ def test_memory_does_not_grow_with_the_draws(random_model: Any) -> None:
     whole = gradients(random_model, "espo", 8, by_draw=False)[2]
     assert eight < 1.3 * one
     assert whole > 6 * one
+
+
+@pytest.mark.parametrize("draws", [1, 2, 5])
+@pytest.mark.parametrize("known", [True, False])
+def test_each_draw_is_read_once_where_the_likelihood_is_known_and_else_all_but_one_twice(
+    draws: int, known: bool, random_model: Any
+) -> None:
+    objective, canvas = resolve("espo", draws=draws), batch()
+    views = draws_of(objective, canvas, noise(draws), random_model.config.mask_token_id)
+    calls, network = [], predict_with(random_model)
+
+    class Counted(Network):
+        def call(self, *arguments: Any, **wanted: Any) -> Any:
+            calls.append(torch.is_grad_enabled())
+            return super().call(*arguments, **wanted)
+
+    assert isinstance(network, Network)
+    draw_by_draw(
+        Counted(network.model),
+        canvas,
+        views,
+        lambda current: current.sequence.square().sum(),
+        backward=Tensor.backward,
+        known=torch.zeros(canvas.ids.shape) if known else None,
+    ).backward()
+    again = 0 if known else draws - 1
+    assert (calls.count(True), calls.count(False)) == (draws, again)

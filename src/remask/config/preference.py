@@ -48,8 +48,8 @@ class PreferenceEngineConfig(RowEngineConfig):
     eval_draws: int = 8
     """Noise draws per held-out answer: the same ones every time, and the same for policy and reference."""
     backward: Literal["draw", "whole"] = "draw"
-    """draw: one noise draw at a time: memory does not grow with the draws, for one more forward a draw. whole: all
-    draws at once."""
+    """draw: one noise draw at a time: memory does not grow with the draws, all of which but one are read once more.
+    whole: all draws at once."""
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ class PolicyEngineConfig(EngineConfig):
     lr_scheduler_type: str = "constant"
     max_grad_norm: float = 0.2
     backward: Literal["draw", "whole"] = "draw"
-    """draw: one noise draw at a time: memory does not grow with the draws, for one more forward where the policy has
-    moved since the rollout. whole: all draws at once."""
+    """draw: one noise draw at a time: memory does not grow with the draws; where the policy has moved since the
+    rollout, all draws but one are read once more. whole: all draws at once."""
 
 
 @dataclass(frozen=True)

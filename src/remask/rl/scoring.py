@@ -48,19 +48,34 @@ def draw_by_draw(
 ) -> Tensor:
     """The loss of a likelihood that is a mean over draws, with one draw's activations in memory at a time.
 
-    The likelihood is read without gradient first (or is `known`: the policy has not moved since it was read). As it is
-    a sum over draws, the loss's gradient is then that of Σ_d ∂loss/∂ℓ · ℓ_d, which is taken draw by draw: all but the
-    last are handed to `backward` here, the last is returned with the loss's value for the caller to do so.
+    As the likelihood is a sum over draws, the loss's gradient is that of Σ_d ∂loss/∂ℓ · ℓ_d, and ∂loss/∂ℓ needs them
+    all. Where the likelihood is `known` (the policy has not moved since it was read) each draw is read once, with its
+    gradient. Else all but one are read without gradient before; that one's gradient is taken first, and it is not read
+    again. All but the last gradient are handed to `backward` here; the last is returned with the loss's value for the
+    caller to do so.
     """
-    if known is None:
-        with torch.no_grad():
-            known = estimate(predict, canvas, draws).token
-    leaf = known.detach().clone().requires_grad_()
-    loss = loss_of(likelihood(leaf, canvas))
-    (weight,) = torch.autograd.grad(loss, leaf)
-    share = weight / len(draws)
-    for views in draws[:-1]:
+
+    def read(views: Sequence[View], share: Tensor | None) -> Tensor:
+        return token_log_p(predict, canvas, views, share)
+
+    if known is None and len(draws) <= 1:
+        return loss_of(estimate(predict, canvas, draws))
+    left, first = list(draws), None
+    with no_sync():
+        if known is None:
+            with torch.no_grad():
+                others = torch.stack([read(views, None) for views in left[1:]]).sum(0)
+            first = read(left.pop(0), None)
+            known = (first.detach() + others) / len(draws)
+        leaf = known.detach().clone().requires_grad_()
+        loss = loss_of(likelihood(leaf, canvas))
+        (weight,) = torch.autograd.grad(loss, leaf)
+        share = weight / len(draws)
+        if first is not None:
+            backward((first * share).sum())
+            del first
+    for views in left[:-1]:
         with no_sync():
-            backward((token_log_p(predict, canvas, views, share) * share).sum())
-    last = (token_log_p(predict, canvas, draws[-1], share) * share).sum()
+            backward((read(views, share) * share).sum())
+    last = (read(left[-1], share) * share).sum()
     return last + (loss - last).detach()
