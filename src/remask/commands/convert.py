@@ -11,6 +11,7 @@ from pathlib import Path
 from remask.commands.options import parse
 from remask.config import ConvertConfig
 from remask.errors import UserError, first_line
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask convert --to-diffusion Qwen/Qwen2.5-0.5B --output qwen-diffusion
@@ -35,8 +36,9 @@ def run(arguments: Sequence[str]) -> int:
 
     from safetensors import SafetensorError
 
-    from remask.models.convert import merged, to_diffusion
-    from remask.models.load import copy_code, quiet_transformers, resolve
+    with uncollected():
+        from remask.models.convert import merged, to_diffusion
+        from remask.models.load import copy_code, quiet_transformers, resolve
 
     source = resolve(source)
     if config.to_diffusion:

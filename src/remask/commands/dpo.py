@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from remask.commands.ending import tell
 from remask.commands.options import parse
 from remask.config import DpoConfig
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask dpo --data pairs.jsonl --output-dir runs/vrpo
@@ -20,7 +21,8 @@ Rows have prompt + chosen + rejected, or chosen + rejected as conversations that
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(DpoConfig, arguments, command="dpo", examples=EXAMPLES)
-    from remask.preference.run import run_dpo
+    with uncollected():
+        from remask.preference.run import run_dpo
 
     names = ("train_loss", "eval_loss", "eval_accuracy", "eval_margin")
     return tell(run_dpo(config), command="dpo", objective=config.objective, names=names)

@@ -13,6 +13,7 @@ from remask.commands.ending import leaving_on_sigterm
 from remask.commands.options import console, parse
 from remask.config import EvalConfig
 from remask.errors import UserError
+from remask.imports import uncollected
 from remask.progress import duration
 
 EXAMPLES = """Examples:
@@ -29,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if config.processes != 1 and "WORLD_SIZE" not in os.environ:
             return _launch(config, arguments)
-        from remask.evaluation.evaluate import evaluate_model
+        with uncollected():
+            from remask.evaluation.evaluate import evaluate_model
 
         record = evaluate_model(config)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from typing import Any
 from remask.commands.options import load_named, parse, print_json, split_words
 from remask.config import GenerateConfig
 from remask.errors import UserError
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask generate "sudoku 2031 0002 0013 3004"
@@ -24,7 +25,8 @@ def run(arguments: Sequence[str]) -> int:
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise UserError("no prompt", mend='give one: remask generate "…", or a line each on standard input')
-    from remask.sampling.generate import generate
+    with uncollected():
+        from remask.sampling.generate import generate
 
     model, tokenizer = load_named(config)
     stream = config.stream if config.stream is not None else sys.stdout.isatty() and not config.json

@@ -14,6 +14,7 @@ import tyro
 
 from remask import config as configs
 from remask.errors import UserError
+from remask.imports import uncollected
 
 C = TypeVar("C")
 
@@ -108,7 +109,8 @@ def _plain(message: str) -> str:
 
 def load_named(config: Any) -> tuple[Any, Any]:
     """The model and tokenizer that a command's options name: model, adapter, dtype, quantization, device."""
-    from remask.models.load import load
+    with uncollected():
+        from remask.models.load import load
 
     return load(
         config.model,

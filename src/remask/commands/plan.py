@@ -12,6 +12,7 @@ from remask.commands.options import console, parse
 from remask.config import PlanConfig
 from remask.errors import UserError
 from remask.files import refuse_unwritable
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp --gradient-checkpointing
@@ -68,10 +69,11 @@ ADVICE = {
 
 def plan(config: PlanConfig) -> dict[str, Any]:
     """The figures, for people and machines."""
-    from remask.analysis.plan import need
-    from remask.config import LoraConfig
-    from remask.models.lora import add_adapter
-    from remask.models.shapes import empty_model, shape_config
+    with uncollected():
+        from remask.analysis.plan import need
+        from remask.config import LoraConfig
+        from remask.models.lora import add_adapter
+        from remask.models.shapes import empty_model, shape_config
 
     check(config)
     shape = shape_config(config.model)

@@ -10,6 +10,7 @@ from typing import Any
 from remask.commands.options import console, parse
 from remask.config import ProfileConfig
 from remask.files import refuse_unwritable
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask profile --config recipes/tiny/gift.yaml --steps 8
@@ -24,7 +25,8 @@ MIB = 2**20
 def run(arguments: Sequence[str]) -> int:
     config = parse(ProfileConfig, arguments, command="profile", examples=EXAMPLES)
     refuse_unwritable(config.json)
-    from remask.analysis.profile import profile
+    with uncollected():
+        from remask.analysis.profile import profile
 
     record = profile(config)
     show(record)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from remask.commands.ending import tell
 from remask.commands.options import parse
 from remask.config import RlConfig
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask rl --tasks sudoku --objective espo --output-dir runs/espo
@@ -21,7 +22,8 @@ A reward function of your own: def judge(prompts, completions, **columns) -> lis
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(RlConfig, arguments, command="rl", examples=EXAMPLES)
-    from remask.rl.run import run_rl
+    with uncollected():
+        from remask.rl.run import run_rl
 
     outcome = run_rl(config)
     measured = [name for name in outcome.metrics if name.startswith("eval_")]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from remask.commands.ending import tell
 from remask.commands.options import parse
 from remask.config import SftConfig
+from remask.imports import uncollected
 
 EXAMPLES = """Examples:
   remask sft --objective gift --data my.jsonl --output-dir runs/gift
@@ -19,7 +20,8 @@ Rows have prompt + completion, messages, question + answer, or s1K's columns."""
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(SftConfig, arguments, command="sft", examples=EXAMPLES)
-    from remask.sft.run import run_sft
+    with uncollected():
+        from remask.sft.run import run_sft
 
     names = ("train_loss", "eval_loss", "eval_nll")
     return tell(run_sft(config), command="sft", objective=config.objective, names=names)

@@ -25,6 +25,7 @@ from remask.config import (
     TrainerConfig,
 )
 from remask.errors import UserError
+from remask.imports import uncollected
 from remask.progress import duration
 
 EXAMPLES = """Examples:
@@ -114,9 +115,10 @@ def _methods(config: TourConfig) -> list[str]:
 
 def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
     """Evaluate the start, train and evaluate every arm; the evaluation files, the start's first."""
-    from remask.commands.inspect import inspect_examples
-    from remask.evaluation.evaluate import evaluate_model
-    from remask.sft.run import run_sft
+    with uncollected():
+        from remask.commands.inspect import inspect_examples
+        from remask.evaluation.evaluate import evaluate_model
+        from remask.sft.run import run_sft
 
     total, done = 2 * len(config.seeds) * len(_methods(config)) + 1, 0
 

@@ -14,6 +14,7 @@ from typing import Any
 from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig
 from remask.errors import UserError
+from remask.imports import uncollected
 
 
 def output(folder: Path, name: str) -> Path:
@@ -37,7 +38,8 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
     if after is not None:
         values = {**values, "model": str(output(folder, after))}
     if kind == "eval":
-        from remask.evaluation.evaluate import evaluate_model
+        with uncollected():
+            from remask.evaluation.evaluate import evaluate_model
 
         config = configs.from_dict(EvalConfig, values, where=name)
         evaluate_model(replace(config, json=str(path), overwrite=True), quiet=True)
@@ -45,11 +47,13 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
     begun = (path / "run.json").exists()
     values = {**values, "output_dir": str(path), "resume": "auto" if begun else None, "overwrite": not begun}
     if kind == "sft":
-        from remask.sft.run import run_sft
+        with uncollected():
+            from remask.sft.run import run_sft
 
         outcome = run_sft(configs.from_dict(SftConfig, values, where=name), quiet=True)
     else:
-        from remask.rl.run import run_rl
+        with uncollected():
+            from remask.rl.run import run_rl
 
         outcome = run_rl(configs.from_dict(RlConfig, values, where=name), quiet=True)
     if not outcome.finished:
