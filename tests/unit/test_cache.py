@@ -34,8 +34,16 @@ def test_windows_by_hand(mode: Any, shift: bool, places: list[list[int]], renewe
     assert window.renew.int().tolist() == renewed
 
 
-def test_a_last_block_that_is_shorter_is_filled_up_from_before() -> None:
-    assert of_blocks("dual", torch.tensor([6]), 3, 8, shift=False).places.tolist() == [[5, 6, 7]]
+@pytest.mark.parametrize(
+    ("shift", "places", "renewed"), [(False, [5, 6, 7], [0, 1, 1]), (True, [4, 5, 6, 7], [0, 1, 1, 1])]
+)
+def test_a_last_block_that_is_shorter_is_filled_up_from_before(
+    shift: bool, places: list[int], renewed: list[int]
+) -> None:
+    """Of what fills it up nothing is renewed: the block before is finished."""
+    window = of_blocks("dual", torch.tensor([6]), 3, 8, shift=shift)
+    assert window.places.tolist() == [places]
+    assert window.renew.int().tolist() == [renewed]
 
 
 @every_mode

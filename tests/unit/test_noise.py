@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remask.diffusion.noise import MIN_TIME, Noise, RowNoise, collate_noise, low_discrepancy_time, row_noise
+from remask.diffusion.noise import (
+    MIN_TIME,
+    Noise,
+    RowNoise,
+    collate_noise,
+    drawn_shift,
+    low_discrepancy_time,
+    row_noise,
+)
 from remask.errors import UserError
 
 numbers = st.integers(0, 2**31)
@@ -33,6 +41,14 @@ def test_any_window_of_visits_is_stratified(n: int, first: int) -> None:
 @settings(deadline=None)
 def test_time_lies_between_epsilon_and_one(seed: int, visit: int) -> None:
     assert MIN_TIME <= low_discrepancy_time(seed, visit) <= 1
+
+
+def test_a_shift_moves_all_times_round_alike_and_shifts_are_uniform() -> None:
+    plain, shifted = ([(low_discrepancy_time(0, n, s) - 0.001) / 0.999 for n in range(50)] for s in (0.0, 0.3))
+    assert (np.subtract(shifted, plain) % 1.0) == pytest.approx([0.3] * 50)
+    drawn = np.sort([drawn_shift(0, rollout, number) for rollout in range(50) for number in range(8)])
+    assert np.abs(drawn - (np.arange(400) + 0.5) / 400).max() < 0.08  # Kolmogorov and Smirnov's at 1 % of 400 numbers
+    assert drawn_shift(3, 1) == drawn_shift(3, 1) != drawn_shift(3, 2)
 
 
 def test_seeds_start_the_times_at_different_places() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -335,10 +336,22 @@ def test_noise_is_each_answers_own_and_says_nothing_of_the_reference(pairs: list
         assert not torch.isclose(other.u[scored], reference.u[scored]).all(-1).any()
 
 
-def test_the_times_of_an_answers_draws_are_stratified(pairs: list[Pair]) -> None:
+def test_times_of_the_reference_are_independent_of_the_policys(pairs: list[Pair]) -> None:
+    """Neither nearer nor further by a constant: their distances round the circle are uniform."""
+    collate, apart = collator(draws=1, shared_noise=False), []
+    for epoch in range(30):
+        batch = laid(pairs, collate, epoch=epoch)
+        apart += ((batch.reference_noise[0].t - batch.noise[0].t) % 1).tolist()
+    uniform = (np.arange(180) + 0.5) / 180
+    assert np.abs(np.sort(apart) - uniform).max() < 0.12  # Kolmogorov and Smirnov's at 1 % of 180 numbers
+
+
+@pytest.mark.parametrize("of_reference", [False, True])
+def test_the_times_of_an_answers_draws_are_stratified(of_reference: bool, pairs: list[Pair]) -> None:
     """Eight times of one answer leave no gap wider than a quarter."""
     for seed in range(20):
-        t = torch.stack([noise.t for noise in laid(pairs, collator(seed=seed, draws=8)).noise])
+        batch = laid(pairs, collator(seed=seed, draws=8, shared_noise=not of_reference))
+        t = torch.stack([noise.t for noise in (batch.reference_noise if of_reference else batch.noise)])
         edges = torch.cat([torch.zeros(1, t.shape[1]), t.sort(0).values, torch.ones(1, t.shape[1])])
         assert edges.diff(dim=0).max() < 0.25
 

@@ -108,6 +108,19 @@ def test_times_are_stratified_over_draws_and_rows_and_new_in_every_pass_and_roll
     assert len(masks) == 8
 
 
+@pytest.mark.parametrize("rows", [5, 6, 36, 72])
+def test_a_rows_times_are_new_in_every_pass_whatever_the_size_of_a_rollout(rows: int) -> None:
+    """72 rows of two draws are a Fibonacci number, after which golden-ratio steps come back to where they were."""
+    whole = rollout()
+    of_rows = torch.arange(rows) % len(whole.ids)
+    names = ("ids", "attended", "response", "scored", "advantage", "counted")
+    source = replace(whole, **{name: getattr(whole, name)[of_rows] for name in names})
+    passes = list(batches_of(source, Plan(rows, 24, 1, rows), draws=2, fresh=True, seed=0))
+    first = torch.stack([batch.noise[0].t[0] for batch in passes])
+    steps = (first.diff() % 1).sort().values
+    assert (steps - (torch.arange(23) + 0.5) / 23).abs().max() < 0.33  # Kolmogorov and Smirnov's at 1 % of 23 numbers
+
+
 def test_kept_noise_is_one_pass_that_is_used_again() -> None:
     assert len(list(batches_of(rollout(), Plan(6, 4, 1, 3), draws=1, fresh=False, seed=0))) == 2
     assert len(list(batches_of(rollout(), Plan(6, 4, 1, 3), draws=1, fresh=True, seed=0))) == 8

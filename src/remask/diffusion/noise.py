@@ -59,17 +59,24 @@ class RowNoise:
     v: np.ndarray
 
 
-def low_discrepancy_time(seed: int, visit: int) -> float:
-    """t_n = ε + (1 − ε)·frac(u₀ + n·φ), φ the golden ratio, u₀ from the seed: consecutive visits are stratified.
+def low_discrepancy_time(seed: int, visit: int, shift: float = 0.0) -> float:
+    """t_n = ε + (1 − ε)·frac(u₀ + n·φ + shift), φ the golden ratio, u₀ from the seed: consecutive visits are
+    stratified.
 
-    `visit` counts the samples drawn since the start of training, over all ranks.
+    `visit` counts the samples drawn since the start of training, over all ranks. Two parts of the sequence, and the
+    sequences of two seeds, differ by a constant: what is to be drawn anew needs a shift of its own (`drawn_shift`).
     """
-    return float(low_discrepancy_times(seed, np.array([visit]))[0])
+    return float(low_discrepancy_times(seed, np.array([visit]), shift)[0])
 
 
-def low_discrepancy_times(seed: int, visits: NDArray[np.int64]) -> NDArray[np.floating]:
+def low_discrepancy_times(seed: int, visits: NDArray[np.int64], shift: float = 0.0) -> NDArray[np.floating]:
     """`low_discrepancy_time` of many visits."""
-    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visits * GOLDEN_RATIO) % 1.0)
+    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visits * GOLDEN_RATIO + shift) % 1.0)
+
+
+def drawn_shift(*key: int) -> float:
+    """Uniform in [0, 1), a function of the key."""
+    return float(np.random.default_rng([*key, 0x9]).random())
 
 
 @cache
@@ -78,8 +85,8 @@ def _first_time(seed: int) -> float:
     return float(np.random.default_rng([seed, 0x7]).random())
 
 
-def row_noise(seed: int, epoch: int, index: int, visit: int, length: int) -> RowNoise:
-    """The noise of sample `index` in `epoch`, for `length` response tokens.
+def row_noise(seed: int, epoch: int, index: int, visit: int, length: int, shift: float = 0.0) -> RowNoise:
+    """The noise of sample `index` in `epoch`, for `length` response tokens; t is that of the visit, shifted.
 
     A longer response gets the same numbers and then more: extending a row with EOS changes nothing before.
     """
@@ -88,7 +95,7 @@ def row_noise(seed: int, epoch: int, index: int, visit: int, length: int) -> Row
     u = np.random.default_rng([seed, epoch, index, 0]).random(length, dtype=np.float32)
     v = np.random.default_rng([seed, epoch, index, 1]).random(length, dtype=np.float32)
     s = float(np.random.default_rng([seed, epoch, index, 2]).random())
-    return RowNoise(low_discrepancy_time(seed, visit), s, u, v)
+    return RowNoise(low_discrepancy_time(seed, visit, shift), s, u, v)
 
 
 def collate_noise(rows: list[RowNoise], starts: list[int], length: int) -> Noise:

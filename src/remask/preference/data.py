@@ -22,7 +22,7 @@ from remask.data.canvas import Fill, Row, Rows, row_of
 from remask.data.collate import Visit, lay_out
 from remask.data.sources import Example, Loaded, Message, conversation, load_rows
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import Noise, collate_noise, row_noise
+from remask.diffusion.noise import Noise, collate_noise, drawn_shift, row_noise
 from remask.errors import UserError
 from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import Split
@@ -233,7 +233,9 @@ class PairCollator:
         starts = [len(row.prompt) for row in rows]
         batch["t"], batch["u"] = self._noise(self.seed, visits, starts, canvases, ids.shape[1])
         if not self.shared_noise:
-            other = self._noise(self.seed + REFERENCE_SEED, visits, starts, canvases, ids.shape[1])
+            seed = self.seed + REFERENCE_SEED
+            shifts = [drawn_shift(seed, visit.epoch, visit.index) for visit in visits]
+            other = self._noise(seed, visits, starts, canvases, ids.shape[1], shifts)
             batch["reference_t"], batch["reference_u"] = other
         return batch
 
@@ -241,16 +243,25 @@ class PairCollator:
         return self.fill.length(len(row.prompt), len(row.response), longest_row=len(pair), max_length=self.max_length)
 
     def _noise(
-        self, seed: int, visits: Sequence[Visit], starts: list[int], canvases: list[int], width: int
+        self,
+        seed: int,
+        visits: Sequence[Visit],
+        starts: list[int],
+        canvases: list[int],
+        width: int,
+        shifts: Sequence[float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """t [K, 2P] and u [K, 2P, L]. The draws of an answer follow each other in the sequence of times, so that they
-        are stratified among themselves.
+        are stratified among themselves; `shifts` make an answer's times independent of the policy's.
         """
+        shifts = [0.0] * len(visits) if shifts is None else shifts
         draws = [
             collate_noise(
                 [
-                    row_noise(seed, visit.epoch * self.draws + k, visit.index, visit.visit * self.draws + k, canvas)
-                    for visit, canvas in zip(visits, canvases, strict=True)
+                    row_noise(
+                        seed, visit.epoch * self.draws + k, visit.index, visit.visit * self.draws + k, canvas, shift
+                    )
+                    for visit, canvas, shift in zip(visits, canvases, shifts, strict=True)
                 ],
                 starts,
                 width,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import Noise, row_noise
+from remask.diffusion.noise import Noise, drawn_shift, row_noise
 from remask.errors import UserError
 from remask.rl.rollout import Rollout
 
@@ -193,18 +193,20 @@ def _batch(rollout: Rollout, rows: Tensor, noise: list[Noise], *, on_policy: boo
 
 
 def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, draws: int, seed: int) -> Noise:
-    """Draw k of pass `number`. Times are stratified over a row's draws, and over the rollout's rows with theirs; the
-    numbers of a row's canvas come first, then those of its prompt, so that neither depends on the width.
+    """Draw k of pass `number`. Times are stratified over a row's draws, and over the rollout's rows with theirs, and
+    drawn anew for every pass; the numbers of a row's canvas come first, then those of its prompt, so that neither
+    depends on the width.
     """
     W = rollout.ids.shape[1]
     C = int(rollout.response[0].sum())
     lengths = rollout.attended.sum(-1) - C
     u = torch.ones(len(rows), W)
     t = torch.zeros(len(rows))
+    shift = drawn_shift(seed, rollout.number, number)
     for b, row in enumerate(rows.tolist()):
         prompt = int(lengths[row])
-        visit = ((rollout.number * plan.passes + number) * plan.rows + row) * draws + k
-        noise = row_noise(seed, number * draws + k, rollout.number * plan.rows + row, visit, C + prompt)
+        place = rollout.number * plan.rows + row
+        noise = row_noise(seed, number * draws + k, place, row * draws + k, C + prompt, shift)
         u[b, W - C :] = torch.from_numpy(noise.u[:C])
         u[b, W - C - prompt : W - C] = torch.from_numpy(noise.u[C:])
         t[b] = noise.t

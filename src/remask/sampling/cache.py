@@ -40,10 +40,10 @@ def of_blocks(name: CacheName, starts: Int[Tensor, "b"], width: int, length: int
     """
     if name == "prefix":
         places = torch.arange(int(starts.min()) - shift, length, device=starts.device).expand(len(starts), -1)
-        return Window(places, places >= starts[:, None] - int(shift))
-    first = starts.clamp(max=length - width)[:, None] - int(shift)
-    places = first + torch.arange(width + shift, device=starts.device)
-    return Window(places, torch.ones_like(places, dtype=torch.bool))
+    else:
+        first = starts.clamp(max=length - width)[:, None] - int(shift)
+        places = first + torch.arange(width + shift, device=starts.device)
+    return Window(places, places >= starts[:, None] - int(shift))
 
 
 class KeyValues:
