@@ -28,7 +28,11 @@ def body_flops(shape: Shape, length: int, scored: float | None = None) -> float:
     feed_forward = 3 * shape.width * shape.feed_forward
     weights = shape.layers * (4 * shape.width**2 + feed_forward)
     left_out = 0.0 if scored is None else 2 * (length - scored) * feed_forward
-    return length * (2 * weights + 4 * shape.layers * length * shape.width) - left_out
+    return length * 2 * weights + attention_flops(shape, length) - left_out
+
+
+def attention_flops(shape: Shape, length: int) -> float:
+    return 4.0 * shape.layers * length**2 * shape.width
 
 
 def head_flops(shape: Shape, positions: float) -> float:
@@ -36,12 +40,12 @@ def head_flops(shape: Shape, positions: float) -> float:
 
 
 def step_flops(shape: Shape, rows: int, prompt: int, answer: int, *, frozen: bool = False) -> float:
-    """Of an SFT step: on average half of an answer is masked. Frozen weights have no gradient (the adapters' own part
-    is small and not counted).
+    """Of an SFT step: on average half of an answer is masked. Frozen weights have no gradient, but both factors of
+    attention's products do (the adapters' own part is small and not counted).
     """
-    return (
-        (2 if frozen else 3) * rows * (body_flops(shape, prompt + answer, answer / 2) + head_flops(shape, answer / 2))
-    )
+    length = prompt + answer
+    forward = body_flops(shape, length, answer / 2) + head_flops(shape, answer / 2)
+    return rows * (2 * forward + attention_flops(shape, length) if frozen else 3 * forward)
 
 
 def matmul_peak(dtype: torch.dtype, device: str) -> Any:

@@ -15,12 +15,13 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "config", "progress", "environment"}
+BASE = {"files", "errors", "config", "progress", "environment", "imports"}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "imports": set(),
     "environment": {"kernels"},
     "files": {"errors"},
     "sandbox": {"errors", "progress"},

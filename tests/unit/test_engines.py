@@ -15,7 +15,7 @@ from remask.config import EngineConfig
 from remask.errors import UserError
 from remask.rl.reference import Reference
 from remask.training.arguments import training_arguments
-from remask.training.sharding import refuse_to_lose_the_model
+from remask.training.sharding import refuse_to_lose_the_model, settle_ddp
 
 
 def under(stage: int, gathers: bool | None) -> Any:
@@ -47,6 +47,13 @@ def test_a_reference_knows_its_parameters_under_fsdps_checkpointing() -> None:
     assert before.copy is not None
     assert after.copy is not None
     assert list(before.copy) == list(after.copy) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_ddp_keeps_gradients_once(tmp_path: Path) -> None:
+    engine = EngineConfig(report_to=("none",))
+    trainer = Trainer(nn.Linear(2, 2), training_arguments(engine, tmp_path, device="cpu", seed=0, evaluates=False))
+    settle_ddp(trainer)
+    assert trainer.accelerator.ddp_handler.to_kwargs()["gradient_as_bucket_view"] is True
 
 
 @pytest.mark.parametrize(

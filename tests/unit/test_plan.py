@@ -91,6 +91,26 @@ def test_arithmetic_is_that_which_is_done(family: str, tokenizer: Any) -> None:
     assert planned.flops == pytest.approx(counter.get_total_flops() - again, rel=1e-6)
 
 
+@pytest.mark.parametrize("length", [40, 400])
+def test_arithmetic_with_adapters_is_that_which_is_done(length: int, tokenizer: Any) -> None:
+    """Of what is not the adapters' own: the same step with adapters of twice the rank tells what that is. The first
+    layer's inputs need no gradient, which is not counted out: three of its matrices.
+    """
+    counts = {}
+    for rank in (1, 2):
+        model = add_adapter(FAMILIES["llada"](tokenizer), LoraConfig(rank=rank), base_name="x")
+        model.get_base_model().set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter:
+            inner = model.get_base_model()
+            hidden = inner.hidden_at(torch.arange(length), input_ids=torch.zeros(ROWS, length, dtype=torch.long))
+            head_losses(inner.lm_head, hidden, torch.zeros(length, dtype=torch.long)).sum().backward()
+        counts[rank] = counter.get_total_flops()
+    planned = need(lambda: meta("llada", tokenizer, rank=1), rows=ROWS, length=length, scored=length)
+    first = inner.model.layers[0].self_attn
+    inputs = 2 * ROWS * length * sum(m.base_layer.weight.numel() for m in (first.q_proj, first.k_proj, first.v_proj))
+    assert planned.flops - inputs == pytest.approx(2 * counts[1] - counts[2], rel=1e-6)
+
+
 def published(**keywords: Any) -> Need:
     def build() -> Any:
         return empty_model(shape_config("llada-8b"), "bfloat16").requires_grad_(True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from remask.errors import UserError
 from remask.evaluation.statistics import (
     Difference,
     cluster_interval,
+    mcnemar,
     mean_interval,
     paired_difference,
     relative_gain,
@@ -233,6 +236,55 @@ def test_p_values_are_uniform_where_there_is_nothing_to_find() -> None:
         p_values.append(paired_difference(scores[0], scores[1], resamples=400, seed=rng).p_value)
     assert np.mean(np.array(p_values) < 0.05) < 0.09
     assert 0.4 < np.mean(p_values) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"), [(3, 0, 1 / 8), (5, 0, 1 / 32), (2, 1, 5 / 8), (4, 4, 1.0), (0, 0, 1.0)]
+)
+def test_mcnemars_mid_p_by_hand(wins: int, losses: int, p: float) -> None:
+    """2·(P(more extreme) + ½·P(as extreme)): of 3 problems 3 and none 2·½·⅛, 2 and 1 2·(⅛ + ½·⅜)."""
+    assert mcnemar(wins, losses) == pytest.approx(p) == mcnemar(losses, wins)
+
+
+def test_mcnemars_mid_p_of_many_is_the_normal_one() -> None:
+    for wins, losses in ((1000, 900), (5100, 5000), (30_000, 30_400)):
+        z = abs(wins - losses) / math.sqrt(wins + losses)
+        assert mcnemar(wins, losses) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("problems", [5, 8, 20])
+def test_one_model_against_another_on_few_problems_is_found_different_no_more_often_than_said(
+    problems: int, graded: bool
+) -> None:
+    rng, found, experiments = np.random.default_rng(problems), 0, 600
+    for _ in range(experiments):
+        both = rng.random(problems)
+        scores = (rng.random((2, 1, problems)) < both).astype(float)
+        scores = scores * rng.random(scores.shape) if graded else scores
+        found += paired_difference(*scores, resamples=400, seed=rng).found
+    assert found / experiments < 0.075
+
+
+@pytest.mark.parametrize("problems", [5, 12, 64])
+def test_interval_and_p_never_contradict_each_other_and_stay_in_range(problems: int) -> None:
+    for wins in range(problems + 1):
+        for losses in range(0, problems + 1 - wins, 1 + problems // 10):
+            a, b = np.zeros((1, problems)), np.zeros((1, problems))
+            a[0, :wins] = b[0, wins : wins + losses] = 1.0
+            difference = paired_difference(a, b, resamples=300)
+            assert difference.found == (difference.p_value < 0.05)
+            assert -1 <= difference.low <= difference.mean <= difference.high <= 1
+
+
+def test_winning_more_problems_is_never_less_of_a_finding() -> None:
+    p = []
+    for wins in range(1, 9):
+        a = np.zeros((1, 8))
+        a[0, :wins] = 1.0
+        p.append(paired_difference(a, np.zeros((1, 8))).p_value)
+    assert p == sorted(p, reverse=True)
+    assert p[3] > 0.05 > p[5]
 
 
 def test_one_problem_that_differs_is_no_finding() -> None:

@@ -190,9 +190,15 @@ def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
     layer's feed-forward part is computed for scored tokens only.
     """
     layers, tokens = model.model.layers, rows * length
-    attention = 4 * length * model.config.num_attention_heads * layers[0].self_attn.head_dim * len(layers)
     left_out = 2 * (tokens - scored) * _matrices(layers[-1].mlp) if model.narrows else 0
-    return float(tokens * (2 * _matrices(layers) + attention) - left_out)
+    return float(tokens * 2 * _matrices(layers) - left_out) + attention_flops(model, rows, length)
+
+
+def attention_flops(model: Any, rows: int, length: int) -> float:
+    """Of a forward pass: queries with keys, and their weights with values."""
+    layers = model.model.layers
+    width = model.config.num_attention_heads * layers[0].self_attn.head_dim
+    return 4.0 * rows * length * length * width * len(layers)
 
 
 def _matrices(module: nn.Module) -> int:
@@ -206,7 +212,9 @@ def forward_flops(model: Any, rows: int, length: int, scored: int) -> float:
 
 def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool, again: bool) -> float:
     """Of a training step: a forward pass, as much for the gradient of activations, as much for that of the weights
-    unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing.
+    unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing. Both
+    factors of attention's products are activations: their gradient is twice a forward pass whatever is frozen.
     """
     forward = forward_flops(model, rows, length, scored)
-    return (2 if frozen else 3) * forward + (body_flops(model, rows, length, scored) if again else 0.0)
+    backward = forward + attention_flops(model, rows, length) if frozen else 2 * forward
+    return forward + backward + (body_flops(model, rows, length, scored) if again else 0.0)

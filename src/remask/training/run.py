@@ -22,7 +22,13 @@ from remask.training.callbacks import (
     StopCallback,
 )
 from remask.training.folder import Record, prepare_folder
-from remask.training.sharding import refuse_another_engine, refuse_to_lose_the_model, save_whole, settle_fsdp
+from remask.training.sharding import (
+    refuse_another_engine,
+    refuse_to_lose_the_model,
+    save_whole,
+    settle_ddp,
+    settle_fsdp,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def carry_out(
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
     settle_fsdp(trainer)
+    settle_ddp(trainer)
     refuse_to_lose_the_model(trainer)
     if checkpoint is not None:
         refuse_another_engine(trainer, checkpoint)

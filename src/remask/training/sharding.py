@@ -148,6 +148,12 @@ def settle_fsdp(trainer: Trainer) -> None:
         )
 
 
+def settle_ddp(trainer: Trainer) -> None:
+    """Gradients live in the buffers that DDP sends, instead of taking their memory a second time."""
+    if trainer.accelerator.ddp_handler is not None:
+        trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
+
+
 def refuse_another_engine(trainer: Trainer, checkpoint: Path) -> None:
     """Raises UserError where a checkpoint's weights are laid out for another engine than the one that would read it."""
     kinds = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
