@@ -50,9 +50,9 @@ def draw_by_draw(
 
     As the likelihood is a sum over draws, the loss's gradient is that of Σ_d ∂loss/∂ℓ · ℓ_d, and ∂loss/∂ℓ needs them
     all. Where the likelihood is `known` (the policy has not moved since it was read) each draw is read once, with its
-    gradient. Else all but one are read without gradient before; that one's gradient is taken first, and it is not read
-    again. All but the last gradient are handed to `backward` here; the last is returned with the loss's value for the
-    caller to do so.
+    gradient. Else all but the last are read without gradient before; the last one's gradient is taken first, and it is
+    not read again. All gradients but one are handed to `backward` here; that one is returned with the loss's value for
+    the caller to do so.
     """
 
     def read(views: Sequence[View], share: Tensor | None) -> Tensor:
@@ -64,9 +64,9 @@ def draw_by_draw(
     with no_sync():
         if known is None:
             with torch.no_grad():
-                others = torch.stack([read(views, None) for views in left[1:]]).sum(0)
-            first = read(left.pop(0), None)
-            known = (first.detach() + others) / len(draws)
+                others = sum(read(views, None) for views in draws[:-1])  # in the order of `estimate`: to the last bit
+            first = read(left.pop(), None)
+            known = (others + first.detach()) / len(draws)
         leaf = known.detach().clone().requires_grad_()
         loss = loss_of(likelihood(leaf, canvas))
         (weight,) = torch.autograd.grad(loss, leaf)
