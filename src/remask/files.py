@@ -21,6 +21,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise UserError(f"cannot be written ({error.strerror})", where=str(path)) from error
 
 
+def refuse_unwritable_folder(path: str | Path) -> None:
+    """Raises UserError where nothing could be written into a folder, which may yet have to be made, before the work
+    that would fill it.
+    """
+    place = Path(path).resolve()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError("is a file, not a folder", where=str(place), mend="give another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError("cannot be written to", where=str(place), mend="give another folder")
+
+
 def refuse_unwritable(path: str | None) -> None:
     """Raises UserError where a file could not be written, before the work that would fill it."""
     if path is not None and Path(path).is_dir():
@@ -29,3 +42,11 @@ def refuse_unwritable(path: str | None) -> None:
         raise UserError("its folder does not exist", where=path, mend="create it first")
     if path is not None and not os.access(Path(path).resolve().parent, os.W_OK):
         raise UserError("its folder cannot be written to", where=path, mend="give a file in another one")
+
+
+def let_others_read(folder: Path) -> None:
+    """Give weights the permissions that other files get: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -58,6 +59,24 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     assert f"remask {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("compare", "A B"),
+        ("grade", "TASK FILE..."),
+        ("report", "RUN|EVALUATION..."),
+        ("study", "STUDY.yaml"),
+        ("generate", "[PROMPT...]"),
+    ],
+)
+def test_the_usage_line_names_what_stands_without_a_flag(
+    command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"usage: remask {command} {words} " in capsys.readouterr().out
+
+
 def test_an_evaluation_keeps_everything(evaluations: dict[str, Path]) -> None:
     record = json.loads(evaluations["a"].read_text())
     assert record["decoding"]["steps"] == 6
@@ -93,6 +112,40 @@ def test_compare_says_what_may_be_said(evaluations: dict[str, Path], capsys: pyt
     assert all(c["difference"]["mean"] == 0 for c in found["comparisons"])
 
 
+def test_compare_says_what_it_leaves_out(
+    evaluations: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads(evaluations["b"].read_text())
+    del record["tasks"]["countdown"]
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(record))
+    assert main(["compare", str(evaluations["a"]), str(path), "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["only_baseline"], found["only_candidate"]) == (["countdown"], [])
+    assert said.err == "a alone has countdown: left out\n"
+    assert main(["compare", str(path), str(evaluations["a"])]) == 0
+    assert capsys.readouterr().err == "a alone has countdown: left out\n"
+
+
+def test_compare_tells_two_arms_of_one_name_apart(
+    evaluations: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ("a-long-name-" * 6)
+    folder.mkdir()
+    for name in ("x", "y"):
+        (folder / f"{name}.json").write_bytes(evaluations["a"].read_bytes())
+    assert main(["compare", str(folder / "x.json"), str(folder / "y.json")]) == 0
+    said = capsys.readouterr().out
+    assert "a (y.json) against a (x.json)" in said
+    (head,) = (line for line in said.splitlines() if line.split()[:1] == ["task"])
+    assert head.index("a (x.json)") < head.index("a (y.json)")
+    assert main(["compare", str(evaluations["a"]), str(folder / "y.json")]) == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert re.search(r"sudoku +accuracy +\d+\.\d \[.*\] +\d+\.\d \[.*\] +[+-]\d", said)
+
+
 @pytest.mark.parametrize(("other", "said"), [("other", "problem"), ("steps", "steps"), ("missing", "missing.json")])
 def test_compare_refuses_what_cannot_be_compared(
     other: str, said: str, evaluations: dict[str, Path], capsys: pytest.CaptureFixture[str]
@@ -115,6 +168,26 @@ def test_generate_prints_the_text_or_json(checkpoint: Path, capsys: pytest.Captu
     assert len(record["token_ids"]) == 8
     assert main(["generate", *flags, "--stream", "True", "say a"]) == 0
     assert record["text"].strip() in capsys.readouterr().out
+
+
+def test_generate_answers_every_line_or_none(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(checkpoint), "--decoding.max-new-tokens", "8", "--json"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n \nb\n"))
+    assert main(["generate", *flags]) == 2
+    assert "standard input, line 2: is blank" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n\n"))
+    assert main(["generate", *flags]) == 0
+    assert [record["prompt"] for record in json.loads(capsys.readouterr().out)] == ["a", "b"]
+
+
+def test_a_tour_into_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.touch()
+    for folder in (file, file / "tour"):
+        assert main(["tour", "--output-dir", str(folder)]) == 2
+        assert f"{file}: is a file, not a folder" in capsys.readouterr().err
 
 
 def test_inspect_colours_writes_json_and_html(

@@ -326,3 +326,27 @@ def test_answers_without_an_end_are_pointed_out(checkpoint: Path, capsys: pytest
 def test_code_is_not_run_unasked(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--model", str(checkpoint), "--tasks", "humaneval"]) == 2
     assert "--allow-code-execution" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n', "is there already, and no evaluation"),
+        ("", "is there already, and no evaluation"),
+        ("an evaluation", "holds a finished evaluation"),
+    ],
+)
+def test_a_file_is_replaced_only_where_that_is_asked(
+    content: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "precious.jsonl"
+    if content == "an evaluation":
+        assert main(command(checkpoint, record)) == 0
+    else:
+        record.write_text(content)
+    before = record.read_bytes()
+    assert main(command(checkpoint, record)) == 2
+    assert message in capsys.readouterr().err
+    assert record.read_bytes() == before
+    assert main(command(checkpoint, record, "--overwrite")) == 0
+    assert read(record)["kind"] == "remask.evaluation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,3 +147,106 @@ def test_a_step_may_be_split_otherwise_where_rows_do_not_depend_on_their_batch(
             run_sft(other, quiet=True)
     else:
         assert run_sft(other, quiet=True).finished
+
+
+# ---- where a run stands ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
+    """A run of 5 steps (of which 3 make an epoch) with a checkpoint at its end."""
+    engine = {"save_steps": 5, "save_total_limit": None, "lr_scheduler_type": "constant", "learning_rate": 3e-3}
+    config = make_config(engine, output_dir=str(tmp_path / "done"), max_steps=5)
+    run_sft(config, quiet=True)
+    return config
+
+
+def test_a_finished_run_that_is_resumed_is_left_as_it_is(done: SftConfig, weights: Weights) -> None:
+    folder = Path(done.output_dir)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run_sft(replace(done, resume="auto"), quiet=True).finished
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_killed_after_its_last_checkpoint_it_takes_no_further_step(
+    done: SftConfig, weights: Weights, metrics: Metrics
+) -> None:
+    """The model was not written yet, and the record says "running"."""
+    folder = Path(done.output_dir)
+    expected = weights(folder)
+    (folder / "model.safetensors").unlink()
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    run_sft(replace(done, resume="auto"), quiet=True)
+    assert [step_of(path) for path in checkpoints(folder)] == [5]
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+    assert max(row["step"] for row in metrics(folder) if "loss" in row) == 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "where", "message"),
+    [
+        (4, "none kept", "max_steps = 4: the run finished with 5"),
+        (4, None, "the checkpoint is past max_steps = 4"),
+        (4, "checkpoint-5", "the checkpoint is past max_steps = 4"),
+        (8, "none kept", "kept no checkpoint to go on from"),
+    ],
+)
+def test_a_run_that_cannot_be_so_long_is_refused(
+    steps: int, where: str | None, message: str, done: SftConfig, tmp_path: Path
+) -> None:
+    folder = Path(done.output_dir)
+    if where == "none kept":
+        shutil.rmtree(folder / "checkpoint-5")
+    resume = str(folder / "checkpoint-5") if where == "checkpoint-5" else "auto"
+    with pytest.raises(UserError, match=message):
+        run_sft(replace(done, resume=resume, max_steps=steps), quiet=True)
+
+
+def test_a_finished_run_can_be_made_longer(done: SftConfig) -> None:
+    run_sft(replace(done, resume="auto", max_steps=7), quiet=True)
+    assert [step_of(path) for path in checkpoints(Path(done.output_dir))] == [5, 7]
+
+
+def test_a_checkpoint_goes_on_elsewhere_with_the_settings_of_its_own_run_only(done: SftConfig, tmp_path: Path) -> None:
+    checkpoint = Path(done.output_dir) / "checkpoint-5"
+    elsewhere = replace(done, output_dir=str(tmp_path / "elsewhere"), resume=str(checkpoint), max_steps=6)
+    for other in (replace(elsewhere, objective="gift"), replace(elsewhere, lora=LoraConfig(rank=2))):
+        with pytest.raises(UserError, match="cannot resume with other settings"):
+            run_sft(other, quiet=True)
+    assert not (tmp_path / "elsewhere").exists()
+    run_sft(elsewhere, quiet=True)
+    shutil.copytree(checkpoint, tmp_path / "alone" / "checkpoint-5")
+    with pytest.raises(UserError, match=r"no config\.yaml beside the checkpoint"):
+        run_sft(replace(elsewhere, resume=str(tmp_path / "alone" / "checkpoint-5"), overwrite=False), quiet=True)
+
+
+@pytest.mark.parametrize("change", ["a word", "fewer rows"])
+def test_rows_that_have_changed_are_refused(change: str, done: SftConfig, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": "yes"}) + "\n" for n in range(8)))
+    config = replace(done, data=str(source), output_dir=str(tmp_path / "run"))
+    run_sft(config, quiet=True)
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(lines[:-1] if change == "fewer rows" else [lines[0].replace("yes", "no"), *lines[1:]]))
+    with pytest.raises(UserError, match="its rows have changed"):
+        run_sft(replace(config, resume="auto", max_steps=6), quiet=True)
+
+
+def test_a_run_begins_in_no_folder_with_a_model(done: SftConfig, tmp_path: Path) -> None:
+    folder = Path(done.output_dir)
+    (folder / "run.json").unlink()
+    shutil.rmtree(folder / "checkpoint-5")
+    with pytest.raises(UserError, match="holds a model"):
+        run_sft(done, quiet=True)
+    for overwrite in (True, False):
+        with pytest.raises(UserError, match="is the model to train from"):
+            run_sft(replace(done, model=str(folder), overwrite=overwrite), quiet=True)
+    with pytest.raises(UserError, match="output_dir is empty"):
+        run_sft(replace(done, output_dir=" "), quiet=True)
+
+
+def test_weights_can_be_read_by_whom_the_rest_can(done: SftConfig) -> None:
+    folder = Path(done.output_dir)
+    other = (folder / "run.json").stat().st_mode
+    assert all(path.stat().st_mode == other for path in folder.rglob("*.safetensors"))

@@ -206,6 +206,27 @@ def test_bf16_and_gradient_checkpointing_run(make_config: MakeConfig, metrics: M
     assert mixed == pytest.approx(plain, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"learning_rate": math.inf}, "trainer.learning_rate = inf"),
+        ({"learning_rate": math.nan}, "trainer.learning_rate = nan"),
+        ({"warmup_steps": math.nan}, "trainer.warmup_steps = nan"),
+        ({"num_train_epochs": math.nan}, "trainer.num_train_epochs = nan"),
+        ({"extra": {"adam_beta2": 1.5}}, "trainer: Invalid beta"),
+        ({"extra": {"adam_beta2": "x"}}, "trainer: "),
+        ({"extra": {"label_smoothing_factor": 0.5}}, "label_smoothing_factor: has no effect"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_found_before_its_folder_is_made(
+    engine: dict[str, Any], message: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(engine, output_dir=str(tmp_path / "never"), max_steps=2)
+    with pytest.raises(UserError, match=message):
+        run_sft(config, quiet=True)
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_tracker_gets_the_metrics(make_config: MakeConfig) -> None:
     outcome = run_sft(make_config({"report_to": ("tensorboard",)}), quiet=True)
     assert list(outcome.folder.rglob("events.out.tfevents*"))

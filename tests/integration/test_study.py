@@ -149,6 +149,16 @@ def test_what_no_run_can_be_made_of(
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.mark.parametrize("taken", ["studies", "studies/cells", "studies/small"])
+def test_a_file_where_a_folder_is_needed(taken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / taken
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert study(tmp_path, written(tmp_path, SMALL)) == 2
+    assert f"{file}: is a file, not a folder" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "studies").rglob("*") if path != file] == []
+
+
 def test_a_job_that_fails_is_named_with_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {**SMALL, "arms": {"sft": {"sft": {"data": "no-such-file.jsonl"}}}}
     assert study(tmp_path, written(tmp_path, broken)) == 2

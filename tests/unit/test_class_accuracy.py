@@ -72,6 +72,13 @@ def test_runs_on_the_same_rows_are_pooled_by_row(tmp_path: Path) -> None:
     assert found.after.low < 17 / 20 < found.after.high
 
 
+def test_no_change_in_any_row_is_not_certainty(tmp_path: Path) -> None:
+    counts = ClassCounts(True, {"number": [4, 4]}, {"number": [1, 2]}, {"number": [1, 2]})
+    change = pooled([run(tmp_path, "sft", 0, counts)])["number"].change
+    assert change is not None
+    assert change.low < -0.5 < change.mean == 0 < 0.5 < change.high
+
+
 def test_runs_on_other_rows_stand_side_by_side(tmp_path: Path) -> None:
     runs = [
         run(tmp_path, "sft", 0, ClassCounts(True, {"number": [4]}, {"number": [1]}, {"number": [3]})),

@@ -45,6 +45,18 @@ def test_differences_pair_the_rows() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
+def test_a_difference_of_shares_that_all_rows_show_alike_still_has_a_width() -> None:
+    """Of four rows without a change, others may be a share of 1 − 0.025^¼; the fifth row holds no such token."""
+    bootstrap, counts = RowBootstrap(5), [2, 4, 6, 2, 0]
+    found = bootstrap.share_difference(([1, 2, 3, 0, 0], counts), ([1, 2, 3, 0, 0], counts))
+    assert found is not None
+    unseen = 1 - 0.025**0.25
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((0, -unseen, unseen, 4))
+    a, b = ([2, 2, 3, 1, 0], counts), ([1, 2, 3, 0, 0], counts)
+    assert bootstrap.share_difference(a, b) == bootstrap.difference(a, b)
+    assert bootstrap.share_difference(([0] * 5, [0] * 5), b) is None
+
+
 def test_pairs_are_counted_with_ties_as_halves() -> None:
     scores, positive = [3.0, 1.0, 2.0, 2.0, 0.0], [True, True, True, False, False]
     found = RowBootstrap(2).auc(scores, positive, [0, 0, 1, 1, 0])

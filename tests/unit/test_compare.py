@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from remask.evaluation.compare import (
     load_evaluation,
     parse_evaluation,
     pool,
+    unshared,
 )
 from remask.evaluation.statistics import wilson
 
@@ -179,6 +181,28 @@ def test_different_tasks_are_refused() -> None:
     arms = pool([evaluation("sft", 0, "10"), evaluation("gift", 0, "10", task="countdown")])
     with pytest.raises(UserError, match="no task in common"):
         compare_arms(arms["sft"], arms["gift"])
+
+
+def test_tasks_of_one_side_alone_are_named() -> None:
+    arms = pool(
+        [
+            evaluation("sft", 0, "10"),
+            evaluation("sft", 0, "10", task="countdown"),
+            evaluation("gift", 0, "10", task="gsm8k"),
+            evaluation("gift", 0, "10"),
+        ]
+    )
+    assert unshared(arms["sft"], arms["gift"]) == (["countdown"], ["gsm8k"])
+    assert {c.task for c in compare_arms(arms["sft"], arms["gift"])} == {"sudoku"}
+
+
+def test_arms_of_one_name_are_told_apart_by_their_files() -> None:
+    a = pool([evaluation("start", None, "10")])["start"]
+    b = pool([replace(evaluation("start", None, "10", first_id=1), path=Path("other.json"))])["start"]
+    with pytest.raises(UserError, match=r"^start-None\.json and other\.json: not evaluated on the same"):
+        compare_arms(a, b)
+    with pytest.raises(UserError, match=r"^other\.json and start-None\.json: not evaluated on the same"):
+        compare_arms(a, a, b)
 
 
 def test_different_decoding_is_refused_unless_allowed() -> None:

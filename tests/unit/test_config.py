@@ -80,6 +80,8 @@ def test_given_choices_are_the_ones_that_were_set() -> None:
         ("choices: {transform: square}", "choices.transform: .*sqrt.*'square'"),
         ("canvas: 3", "canvas"),
         ("lora: {rank: 1.5}", "lora.rank: .*integer"),
+        ("lora: {targets: q_proj}", r"lora\.targets: should be a list, such as \[a, b\] \(got 'q_proj'\)"),
+        ("trainer: {report_to: none}", r"trainer\.report_to: should be a list"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(text: str, message: str, tmp_path: Path) -> None:
@@ -108,6 +110,28 @@ def test_what_is_no_yaml_is_named(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"sft\.yaml: not readable as YAML"):
         load(SftConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\ntrainer: [1,\n  2", r"\(line 3, column 4: expected ',' or '\]'"),
+        (
+            "seed: 1\nlora: {rank: 1}\nseed: 2\n",
+            r"\(line 3, column 1: the key 'seed' is given twice, first in line 1\)",
+        ),
+        ("lora:\n  rank: 1\n  'rank': 2\n", r"\(line 3, column 3: the key 'rank' is given twice, first in line 2\)"),
+    ],
+)
+def test_what_is_wrong_in_yaml_is_named_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load(SftConfig, write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_merged_may_be_overridden(tmp_path: Path) -> None:
+    text = "lora: &a {rank: 1, alpha: 2}\nchoices: &b {}\ntrainer: {extra: {<<: *a, rank: 3}, logging_steps: 1}\n"
+    assert load(SftConfig, write(tmp_path, text)).trainer.extra == {"rank": 3, "alpha": 2}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "gift", "3"])

@@ -322,11 +322,30 @@ def test_over_long_rows_are_skipped_and_listed(tokenizer: Any) -> None:
     assert "line 2" in built.skipped[0]
 
 
-@pytest.mark.parametrize("over_long", ["truncate", "drop", "error"])
+@pytest.mark.parametrize("over_long", ["truncate", "error"])
 @pytest.mark.parametrize("max_length", [6, 7])
 def test_a_prompt_that_fills_the_canvas_is_a_bad_row(max_length: int, over_long: str, tokenizer: Any) -> None:
     with pytest.raises(UserError, match=f"line 1: the prompt takes 7 tokens of a canvas of {max_length}"):
         build(tokenizer, "ab", max_length=max_length, over_long=over_long)
+
+
+def test_a_row_whose_prompt_fills_the_canvas_is_dropped_as_any_that_is_too_long(tokenizer: Any) -> None:
+    messages = [({"role": "user", "content": text},) for text in ("abcdefgh" * 3, "ab")]
+    examples = [Example(turns, "a", f"line {n}") for n, turns in enumerate(messages)]
+    built = build_rows(examples, tokenizer, max_length=12, over_long="drop")
+    assert (len(built.rows), built.dropped, built.skipped) == (1, 1, [])
+
+
+@pytest.mark.parametrize(("prompt", "answer", "part"), [("q", "x <|mask|> y", "answer"), ("q <|mask|>", "x", "prompt")])
+def test_a_mask_in_the_text_is_a_bad_row(prompt: str, answer: str, part: str, tokenizer: Any) -> None:
+    """A token that says "hidden" would be learned as one, and read as one in the prompt."""
+    bad = Example(({"role": "user", "content": prompt},), answer, "line 1")
+    good = Example(({"role": "user", "content": "q"},), "x", "line 2")
+    settings: Any = {"max_length": 99, "over_long": "error", "mask_id": tokenizer.mask_token_id}
+    with pytest.raises(UserError, match=f"line 1: the {part} contains the mask token"):
+        build_rows([bad, good], tokenizer, **settings)
+    built = build_rows([bad, good], tokenizer, **settings, on_bad_row="skip")
+    assert (len(built.rows), len(built.skipped)) == (1, 1)
 
 
 def test_no_rows_left_is_an_error(tokenizer: Any) -> None:

@@ -630,3 +630,10 @@ def test_real_rows_on_dreams_canvas(source: str, dream_folder: Path, shared: Pat
         assert batch["ids"][i, len(row.prompt) : len(row)].tolist() == row.response
         assert (batch["ids"][i, len(row) :] == 151643).all()
         assert torch.equal(batch["supervised"][i], response)
+
+
+@pytest.mark.parametrize("kind", ["llada", "Dream", "qwen2"])
+def test_a_config_without_its_sizes_is_refused_and_no_published_one_is_taken_for_it(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "d_model": 8, "num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"config\.json lacks num_attention_heads"):
+        load_model(str(tmp_path))

@@ -179,7 +179,7 @@ def test_rho1_keeps_the_largest_excess_of_each_row() -> None:
     assert weights.tolist() == [0.0, 2.0, 0.0, 2.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0.0, 1), (0.1, 1), (0.25, 2), (0.5, 5), (1.0, 10)])
+@pytest.mark.parametrize(("keep", "kept"), [(0.01, 1), (0.1, 1), (0.25, 2), (0.5, 5), (1.0, 10)])
 def test_rho1_share(keep: float, kept: int) -> None:
     corrupted = corrupted_by_hand(bits("1" * 10), [1.0])
     ce = torch.rand(10, generator=torch.Generator().manual_seed(0))
@@ -480,3 +480,8 @@ def test_rates_of_the_smallest_time_stay_at_epsilon(canvas: Canvas) -> None:
     where = scored_positions(canvas, corrupted)
     weights = token_weights(resolve("gift"), canvas, corrupted, torch.ones(int(where.sum())))
     assert weights.max() <= 1 / MIN_TIME * (1 + 1e-6)
+
+
+def test_rho1_keeps_something() -> None:
+    with pytest.raises(UserError, match="keep = 0: no token would be learned"):
+        Objective(weight="rho1", keep=0.0)

@@ -156,6 +156,15 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
         (["--model", "nothing-8b"], "nothing-8b"),
         (["--efficiency", "0"], "it lies in (0, 1]"),
         (["--gpus", "0"], "it is 1 or more"),
+        (["--peak-tflops", "0"], "peak_tflops = 0.0; it is more than 0"),
+        (["--peak-tflops", "nan"], "peak_tflops = nan"),
+        (["--memory-gib", "-1"], "memory_gib = -1.0; it is more than 0"),
+        (["--memory-gib", "nan"], "memory_gib = nan"),
+        (["--memory-gib", "inf"], "memory_gib = inf"),
+        (["--reserve-gib", "nan"], "reserve_gib = nan; it is 0 or more, and below 74.5"),
+        (["--reserve-gib", "-1"], "reserve_gib = -1.0"),
+        (["--memory-gib", "8", "--reserve-gib", "8"], "reserve_gib = 8.0; it is 0 or more, and below 8.0"),
+        (["--total-rows", "-5"], "total_rows = -5; it is 1 or more"),
     ],
 )
 def test_plans_that_cannot_be(arguments: list[str], message: str, capsys: Any) -> None:

@@ -261,6 +261,16 @@ def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
     assert "1 evaluation on sudoku" in page
 
 
+def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    for again in (run, run / ".." / run.name, link):
+        with pytest.raises(UserError, match="the same run is given twice"):
+            write_report([run, again], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_nothing_given_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to report"):
         write_report([], tmp_path / "report.html")
@@ -277,6 +287,8 @@ def test_an_output_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> No
     run = run_dir(tmp_path, "sft", 0, 0.4)
     with pytest.raises(UserError, match="cannot be written"):
         write_report([run], run / "config.yaml" / "report.html")
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        write_report([run], Path("."))
 
 
 @pytest.mark.parametrize(

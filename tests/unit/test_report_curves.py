@@ -124,3 +124,28 @@ def test_time_shares_never_fill_more_than_the_bar() -> None:
     assert [(s["index"], s["shown"]) for s in slices] == [("0", "90"), ("3", "35")]
     assert sum(float(s["width"]) for s in slices) == pytest.approx(100.0)
     assert time_shares(one_run([])) == "–"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"seconds": 3.0}, {"seconds": 1.0}), ({"tokens_per_second": 100.0}, {"tokens_per_second": 300.0})],
+)
+def test_time_shares_are_of_all_the_time(first: dict[str, float], second: dict[str, float]) -> None:
+    """3 s with a rollout, of which 1.8 s sampling, 0.3 s scoring and 0.9 s update; 1 s of update alone."""
+    whole = {"step": 1, "share_sampling": 0.6, "share_scoring": 0.1, "share_update": 0.3} | first
+    rows = [whole, {"step": 2, "share_update": 1.0} | second, {"step": 2, "eval_sudoku_accuracy": 0.5}]
+    slices = time_shares(one_run(rows))
+    assert isinstance(slices, list)
+    # 1.8, 0.3 and 1.9 of 4 s.
+    assert [(s["part"], s["width"]) for s in slices] == [
+        ("sampling", "45.00"),
+        ("scoring", "7.50"),
+        ("update", "47.50"),
+    ]
+
+
+def test_time_shares_without_seconds_or_speed_count_rows_alike() -> None:
+    rows = [{"step": 1, "share_sampling": 0.6, "share_update": 0.4}, {"step": 2, "share_update": 1.0}]
+    slices = time_shares(one_run(rows))
+    assert isinstance(slices, list)
+    assert [s["shown"] for s in slices] == ["30", "70"]

@@ -13,8 +13,9 @@ from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
-from remask.rl.rollout import Rollout, length_of, row_seed, until_end
+from remask.rl.rollout import Rollout, row_seed, until_end
 from remask.rl.scoring import draws_of
+from remask.sampling.generate import length_of
 
 END, EOS, CANVAS = 5, 0, 8
 LENGTHS = [3, 7, 5, 6, 4, 7]

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import glob
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
-from remask.evaluation.compare import ACCURACY, Arm, TaskComparison, compare_arms, load_evaluation, pool
+from remask.evaluation.compare import (
+    ACCURACY,
+    Arm,
+    TaskComparison,
+    compare_arms,
+    load_evaluation,
+    pool,
+    unshared,
+)
 from remask.report.words import p_value, plural
 
 EXAMPLES = """Examples:
@@ -34,23 +44,39 @@ class CompareConfig:
 
 def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(CompareConfig, arguments)
-    config = parse(CompareConfig, flags, command="compare", examples=EXAMPLES)
+    config = parse(CompareConfig, flags, command="compare", examples=EXAMPLES, words="A B")
     if len(words) != 2:
         raise UserError(f"{len(words)} sides given", mend="give two: remask compare A.json B.json")
     baseline, candidate = (side(word) for word in words)
     start = side(config.start) if config.start else None
     found = compare_arms(baseline, candidate, start, allow_different_decoding=config.allow_different_decoding)
+    names, alone = labels(baseline, candidate), unshared(baseline, candidate)
+    for name, tasks in zip(names, alone, strict=True):
+        if tasks:
+            print(f"{name} alone has {', '.join(tasks)}: left out", file=sys.stderr)
     if config.json:
         print_json(
             {
-                "baseline": baseline.name,
-                "candidate": candidate.name,
+                "baseline": names[0],
+                "candidate": names[1],
+                "only_baseline": alone[0],
+                "only_candidate": alone[1],
                 "comparisons": [asdict(comparison) for comparison in found],
             }
         )
     else:
-        show(found, baseline.name, candidate.name)
+        show(found, *names)
     return 0
+
+
+def labels(baseline: Arm, candidate: Arm) -> tuple[str, str]:
+    """The arms' names; where they are equal, each with its first file, from where the paths part."""
+    if baseline.name != candidate.name:
+        return baseline.name, candidate.name
+    paths = [arm.evaluations[0].path.resolve() for arm in (baseline, candidate)]
+    folder = os.path.commonpath([path.parent for path in paths])
+    first, second = (f"{baseline.name} ({path.relative_to(folder)})" for path in paths)
+    return first, second
 
 
 def side(text: str) -> Arm:
@@ -66,6 +92,7 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
     """A table of the two arms and their difference, then what may be said of each task."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         title=f"{candidate} against {baseline}, % [95 % interval]",
@@ -73,10 +100,8 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for column in ("task", "metric", baseline, candidate, "difference", "p"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
-    for c in found:
-        table.add_row(
+    rows = [
+        (
             c.task,
             c.metric,
             f"{100 * c.baseline.mean:.1f} [{100 * c.baseline.low:.1f}, {100 * c.baseline.high:.1f}]",
@@ -84,6 +109,14 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
             f"{100 * c.difference.mean:+.1f} [{100 * c.difference.low:+.1f}, {100 * c.difference.high:+.1f}]",
             p_value(c.difference.p_value),
         )
+        for c in found
+    ]
+    for i, column in enumerate(("task", "metric", baseline, candidate, "difference", "p")):
+        # A long head is broken, a cell never.
+        widest = max(len(row[i]) for row in rows)
+        table.add_column(Text(column), justify="left" if i < 2 else "right", overflow="fold", min_width=widest)
+    for row in rows:
+        table.add_row(*row)
     terminal = console()
     terminal.print(table)
     for c in found:

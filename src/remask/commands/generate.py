@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,9 +20,9 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     prompts, flags = split_words(GenerateConfig, arguments)
-    config = parse(GenerateConfig, flags, command="generate", examples=EXAMPLES)
+    config = parse(GenerateConfig, flags, command="generate", examples=EXAMPLES, words="[PROMPT...]")
     if not prompts and not sys.stdin.isatty():
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        prompts = _prompts(sys.stdin)
     if not prompts:
         raise UserError("no prompt", mend='give one: remask generate "…", or a line each on standard input')
     with uncollected():
@@ -46,6 +46,19 @@ def run(arguments: Sequence[str]) -> int:
     if config.json:
         print_json(records)
     return 0
+
+
+def _prompts(lines: Iterable[str]) -> list[str]:
+    """One a line; blank lines at the end are none. Raises UserError for a blank line before: without it, the answers
+    would not stand where their prompts did.
+    """
+    prompts = [line.rstrip("\n") for line in lines]
+    while prompts and not prompts[-1].strip():
+        prompts.pop()
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise UserError("is blank", where=f"standard input, line {number}", mend="take it out, or give a prompt")
+    return prompts
 
 
 class _canvas:  # noqa: N801

@@ -38,7 +38,7 @@ class Graded:
 
 def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(GradeConfig, arguments)
-    config = parse(GradeConfig, flags, command="grade", examples=EXAMPLES)
+    config = parse(GradeConfig, flags, command="grade", examples=EXAMPLES, words="TASK FILE...")
     if len(words) < 2:
         raise UserError(
             "no files given" if words else "no task given", mend="remask grade TASK FILE grades its answers"

@@ -23,7 +23,8 @@ def read_rows(
         examples = generated_examples(source, split="validation", prompt_style=prompt_style)
     else:
         examples = load_examples(source).examples
-    built = build_rows(examples[:count], tokenizer, max_length=max_length, over_long="error").rows
+    mask_id = tokenizer.mask_token_id
+    built = build_rows(examples[:count], tokenizer, max_length=max_length, over_long="error", mask_id=mask_id).rows
     if len(built) < (rows or 1):
         raise UserError(
             f"{len(built)} rows where {count} were asked for", where=source, mend="lower --rows, or name more data"

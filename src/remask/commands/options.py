@@ -19,10 +19,11 @@ from remask.imports import uncollected
 C = TypeVar("C")
 
 
-def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: str) -> C:
+def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: str, words: str = "") -> C:
     """A config from `--config FILE` (optional) and dotted flags over it.
 
-    `--help` prints and leaves with 0. Raises UserError for a flag that is unknown or of the wrong type.
+    `--help` prints and leaves with 0; its usage line names `words`, which the command takes without a flag.
+    Raises UserError for a flag that is unknown or of the wrong type.
     """
     path, rest = _take(arguments, "--config")
     base = configs.load(kind, path) if path is not None else kind()
@@ -34,7 +35,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
         with redirect_stderr(said):
             return tyro.cli(
                 kind,
-                prog=f"remask {command}",
+                prog=f"remask {command} {words}".rstrip(),
                 description=description,
                 args=list(rest),
                 default=base,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,13 +96,11 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         autocast=config.bf16,
         checkpointing=config.gradient_checkpointing,
     )
-    memory, peak = GPUS[config.gpu]
-    memory = config.memory_gib if config.memory_gib is not None else memory * 1e9 / GIB
-    peak = config.peak_tflops if config.peak_tflops is not None else peak
+    peak = config.peak_tflops if config.peak_tflops is not None else GPUS[config.gpu][1]
     flops = config.accumulation * (found.flops + (found.probe_flops if config.probe else 0.0))
     seconds = flops / (peak * 1e12 * config.efficiency)
     step_rows = config.rows * config.accumulation * config.gpus
-    usable = memory - config.reserve_gib
+    usable = memory_gib(config) - config.reserve_gib
     return {
         "kind": "remask.plan",
         "settings": asdict(config),
@@ -128,6 +127,20 @@ def check(config: PlanConfig) -> None:
             raise UserError(f"{name} = {getattr(config, name)}", mend="it lies in (0, 1]")
     if config.lora_rank < 0:
         raise UserError(f"lora_rank = {config.lora_rank}", mend="it is 0 or more")
+    if config.total_rows is not None and config.total_rows < 1:
+        raise UserError(f"total_rows = {config.total_rows}", mend="it is 1 or more")
+    for name in ("memory_gib", "peak_tflops"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} = {value}", mend="it is more than 0")
+    memory = memory_gib(config)
+    if not 0 <= config.reserve_gib < memory:
+        raise UserError(f"reserve_gib = {config.reserve_gib}", mend=f"it is 0 or more, and below {memory:.1f}")
+
+
+def memory_gib(config: PlanConfig) -> float:
+    """Of one GPU."""
+    return config.memory_gib if config.memory_gib is not None else GPUS[config.gpu][0] * 1e9 / GIB
 
 
 def show(record: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ class ReportConfig:
 
 def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(ReportConfig, arguments)
-    config = parse(ReportConfig, flags, command="report", examples=EXAMPLES)
+    config = parse(ReportConfig, flags, command="report", examples=EXAMPLES, words="RUN|EVALUATION...")
     from remask.report import write_report
 
     missing = [word for word in words if not Path(word).exists()]

@@ -15,6 +15,7 @@ from remask.commands.options import console, parse, split_words
 from remask.config import StudyConfig
 from remask.environment import command
 from remask.errors import UserError
+from remask.files import refuse_unwritable_folder
 from remask.progress import duration
 
 EXAMPLES = """Examples:
@@ -41,7 +42,7 @@ class StudyOptions:
 
 def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(StudyOptions, arguments)
-    options = parse(StudyOptions, flags, command="study", examples=EXAMPLES)
+    options = parse(StudyOptions, flags, command="study", examples=EXAMPLES, words="STUDY.yaml")
     if len(words) != 1:
         raise UserError("a study is one YAML file", mend="remask study recipes/studies/gift_vs_sft.yaml")
     if options.processes < 1:
@@ -61,8 +62,10 @@ def carry_out(study: StudyConfig, name: str, where: str, options: StudyOptions) 
     from remask.study.work import is_done
 
     started = time.perf_counter()
-    folder = Path(options.output_dir) / "cells"
+    folder, results = Path(options.output_dir) / "cells", Path(options.output_dir) / name
     grid = cells(study, where)
+    refuse_unwritable_folder(folder)
+    refuse_unwritable_folder(results)
     if options.dry_run:
         for cell in grid:
             at = "".join(f" {axis}={level}" for axis, level in cell.levels)
@@ -78,7 +81,7 @@ def carry_out(study: StudyConfig, name: str, where: str, options: StudyOptions) 
         print("\nwhat is done is kept: the same command goes on from there", file=sys.stderr)
         raise
     found = collect(study, grid, folder)
-    files = write_all(study, name, found, Path(options.output_dir) / name, shlex.join(command()))
+    files = write_all(study, name, found, results, shlex.join(command()))
     for sentence in answer(study, found):
         console().print(sentence, highlight=False)
     print(f"\n{files['html']}  ({duration(time.perf_counter() - started)})")

@@ -25,6 +25,7 @@ from remask.config import (
     TrainerConfig,
 )
 from remask.errors import UserError
+from remask.files import refuse_unwritable_folder
 from remask.imports import uncollected
 from remask.progress import duration
 
@@ -89,6 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         resolve(objective)
     if config.reinforce != "none":
         resolve_policy(config.reinforce)
+    refuse_unwritable_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise UserError("holds something other than a tour", where=str(folder), mend="give another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)

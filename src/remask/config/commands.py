@@ -30,7 +30,7 @@ class EvalConfig:
     json: str | None = None
     """Where to write the record. Answers are kept beside it as they come: the same command goes on where it stopped."""
     overwrite: bool = False
-    """Discard unfinished answers of another evaluation that stand beside the record."""
+    """Replace the file that is there, and discard unfinished answers of another evaluation beside it."""
     processes: int = 1
     """Share the problems among this many processes, each with its own copy of the model (one a GPU). Needs json."""
     prompt_template: str | None = None

@@ -27,6 +27,8 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 problems.append(f"unknown key {key!r}{_nearest(kind, item['loc'])}")
+            elif item["type"] == "tuple_type":
+                problems.append(f"{key}: should be a list, such as [a, b] (got {item['input']!r})")
             else:
                 problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
         raise UserError("; ".join(problems), where=where) from None
@@ -46,15 +48,38 @@ def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (the keys are {', '.join(names)})"
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that a mapping gives twice, of which YAML's usual reader takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (name := (key.tag, key.value)) in lines:
+                problem = f"the key {key.value!r} is given twice, first in line {lines[name]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
+def _said(error: Exception) -> str:
+    """What is wrong and where, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
 def load(kind: type[C], path: str | Path) -> C:
     """Read a config from YAML. Raises UserError naming the file and what is wrong in it."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _OnceLoader)
     except FileNotFoundError:
         raise UserError("no such config file", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"not readable as YAML ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise UserError(f"not readable as YAML ({_said(error)})", where=str(path)) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):

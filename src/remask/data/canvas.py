@@ -78,12 +78,13 @@ def build_rows(
     max_length: int,
     over_long: OverLong,
     on_bad_row: OnBadRow = "error",
+    mask_id: int | None = None,
 ) -> Rows[Row]:
     """Tokenise examples into rows of at most `max_length` tokens. Raises UserError naming the row (`row_of`)."""
     built = Rows[Row]([])
     for example in examples:
         try:
-            row = row_of(example, tokenizer, max_length=max_length, over_long=over_long)
+            row = row_of(example, tokenizer, max_length=max_length, over_long=over_long, mask_id=mask_id)
         except UserError as error:
             if on_bad_row == "error":
                 raise
@@ -97,19 +98,36 @@ def build_rows(
             built.truncated += 1
         built.rows.append(row)
     if not built.rows:
-        raise UserError("no rows are left", mend="raise canvas.max_length, or look at the rows that were skipped")
+        raise UserError(
+            f"no rows are left of {len(examples)} ({built.dropped} dropped as too long, {len(built.skipped)} skipped)",
+            mend="raise canvas.max_length, or look at the rows that were skipped",
+        )
     return built
 
 
-def row_of(example: Example, tokenizer: PreTrainedTokenizerBase, *, max_length: int, over_long: OverLong) -> Row:
+def row_of(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    mask_id: int | None = None,
+) -> Row:
     """The example's tokens, of any length unless `over_long` is error.
 
-    A prompt that leaves no room for a response is a bad row whatever `over_long` says: truncating it would train on
-    nothing. Raises UserError naming the row.
+    A prompt that leaves no room for a response is a bad row unless it is dropped: truncating it would train on nothing.
+    So is text with a mask in it, which nothing tells from a token that is hidden. Raises UserError naming the row.
     """
     encoded = encode(tokenizer, example.messages, example.completion, where=example.where)
     row = Row(encoded.prompt, encoded.response, example.where)
-    if len(row.prompt) >= max_length:
+    for name, ids in (("prompt", row.prompt), ("answer", row.response)):
+        if mask_id is not None and mask_id in ids:
+            raise UserError(
+                f"the {name} contains the mask token {tokenizer.decode([mask_id])!r}",
+                where=row.where,
+                mend="take it out of the text, or skip such rows with --on-bad-row skip",
+            )
+    if len(row.prompt) >= max_length and over_long != "drop":
         raise UserError(
             f"the prompt takes {len(row.prompt)} tokens of a canvas of {max_length}: no response fits",
             where=row.where,

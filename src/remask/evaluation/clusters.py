@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from remask.errors import UserError
-from remask.evaluation.statistics import Interval, Scores, percentiles, resampled, wilson
+from remask.evaluation.statistics import Interval, Scores, percentiles, resampled, unseen_bounds, wilson
 
 RESAMPLES = 2000
 LEAST_ROWS = 2
@@ -66,6 +66,15 @@ class RowBootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             left, right = ((self.draws @ parts[i]) / (self.draws @ parts[i + 1]) for i in (0, 2))
         return self._interval(float(value), left - right, parts[1])
+
+    def share_difference(self, a: Sums, b: Sums) -> Interval | None:
+        """`difference` of values that are 0 or 1. Where every row shows the same one, a bootstrap has no width: what
+        other rows could show is given instead.
+        """
+        found = self.difference(a, b)
+        if found is None or not found.high - found.low < 1e-12:
+            return found
+        return Interval(found.mean, *unseen_bounds(found.mean, found.n, self.level)[:2], found.n)
 
     def auc(self, scores: ArrayLike, positive: ArrayLike, row: ArrayLike) -> Interval | None:
         """P(score of a positive token > score of another) + ½ P(equal), over all pairs: the area under the ROC curve.

@@ -98,6 +98,10 @@ class Arm:
     decoding: dict[str, Any]
 
     @property
+    def files(self) -> str:
+        return ", ".join(str(evaluation.path) for evaluation in self.evaluations)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(task for evaluation in self.evaluations for task in evaluation.tasks))
 
@@ -276,12 +280,12 @@ def compare_arms(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[TaskComparison]:
-    """candidate − baseline for each task and metric both arms have, paired by problem.
+    """candidate − baseline for each task and metric both arms have, paired by problem (`unshared` names the others).
 
     Seeds are paired too where both sides were trained with the same ones. Raises UserError where the arms share no
     task, answered different problems, or decoded differently (unless allowed), saying what differs.
     """
-    where = f"{baseline.name} and {candidate.name}"
+    where = " and ".join(told_apart(baseline, candidate))
     tasks = [task for task in baseline.tasks if task in candidate.tasks]
     if not tasks:
         raise UserError(
@@ -320,11 +324,21 @@ def compare_arms(
     return comparisons
 
 
+def told_apart(a: Arm, b: Arm) -> tuple[str, str]:
+    """What to call two arms: their names, or their files where both have one name."""
+    return (a.name, b.name) if a.name != b.name else (a.files, b.files)
+
+
+def unshared(a: Arm, b: Arm) -> tuple[list[str], list[str]]:
+    """The tasks that a alone has, and those that b alone has."""
+    return [task for task in a.tasks if task not in b.tasks], [task for task in b.tasks if task not in a.tasks]
+
+
 def _start_result(start: Arm | None, baseline: Arm, task: str, allow_different_decoding: bool) -> Arm | None:
     """The starting model where it answered this task too. Raises UserError where it did so under other conditions."""
     if start is None or task not in start.tasks:
         return None
-    where = f"{start.name} and {baseline.name}"
+    where = " and ".join(told_apart(start, baseline))
     if not allow_different_decoding:
         same_decoding(start.decoding, baseline.decoding, where)
     _same_problems(task, start.results(task)[0], baseline.results(task)[0], where)

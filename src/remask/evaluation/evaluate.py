@@ -11,6 +11,7 @@ import torch
 
 from remask.config import EvalConfig
 from remask.errors import UserError
+from remask.evaluation.compare import KIND
 from remask.evaluation.journal import Journal, fingerprint, weights_stamp
 from remask.evaluation.run import Shard, evaluate, identity
 from remask.files import refuse_unwritable, write_atomically
@@ -29,6 +30,7 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     refuse_unwritable(config.json)
+    refuse_taken(config)
     template = read_template(config.prompt_template)
     benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
@@ -78,6 +80,21 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
         write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
         journal.remove()
     return record
+
+
+def refuse_taken(config: EvalConfig) -> None:
+    """Raises UserError where the record would replace a file, and nobody said that it may."""
+    if config.json is None or config.overwrite or not Path(config.json).exists():
+        return
+    try:
+        is_record = json.loads(Path(config.json).read_bytes())["kind"] == KIND
+    except (ValueError, KeyError, TypeError, OSError):
+        is_record = False
+    raise UserError(
+        "holds a finished evaluation" if is_record else "is there already, and no evaluation",
+        where=config.json,
+        mend="give another --json, or replace it with --overwrite",
+    )
 
 
 def _benchmarks(config: EvalConfig) -> list[Benchmark]:

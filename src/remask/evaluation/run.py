@@ -20,7 +20,7 @@ from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
 from remask.models.facts import stop_token_ids
 from remask.progress import progress
-from remask.sampling.generate import Row, encode_prompts, generate_from_ids
+from remask.sampling.generate import Row, encode_prompts, generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
 from remask.tasks import Problem
 from remask.tasks.benchmark import Asking, Benchmark, problem_seed
@@ -157,7 +157,7 @@ def _answer(
                     Written(
                         *item.key,
                         text=asking.prefill + text,
-                        tokens=sum(step >= 0 for step in row.revealed_at),
+                        tokens=length_of(row.token_ids, stops),
                         ended=row.ended,
                         **share,
                         strip=strip_of(tokenizer, item.prompt, row) if number == 0 else None,

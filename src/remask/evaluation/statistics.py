@@ -149,7 +149,7 @@ def paired_difference(
 
     Interval and p-value never contradict each other: the percentiles of few problems are skewed and may leave 0 out
     where p finds nothing, or the other way round; then the interval reaches to 0, or p is 1 − level. Where every
-    problem shows the same difference, a bootstrap has no width; `_unseen` bounds what other problems could show.
+    problem shows the same difference, a bootstrap has no width; `unseen_bounds` says what other problems could show.
 
     Raises UserError where the two sides differ in P, where P < 2, or where rows cannot be paired as asked.
     """
@@ -172,7 +172,7 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     draws = _scaled(_bootstrap(arms, rng, resamples).sum(axis=1), mean, arms)
     if np.ptp(draws) < 1e-12:
-        return Difference(mean, *_unseen(mean, n, level), n, min(rows, other_rows))
+        return Difference(mean, *unseen_bounds(mean, n, level), n, min(rows, other_rows))
     one_each = rows == other_rows == 1
     if one_each:
         draws = mean + (draws - mean) / np.sqrt(rng.chisquare(n - 1, resamples) / (n - 1))
@@ -199,7 +199,7 @@ def mcnemar(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * chance[1:].sum() + chance[0]))
 
 
-def _unseen(difference: float, n: int, level: float) -> tuple[float, float, float]:
+def unseen_bounds(difference: float, n: int, level: float) -> tuple[float, float, float]:
     """(low, high, p) of a mean difference d that all of n problems show alike.
 
     Problems that show another one, in [−1, 1], are at most a share q = 1 − ((1−level)/2)^(1/n) of all: were they more,

@@ -138,10 +138,22 @@ def load_model(
     return model
 
 
+SIZES = (
+    ("hidden_size", "d_model", "dim", "n_embd"),
+    ("num_hidden_layers", "n_layers", "n_layer"),
+    ("num_attention_heads", "n_heads", "n_head"),
+)
+"""What a config must say, under one of these names: transformers would take a published model's size instead."""
+
+
 def load_config(folder: str) -> Any:
     """A checkpoint's config. Raises UserError where there is none or its model type is unknown."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(folder)
+        if values and (lacking := [names[0] for names in SIZES if not any(values.get(name) for name in names)]):
+            raise UserError(
+                f"config.json lacks {', '.join(lacking)}", where=folder, mend="take the whole config of the checkpoint"
+            )
         if values.get("num_experts") and values.get("model_type") in LLADA_TYPES:
             published = values["model_type"] if values["model_type"] != LLaDAMoEConfig.model_type else None
             return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})

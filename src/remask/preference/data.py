@@ -98,6 +98,8 @@ def pair_example(row: Any, where: str) -> PairExample:
     if before != before_rejected:
         raise UserError("chosen and rejected do not answer the same conversation", where=where)
     prompt = [] if row.get("prompt") is None else conversation(row["prompt"], "prompt", where)
+    if prompt and not any(turn["content"].strip() for turn in prompt):
+        raise UserError("prompt is empty", where=where)
     messages = _joined(prompt, before, where)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
@@ -145,13 +147,17 @@ def build_pairs(
     max_length: int,
     over_long: OverLong,
     on_bad_row: OnBadRow,
+    mask_id: int | None = None,
 ) -> Rows[Pair]:
     """Tokenise pairs, each row of at most `max_length` tokens. Raises UserError naming the row."""
     built = Rows[Pair]([])
     for example in examples:
         try:
-            pair = _tokenised(example, tokenizer, max_length, over_long)
+            pair = _tokenised(example, tokenizer, max_length, over_long, mask_id)
             whole = len(pair) <= max_length
+            if not whole and over_long == "drop":
+                built.dropped += 1
+                continue
             cut = pair.truncated(max_length)
             if cut.chosen.response == cut.rejected.response:
                 raise UserError(
@@ -164,9 +170,6 @@ def build_pairs(
                 raise
             built.skipped.append(str(error))
             continue
-        if not whole and over_long == "drop":
-            built.dropped += 1
-            continue
         built.truncated += not whole
         built.rows.append(cut)
     if not built.rows:
@@ -174,10 +177,16 @@ def build_pairs(
     return built
 
 
-def _tokenised(example: PairExample, tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: OverLong) -> Pair:
+def _tokenised(
+    example: PairExample,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    over_long: OverLong,
+    mask_id: int | None,
+) -> Pair:
     def row(answer: str, name: str) -> Row:
         one = Example(example.messages, answer, f"{example.where}, {name}")
-        return row_of(one, tokenizer, max_length=max_length, over_long=over_long)
+        return row_of(one, tokenizer, max_length=max_length, over_long=over_long, mask_id=mask_id)
 
     return Pair(row(example.chosen, "chosen"), row(example.rejected, "rejected"), example.where)
 

@@ -21,10 +21,10 @@ from remask.training.arguments import training_arguments
 from remask.training.folder import (
     check_engine,
     check_least,
-    refuse_another_config,
+    digest,
+    is_finished,
     rows_per_step,
     starting_point,
-    status_of,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.rows import EpochCallback, tell_faults
@@ -48,10 +48,8 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     check_numbers(config)
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder)
-    if checkpoint is not None:
-        refuse_another_config(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
-    if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
+    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
+    if is_finished(config, folder):
         return already_finished(folder)
     trainer, tokenizer, train = _build(config, folder, objective)
     return carry_out(
@@ -83,7 +81,7 @@ def check_numbers(config: DpoConfig) -> None:
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
         }
     )
-    if not t.num_train_epochs > 0 and config.max_steps is None:
+    if not 0 < t.num_train_epochs < float("inf"):
         raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
     if config.lora.dropout:
         raise UserError(
@@ -109,6 +107,7 @@ def _described(config: DpoConfig, objective: PreferenceObjective, pairs: Rows[Pa
             "truncated": pairs.truncated,
             "dropped": pairs.dropped,
             "skipped": pairs.skipped,
+            "digest": digest((row.prompt, row.response) for pair in pairs.rows for row in (pair.chosen, pair.rejected)),
         },
     }
 
@@ -169,6 +168,7 @@ def _pairs(config: DpoConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Pair],
             max_length=config.canvas.max_length,
             over_long=config.canvas.over_long,
             on_bad_row=config.on_bad_row,
+            mask_id=known.mask_id,
         )
         built.skipped = loaded.skipped + built.skipped
         total = len(loaded.examples) + len(loaded.skipped)

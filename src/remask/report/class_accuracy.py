@@ -96,7 +96,7 @@ def _learned(
 
     change = None
     if bootstrap is not None and before is not None and count:
-        change = bootstrap.difference((after, tokens), (before, tokens))
+        change = bootstrap.share_difference((after, tokens), (before, tokens))
     return Learned(count, share(before), share(after), change)
 
 

@@ -41,10 +41,15 @@ def write_report(
 
     Evaluations are those lying in the run folders and the files named in `evaluations` (such as the starting model's).
     A section whose data are missing is left out, and the page says so. Raises UserError for a folder or file that
-    cannot be read, and where nothing was given. The file appears whole or not at all.
+    cannot be read, for a run given twice, and where nothing was given. The file appears whole or not at all.
     """
     if not run_dirs and not evaluations:
         raise UserError("nothing to report on", mend="give run folders, evaluation files, or both")
+    given: dict[Path, Path] = {}
+    for path in run_dirs:
+        if (place := path.resolve()) in given:
+            raise UserError("the same run is given twice", where=f"{given[place]} and {path}", mend="give it once")
+        given[place] = path
     runs = [load_run(path) for path in run_dirs]
     found = {e.path.resolve(): e for run in runs for e in run.evaluations}
     for path in evaluations:
@@ -55,6 +60,8 @@ def write_report(
 
 def _write(output: Path, page: str) -> Path:
     """The whole page or none."""
+    if output.is_dir():
+        raise UserError("is a folder, not a file", where=str(output), mend="give a file's name")
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from remask.report.curves import fitting
 from remask.report.runs import Run
@@ -62,15 +63,35 @@ def choices(run: Run) -> str:
 
 
 def time_shares(run: Run) -> Cell:
-    """The mean share of each part in the time, as slices of a bar."""
-    shares = [(i, part, mean(run, f"share_{part}")) for i, part in enumerate(PARTS)]
-    known = [(i, part, max(0.0, share)) for i, part, share in shares if share is not None]
+    """Each part's share of all the time, as slices of a bar. Steps without a rollout log no share of its parts: 0."""
+    rows = [row for row in run.metrics if any(_is_number(row.get(f"share_{part}")) for part in PARTS)]
+    seconds = _seconds(rows)
+    known = []
+    for i, part in enumerate(PARTS):
+        shares = [row.get(f"share_{part}") for row in rows]
+        if any(map(_is_number, shares)):
+            spent = sum(s * share for s, share in zip(seconds, shares, strict=True) if _is_number(share))
+            known.append((i, part, max(0.0, spent / sum(seconds))))
     # Rounded shares may come to a little more than the whole bar.
     whole = max(1.0, sum(share for *_, share in known))
     return [
         {"index": str(i), "part": part, "width": percent(share / whole, 2), "shown": percent(share, 0)}
         for i, part, share in known
     ] or "–"
+
+
+def _seconds(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """What each row's steps took, up to a common factor: in seconds, else by the tokens trained on a second, as rows
+    hold about equally many; else the same for all.
+    """
+    for key, sign in (("seconds", 1), ("tokens_per_second", -1)):
+        if all(_is_number(row.get(key)) and row[key] > 0 for row in rows):
+            return [float(row[key]) ** sign for row in rows]
+    return [1.0] * len(rows)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) < float("inf")
 
 
 METHOD = Column("method", lambda run: run.method, "l")

@@ -15,8 +15,8 @@ from remask.rl.completions import Completion
 from remask.rl.prompts import Prompt, columns_of
 from remask.rl.ranks import agreed
 from remask.rl.rewards import OnBad, Reward, score
-from remask.rl.rollout import length_of, row_seed
-from remask.sampling.generate import generate_from_ids
+from remask.rl.rollout import row_seed
+from remask.sampling.generate import generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
 
 

@@ -30,7 +30,7 @@ from remask.rl.policy_loss import Scope
 from remask.rl.prompts import Prompt, PromptOrder, columns_of
 from remask.rl.ranks import agreed
 from remask.rl.rewards import OnBad, Reward, Scores, score
-from remask.sampling.generate import generate_from_ids
+from remask.sampling.generate import generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
 
 
@@ -269,11 +269,6 @@ def row_seed(seed: int, rollout: int, row: int) -> int:
     """The number that an answer's random draws follow from: another for every answer of a group and every rollout."""
     digest = hashlib.blake2b(f"rollout/{seed}/{rollout}/{row}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-
-
-def length_of(ids: Sequence[int], stops: set[int]) -> int:
-    """Tokens up to the first that ends a text, that one included; the whole canvas where there is none."""
-    return next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
 
 
 def until_end(ids: Int[Tensor, "N W"], response: Bool[Tensor, "N W"], stops: Int[Tensor, "S"]) -> Bool[Tensor, "N W"]:

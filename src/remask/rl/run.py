@@ -38,7 +38,7 @@ from remask.sampling.schedule import Decoding
 from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
-from remask.training.folder import check_engine, check_least, refuse_another_config, starting_point, status_of
+from remask.training.folder import check_engine, check_least, digest, is_finished, starting_point
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
@@ -61,10 +61,8 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     check_numbers(config)
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder)
-    if checkpoint is not None:
-        refuse_another_config(config, folder, free=FREE_ON_RESUME)
-    if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
+    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME)
+    if is_finished(config, folder):
         return already_finished(folder)
     trainer, tokenizer, described = _build(config, folder, objective)
     if checkpoint is not None:
@@ -192,7 +190,7 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         )
     except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
-    return trainer, tokenizer, _described(config, objective, decoding, asking, len(prompts), dropped)
+    return trainer, tokenizer, _described(config, objective, decoding, asking, prompts, dropped)
 
 
 def _sampler(
@@ -233,7 +231,7 @@ def _described(
     objective: PolicyObjective,
     decoding: Decoding,
     asking: Asking,
-    prompts: int,
+    prompts: Sequence[Prompt],
     dropped: int,
 ) -> dict[str, Any]:
     """What run.json says of an RL run."""
@@ -242,7 +240,12 @@ def _described(
         "objective": {"name": config.objective, **asdict(objective)},
         "seed": config.seed,
         "model": config.model,
-        "data": {"source": config.data or config.tasks, "prompts": prompts, "dropped": dropped},
+        "data": {
+            "source": config.data or config.tasks,
+            "prompts": len(prompts),
+            "dropped": dropped,
+            "digest": digest([prompt.ids] for prompt in prompts),
+        },
         "rewards": asdict(config.rewards),
         "rollout": {**asdict(config.rollout), "decoding": decoding.described(), **asking.described()},
     }

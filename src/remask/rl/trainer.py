@@ -202,7 +202,7 @@ class PolicyTrainer(Trainer):
             raise UserError(
                 f"the loss is not finite at step {self.state.global_step + 1}",
                 where=self.args.output_dir,
-                mend="the last checkpoint is whole; lower trainer.learning_rate, then --resume auto",
+                mend="start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
             )
 
     def _describe(self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch) -> dict[str, Tensor]:

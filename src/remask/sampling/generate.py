@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +110,14 @@ def generate_from_ids(
             on_batch(min(start + batch_size, len(order)))
     done = [row for row in rows if row is not None]
     texts = [decode_text(tokenizer, row.token_ids, stops) for row in done]
-    tokens = sum(next((i + 1 for i, t in enumerate(r.token_ids) if t in stops), len(r.token_ids)) for r in done)
+    tokens = sum(length_of(row.token_ids, stops) for row in done)
     stats = {**totals, "tokens": tokens, "prompts": len(done), "decoding": decoding.described()}
     return Generated(texts, [row.token_ids for row in done], done, stats)
+
+
+def length_of(ids: Sequence[int], stops: Container[int]) -> int:
+    """Tokens up to the first that ends a text, that one included; the whole canvas where there is none."""
+    return next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))
 
 
 def encode_prompts(

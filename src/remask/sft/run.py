@@ -32,10 +32,10 @@ from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
     check_engine,
     check_least,
-    refuse_another_config,
+    digest,
+    is_finished,
     rows_per_step,
     starting_point,
-    status_of,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
 from remask.training.rows import EpochCallback, tell_faults
@@ -61,11 +61,11 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     objective = resolve(config.objective, **config.choices.given())
     if config.probe.policy == "frozen" and not objective.uses_probe and not quiet:
         print(f"{config.objective} reads no importance: probe.policy frozen changes nothing", file=sys.stderr)
+    if config.probe.every and config.probe.policy != "frozen" and not quiet:
+        print("probe.every has no effect: probe.policy is not frozen", file=sys.stderr)
     folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder)
-    if checkpoint is not None:
-        refuse_another_config(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
-    if checkpoint is None and config.resume and (folder / "run.json").exists() and status_of(folder) == "finished":
+    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
+    if is_finished(config, folder):
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
     by_class = ClassAccuracy(trainer, tokenizer, folder)
@@ -115,7 +115,7 @@ def check_numbers(config: SftConfig) -> None:
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
         }
     )
-    if not t.num_train_epochs > 0 and config.max_steps is None:
+    if not 0 < t.num_train_epochs < float("inf"):
         raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
     if config.eval_data is not None and config.eval_data == config.data and "generated:" not in config.data:
         print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
@@ -140,6 +140,7 @@ def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[
             "truncated": rows.truncated,
             "dropped": rows.dropped,
             "skipped": rows.skipped,
+            "digest": digest((row.prompt, row.response) for row in rows.rows),
         },
     }
 
@@ -210,6 +211,7 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], R
             max_length=config.canvas.max_length,
             over_long=config.canvas.over_long,
             on_bad_row=config.on_bad_row,
+            mask_id=known.mask_id,
         )
         built.skipped = loaded.skipped + built.skipped
         total = len(loaded.examples) + len(loaded.skipped)

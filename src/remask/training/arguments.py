@@ -64,10 +64,23 @@ def training_arguments(
         raise UserError(
             f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
         )
+    if unused := sorted(set(engine.extra) & UNUSED):
+        raise UserError(f"trainer.extra: {', '.join(unused)}: has no effect on these losses", mend="leave it out")
     try:
-        return TrainingArguments(**{**_of_engine(), **values, **engine.extra})
+        arguments = TrainingArguments(**{**_of_engine(), **values, **engine.extra})
+        torch.optim.AdamW(
+            [torch.zeros(1)],
+            lr=arguments.learning_rate,
+            betas=(arguments.adam_beta1, arguments.adam_beta2),
+            eps=arguments.adam_epsilon,
+        )
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see --help") from error
+    return arguments
+
+
+UNUSED = frozenset({"label_smoothing_factor", "neftune_noise_alpha", "group_by_length"})
+"""Arguments of transformers' that are read by parts of its trainer which Remask's replace."""
 
 
 def _of_engine() -> dict[str, Any]:

@@ -32,7 +32,7 @@ class FiniteGradientCallback(TrainerCallback):
             raise UserError(
                 f"the gradient is not finite at step {state.global_step + 1}",
                 where=args.output_dir,
-                mend="the last checkpoint is whole; lower trainer.learning_rate, then --resume auto",
+                mend="start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
             )
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from remask.errors import UserError
-from remask.files import write_atomically
+from remask.files import let_others_read, write_atomically
 
 MANIFEST = "remask_manifest.json"
 
@@ -23,6 +23,7 @@ def _digest(path: Path) -> str:
 
 def seal(folder: Path) -> None:
     """Write the manifest: size and digest of every file of a finished checkpoint."""
+    let_others_read(folder)
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": _digest(path)}
         for path in sorted(folder.rglob("*"))

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import PartialState
 
 from remask import config as configs
 from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
-from remask.files import write_atomically
+from remask.files import refuse_unwritable_folder, write_atomically
 from remask.models.load import pick_device
-from remask.training.checkpoints import checkpoints, find
+from remask.training.checkpoints import checkpoints, find, step_of
 
 
 class RunConfig(Protocol):
     """What the config of every kind of run has."""
 
     @property
+    def model(self) -> str: ...
+    @property
     def output_dir(self) -> str: ...
+    @property
+    def max_steps(self) -> int | None: ...
     @property
     def resume(self) -> str | None: ...
     @property
@@ -43,6 +51,13 @@ def check_least(least: dict[str, tuple[float | None, float]]) -> None:
             raise UserError(f"{name} = {value}", mend=f"it is {low} or more")
 
 
+def check_finite(values: dict[str, float]) -> None:
+    """Raises UserError for a value that is infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} = {value}", mend="give a number")
+
+
 def check_engine(config: RunConfig) -> None:
     """Raises UserError for a setting, common to all runs, that is out of its range."""
     t = config.trainer
@@ -52,6 +67,7 @@ def check_engine(config: RunConfig) -> None:
             "lora.dropout": (config.lora.dropout, 0),
             "trainer.learning_rate": (t.learning_rate, 0),
             "trainer.weight_decay": (t.weight_decay, 0),
+            "trainer.warmup_steps": (t.warmup_steps, 0),
             "trainer.max_grad_norm": (t.max_grad_norm, 0),
             "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, 1),
             "trainer.logging_steps": (t.logging_steps, 1),
@@ -60,12 +76,14 @@ def check_engine(config: RunConfig) -> None:
             "trainer.save_total_limit": (t.save_total_limit, 2),  # the old one goes before the new one is sealed
         }
     )
+    check_finite({f"trainer.{name}": getattr(t, name) for name in ("learning_rate", "weight_decay", "warmup_steps")})
+    if not config.output_dir.strip():
+        raise UserError("output_dir is empty", mend="name a folder for the run")
     if config.lora.rank and (not config.lora.dropout < 1 or not config.lora.targets):
         raise UserError("lora.dropout is not below 1, or lora.targets is empty", mend="see --help")
     if config.resume and config.overwrite:
         raise UserError("both resume and overwrite are set", mend="give one of them")
-    if Path(config.output_dir).exists() and not Path(config.output_dir).is_dir():
-        raise UserError("is a file, not a folder", where=config.output_dir, mend="give another output_dir")
+    refuse_unwritable_folder(config.output_dir)
 
 
 FREE_ON_RESUME = frozenset(
@@ -140,15 +158,92 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def starting_point(config: RunConfig, folder: Path) -> Path | None:
-    """The checkpoint to resume from. Raises UserError for a folder with a run and neither resume nor overwrite."""
-    if config.resume:
-        return find(folder, config.resume)
-    if not config.overwrite and ((folder / "run.json").exists() or checkpoints(folder)):
+def starting_point(
+    config: RunConfig, folder: Path, *, free: frozenset[str] = frozenset(), rows: int | None = None
+) -> Path | None:
+    """The checkpoint to resume from; None where the run begins.
+
+    Raises UserError for a folder that holds a run or a model and neither resume nor overwrite, and for a checkpoint of
+    a run with other settings (`refuse_another_config`) or past the run's end.
+    """
+    if not config.resume:
+        refuse_taken(config, folder)
+        return None
+    checkpoint = find(folder, config.resume)
+    if checkpoint is None:
+        return None
+    if not (checkpoint.parent / "config.yaml").exists():
+        raise UserError(
+            "no config.yaml beside the checkpoint says how it was trained",
+            where=str(checkpoint),
+            mend="resume it in the folder of its run",
+        )
+    refuse_another_config(config, checkpoint.parent, free=free, rows=rows)
+    if config.max_steps is not None and step_of(checkpoint) > config.max_steps:
+        raise UserError(
+            f"the checkpoint is past max_steps = {config.max_steps}",
+            where=str(checkpoint),
+            mend="raise max_steps, or --resume an earlier checkpoint",
+        )
+    return checkpoint
+
+
+def refuse_taken(config: RunConfig, folder: Path) -> None:
+    """Raises UserError where a run that begins would replace another, or a model."""
+    if folder.resolve() == Path(config.model).resolve():
+        raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
+    if config.overwrite:
+        return
+    if (folder / "run.json").exists() or checkpoints(folder):
         raise UserError(
             "holds a run already", where=str(folder), mend="--resume auto goes on with it, --overwrite starts anew"
         )
-    return None
+    if any(any(folder.glob(name)) for name in MODEL):
+        raise UserError("holds a model", where=str(folder), mend="give another output_dir, or --overwrite")
+
+
+def is_finished(config: RunConfig, folder: Path) -> bool:
+    """Whether `--resume auto` has nothing to do: every step is done and the model is there.
+
+    Raises UserError where a finished run is to be longer and kept no checkpoint, or is to be shorter than it was.
+    """
+    if config.resume != "auto" or status_of(folder) != "finished" or not (folder / "config.yaml").exists():
+        return False
+    was = configs.load(type(config), folder / "config.yaml").max_steps
+    if was == config.max_steps:
+        return any(folder.glob("*.safetensors"))
+    if was is not None and config.max_steps is not None and config.max_steps < was:
+        raise UserError(
+            f"max_steps = {config.max_steps}: the run finished with {was}", where=str(folder), mend="raise max_steps"
+        )
+    if not checkpoints(folder):
+        raise UserError(
+            f"finished (max_steps {was}) and kept no checkpoint to go on from",
+            where=str(folder),
+            mend=f"train from it: --model {folder} and another output_dir",
+        )
+    return False
+
+
+def refuse_other_data(described: dict[str, Any], checkpoint: Path) -> None:
+    """Raises UserError where the checkpoint's run was trained on other rows, whatever their source is called."""
+    data = described["data"]
+    before = _recorded(checkpoint.parent).get("data", {}).get("digest")
+    if before is not None and before != data["digest"]:
+        raise UserError(
+            f"{data['source']} is not what the run began with: its rows have changed",
+            where=str(checkpoint.parent),
+            mend="bring the data back as they were, or start anew with --overwrite",
+        )
+
+
+def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:
+    """One short name for rows of token sequences, in their order."""
+    found = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        for tokens in row:
+            found.update(len(tokens).to_bytes(8, "little") + np.asarray(tokens, dtype=np.int64).tobytes())
+    return found.hexdigest()
 
 
 def status_of(folder: Path) -> str | None:
@@ -169,13 +264,22 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
     if fresh and config.overwrite:
         for old in checkpoints(folder):
             shutil.rmtree(old)
-        shutil.rmtree(folder / "probe", ignore_errors=True)
+        for kept in ("probe", "runs"):  # what entropies were read, and tensorboard's curves
+            shutil.rmtree(folder / kept, ignore_errors=True)
         for name in WRITTEN:
             for old in folder.glob(name):
                 old.unlink()
     write_atomically(folder / "config.yaml", configs.dump(replace(config, resume=None, overwrite=False)))
 
 
+MODEL = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
 WRITTEN = (
     "metrics.jsonl",
     "completions.jsonl",
@@ -184,12 +288,7 @@ WRITTEN = (
     "class_accuracy.json",
     "inspect.json",
     "eval.json",
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    *MODEL,
 )
 """What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
 instead of the new weights."""
@@ -198,8 +297,11 @@ instead of the new weights."""
 class Record:
     """`run.json`: what was run, on what, and how it ended. `described` is what its kind of run says of itself."""
 
-    def __init__(self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool) -> None:
+    def __init__(
+        self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool, resumed: bool = False
+    ) -> None:
         self.folder, self.enabled = folder, enabled
+        self.before = float(_recorded(folder).get("seconds", 0.0)) if resumed else 0.0
         self.values: dict[str, Any] = {
             "kind": "remask.run",
             **described,
@@ -212,5 +314,5 @@ class Record:
     def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
         if not self.enabled:
             return
-        values = self.values | {"status": status, "seconds": round(seconds, 2), "metrics": metrics or {}}
+        values = self.values | {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
         write_atomically(self.folder / "run.json", json.dumps(values, indent=1))

@@ -73,7 +73,7 @@ def refuse_nonfinite(trainer: Trainer, values: Tensor, rows: Sequence[Placed]) -
         raise UserError(
             f"the loss is not finite at step {trainer.state.global_step + 1}, on {named}",
             where=trainer.args.output_dir,
-            mend="the last checkpoint is whole; see those rows or lower trainer.learning_rate, then --resume auto",
+            mend="see those rows, or start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
         )
 
 

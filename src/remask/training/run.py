@@ -21,7 +21,7 @@ from remask.training.callbacks import (
     SealCallback,
     StopCallback,
 )
-from remask.training.folder import Record, prepare_folder
+from remask.training.folder import Record, prepare_folder, refuse_other_data
 from remask.training.sharding import (
     refuse_another_engine,
     refuse_to_lose_the_model,
@@ -65,13 +65,14 @@ def carry_out(
     refuse_to_lose_the_model(trainer)
     if checkpoint is not None:
         refuse_another_engine(trainer, checkpoint)
+        refuse_other_data(described, checkpoint)
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
     if main:
         prepare_folder(config, folder, fresh=checkpoint is None)
     PartialState().wait_for_everyone()
     progress_callback, stop = ProgressCallback(label, enabled=not quiet), StopCallback()
-    record = Record(folder, described, device=config.device, enabled=main)
+    record = Record(folder, described, device=config.device, enabled=main, resumed=checkpoint is not None)
     try:
         own = begin(progress_callback)
         for callback in (

@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.integrations import deepspeed as integration
 
 from remask.errors import UserError
+from remask.files import let_others_read
 from remask.training.shards import units_of, zero3
 
 T = TypeVar("T")
@@ -102,11 +103,13 @@ def save_whole(trainer: Trainer, folder: Path) -> None:
     """The model in the hub's layout, also where checkpoints are sharded. All processes take part; the first writes."""
     if not trainer.is_fsdp_enabled:
         trainer.save_model(str(folder))
-        return
-    weights = trainer.accelerator.get_state_dict(trainer.model)
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        if trainer.is_world_process_zero():
+            model: Any = trainer.accelerator.unwrap_model(trainer.model)
+            model.save_pretrained(folder, state_dict=weights)
     if trainer.is_world_process_zero():
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(folder, state_dict=weights)
+        let_others_read(folder)
 
 
 def shares(jobs: Sequence[T], rank: int, world: int) -> list[tuple[T, bool]]:
