@@ -326,3 +326,11 @@ def test_a_finished_run_is_not_overwritten_unasked(make_config: MakeConfig) -> N
         run_sft(config, quiet=True)
     assert run_sft(replace(config, resume="auto"), quiet=True).metrics == {}
     assert run_sft(replace(config, overwrite=True), quiet=True).finished
+
+
+def test_rows_beyond_the_models_positions_are_told_of(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(model="tiny-direct", canvas=CanvasConfig(max_length=700, fill="max"), max_steps=1)
+    run_sft(config, quiet=True)
+    assert "rows of up to 700 tokens go beyond the" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
-from remask.training.rows import EpochCallback, tell_faults
+from remask.training.rows import EpochCallback, tell_beyond, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
@@ -136,6 +136,7 @@ def _build(
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _pairs(config, tokenizer, known)
+    tell_beyond(model, config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows)))
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     collator = PairCollator(
         fill, known.eos_ids[0], config.canvas.max_length, config.seed, objective.draws, objective.shared_noise

@@ -38,7 +38,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
-from remask.training.rows import EpochCallback, tell_faults
+from remask.training.rows import EpochCallback, tell_beyond, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 from remask.training.sharding import whole
 
@@ -174,6 +174,7 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _rows(config, tokenizer, known)
+    tell_beyond(model, config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows)))
     compares = objective.uses_reference_model and not config.lora.rank  # with LoRA the reference is the base
     reference = frozen_copy(model).to(args.device) if compares else None
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
