@@ -147,7 +147,7 @@ class PolicyTrainer(Trainer):
 
         None where a run goes on from its very end: the engine, whose epochs never end, would take one step more.
         """
-        if self.state.global_step >= self.state.max_steps:
+        if 0 < self.state.max_steps <= self.state.global_step:
             return [], None
         self._step_started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
