@@ -80,7 +80,7 @@ class PreferenceTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of one optimiser step, and the number of pairs in all of them and on all ranks."""
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: the engine would take one step more
+        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: one more would be taken
             return [], None
         self._step_started = time.perf_counter()
         tensors, _ = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -103,7 +103,7 @@ class SftTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of one optimiser step, corrupted, and N counted over all of them and all ranks."""
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: the engine would take one step more
+        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: one more would be taken
             return [], None
         self._step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
