@@ -30,13 +30,14 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     refuse_unwritable(config.json)
-    refuse_taken(config)
+    shard = Shard.from_environment()
+    if shard.rank == 0:  # which alone writes; where all answers are there it may be done before others look
+        refuse_taken(config)
     template = read_template(config.prompt_template)
     benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
     arm, run_seed = identity(config.adapter or config.model)
-    shard = Shard.from_environment()
     if shard.world > 1 and not config.json:
         raise UserError("several processes meet at the record's file", mend="give --json FILE")
     model, tokenizer = load(
