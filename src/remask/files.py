@@ -49,4 +49,5 @@ def let_others_read(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~mask)
+        with suppress(OSError):  # of a file system that knows no permissions
+            path.chmod(0o666 & ~mask)

@@ -190,6 +190,27 @@ def test_a_tour_into_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert f"{file}: is a file, not a folder" in capsys.readouterr().err
 
 
+def test_a_tour_may_write_over_a_tour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--n",
+        "2",
+        "--rows",
+        "4",
+        "--objectives",
+        "sft",
+        "--seeds",
+        "0",
+        "--max-steps",
+        "1",
+        "--reinforce",
+        "none",
+        "--output-dir",
+    ]
+    for _ in range(2):
+        assert main(["tour", *flags, str(tmp_path / "tour")]) == 0
+        assert "tour/report.html" in capsys.readouterr().out
+
+
 def test_inspect_colours_writes_json_and_html(
     checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

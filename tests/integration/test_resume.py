@@ -217,8 +217,9 @@ def test_a_checkpoint_goes_on_elsewhere_with_the_settings_of_its_own_run_only(do
     assert not (tmp_path / "elsewhere").exists()
     run_sft(elsewhere, quiet=True)
     shutil.copytree(checkpoint, tmp_path / "alone" / "checkpoint-5")
+    alone = replace(elsewhere, resume=str(tmp_path / "alone" / "checkpoint-5"), output_dir=str(tmp_path / "new"))
     with pytest.raises(UserError, match=r"no config\.yaml beside the checkpoint"):
-        run_sft(replace(elsewhere, resume=str(tmp_path / "alone" / "checkpoint-5"), overwrite=False), quiet=True)
+        run_sft(alone, quiet=True)
 
 
 @pytest.mark.parametrize("change", ["a word", "fewer rows"])
@@ -250,3 +251,51 @@ def test_weights_can_be_read_by_whom_the_rest_can(done: SftConfig) -> None:
     folder = Path(done.output_dir)
     other = (folder / "run.json").stat().st_mode
     assert all(path.stat().st_mode == other for path in folder.rglob("*.safetensors"))
+
+
+def test_overwriting_takes_tensorboards_curves_and_no_other_runs(done: SftConfig, tmp_path: Path) -> None:
+    folder = Path(done.output_dir)
+    for name in ("runs/Nov27_host/events.out.tfevents.1", "runs/mine/model.safetensors"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("x")
+    run_sft(replace(done, overwrite=True, max_steps=1), quiet=True)
+    assert not (folder / "runs" / "Nov27_host").exists()
+    assert (folder / "runs" / "mine" / "model.safetensors").exists()
+
+
+def test_resuming_replaces_no_model_and_no_other_run(done: SftConfig, tmp_path: Path) -> None:
+    """Where there is nothing to go on with, a resumed run is one that begins."""
+    other, checkpoint = tmp_path / "other", Path(done.output_dir) / "checkpoint-5"
+    run_sft(replace(done, output_dir=str(other), max_steps=1), quiet=True)
+    elsewhere = replace(done, output_dir=str(other), max_steps=6)
+    with pytest.raises(UserError, match="holds a run already"):
+        run_sft(replace(elsewhere, resume=str(checkpoint)), quiet=True)
+    (other / "run.json").unlink()
+    shutil.rmtree(other / "checkpoint-1", ignore_errors=True)
+    with pytest.raises(UserError, match="holds a model"):
+        run_sft(replace(elsewhere, resume="auto"), quiet=True)
+    with pytest.raises(UserError, match="is the model to train from"):
+        run_sft(replace(elsewhere, model=str(other), resume="auto"), quiet=True)
+
+
+def test_a_finished_run_is_that_of_its_settings(done: SftConfig) -> None:
+    shutil.rmtree(Path(done.output_dir) / "checkpoint-5")
+    with pytest.raises(UserError, match="cannot resume with other settings: objective was 'sft', is 'gift'"):
+        run_sft(replace(done, objective="gift", resume="auto"), quiet=True)
+
+
+def test_a_run_that_begins_leaves_the_process_group_to_its_arguments(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which know its timeout and backend."""
+
+    class BegunError(Exception):
+        pass
+
+    def arguments(*_: Any, **__: Any) -> None:
+        raise BegunError
+
+    monkeypatch.setattr("remask.sft.run.training_arguments", arguments)
+    monkeypatch.setattr("remask.training.folder.PartialState", lambda **_: pytest.fail("too early"))
+    with pytest.raises(BegunError):
+        run_sft(make_config(), quiet=True)

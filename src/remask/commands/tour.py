@@ -132,13 +132,16 @@ def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
     (folder / "start").mkdir(parents=True, exist_ok=True)
     files = [folder / "start" / "eval.json"]
     announce(f"evaluating {base.model} as it is")
-    evaluate_model(EvalConfig(model=base.model, n=config.n, json=str(files[0]), batch_size=50), label="start")
+    evaluate_model(
+        EvalConfig(model=base.model, n=config.n, json=str(files[0]), batch_size=50, overwrite=True), label="start"
+    )
 
     def evaluate(output: Path, name: str, seed: int) -> None:
         announce(f"evaluating {name}, seed {seed}")
         files.append(output / "eval.json")
         evaluate_model(
-            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50), label=f"{name}, seed {seed}"
+            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50, overwrite=True),
+            label=f"{name}, seed {seed}",
         )
 
     for seed, objective in [(seed, objective) for seed in config.seeds for objective in config.objectives]:

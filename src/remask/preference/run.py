@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     check_numbers(config)
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
-    if is_finished(config, folder):
+    rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up
+    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows)
+    if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
         return already_finished(folder)
     trainer, tokenizer, train = _build(config, folder, objective)
     return carry_out(

@@ -62,7 +62,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
     checkpoint = starting_point(config, folder, free=FREE_ON_RESUME)
-    if is_finished(config, folder):
+    if is_finished(config, folder, free=FREE_ON_RESUME):
         return already_finished(folder)
     trainer, tokenizer, described = _build(config, folder, objective)
     if checkpoint is not None:

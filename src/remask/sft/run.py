@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,8 +65,9 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     if config.probe.every and config.probe.policy != "frozen" and not quiet:
         print("probe.every has no effect: probe.policy is not frozen", file=sys.stderr)
     folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows_per_step(config))
-    if is_finished(config, folder):
+    rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up
+    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows)
+    if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
     by_class = ClassAccuracy(trainer, tokenizer, folder)

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +115,9 @@ def rows_per_step(config: RunConfig) -> int:
     return t.per_device_train_batch_size * t.gradient_accumulation_steps * processes
 
 
-def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str], rows: int | None = None) -> None:
+def refuse_another_config(
+    config: Any, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
+) -> None:
     """Raises UserError where the run to go on with was started with other settings than `free` ones, naming them, or
     with another number of rows in an optimiser step. Any number of processes may share those out where the run's record
     says that it makes no difference.
@@ -123,10 +126,11 @@ def refuse_another_config(config: Any, folder: Path, *, free: frozenset[str], ro
     if not path.exists():
         return
     recorded = _recorded(folder)
-    stored = recorded.get("rows_per_step", rows)
-    if rows is not None and stored != rows:
+    own = rows() if rows is not None else None
+    stored = recorded.get("rows_per_step", own)
+    if own is not None and stored != own:
         raise UserError(
-            f"cannot resume with steps of {rows} rows: they had {stored}",
+            f"cannot resume with steps of {own} rows: they had {stored}",
             where=str(folder),
             mend="trainer.per_device_train_batch_size × trainer.gradient_accumulation_steps × processes must be "
             f"{stored}",
@@ -159,17 +163,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def starting_point(
-    config: RunConfig, folder: Path, *, free: frozenset[str] = frozenset(), rows: int | None = None
+    config: RunConfig, folder: Path, *, free: frozenset[str] = frozenset(), rows: Callable[[], int] | None = None
 ) -> Path | None:
     """The checkpoint to resume from; None where the run begins.
 
-    Raises UserError for a folder that holds a run or a model and neither resume nor overwrite, and for a checkpoint of
-    a run with other settings (`refuse_another_config`) or past the run's end.
+    Raises UserError for a folder that holds a run or a model which nobody said may go, and for a checkpoint of a run
+    with other settings (`refuse_another_config`) or past the run's end.
     """
-    if not config.resume:
+    if folder.resolve() == Path(config.model).resolve():
+        raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
+    checkpoint = find(folder, config.resume) if config.resume else None
+    if checkpoint is None or checkpoint.parent.resolve() != folder.resolve():
         refuse_taken(config, folder)
-        return None
-    checkpoint = find(folder, config.resume)
     if checkpoint is None:
         return None
     if not (checkpoint.parent / "config.yaml").exists():
@@ -189,26 +194,31 @@ def starting_point(
 
 
 def refuse_taken(config: RunConfig, folder: Path) -> None:
-    """Raises UserError where a run that begins would replace another, or a model."""
-    if folder.resolve() == Path(config.model).resolve():
-        raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
+    """Raises UserError where a run that begins would replace another, or a model. With `--resume auto` it may begin
+    again what never came to a checkpoint.
+    """
     if config.overwrite:
         return
-    if (folder / "run.json").exists() or checkpoints(folder):
+    begun = (folder / "run.json").exists()
+    if config.resume != "auto" and (begun or checkpoints(folder)):
         raise UserError(
             "holds a run already", where=str(folder), mend="--resume auto goes on with it, --overwrite starts anew"
         )
-    if any(any(folder.glob(name)) for name in MODEL):
+    if not begun and any(any(folder.glob(name)) for name in WEIGHTS):
         raise UserError("holds a model", where=str(folder), mend="give another output_dir, or --overwrite")
 
 
-def is_finished(config: RunConfig, folder: Path) -> bool:
+def is_finished(
+    config: RunConfig, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
+) -> bool:
     """Whether `--resume auto` has nothing to do: every step is done and the model is there.
 
-    Raises UserError where a finished run is to be longer and kept no checkpoint, or is to be shorter than it was.
+    Raises UserError where a finished run had other settings, is to be longer and kept no checkpoint, or is to be
+    shorter than it was.
     """
     if config.resume != "auto" or status_of(folder) != "finished" or not (folder / "config.yaml").exists():
         return False
+    refuse_another_config(config, folder, free=free, rows=rows)
     was = configs.load(type(config), folder / "config.yaml").max_steps
     if was == config.max_steps:
         return any(folder.glob("*.safetensors"))
@@ -264,22 +274,18 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
     if fresh and config.overwrite:
         for old in checkpoints(folder):
             shutil.rmtree(old)
-        for kept in ("probe", "runs"):  # what entropies were read, and tensorboard's curves
-            shutil.rmtree(folder / kept, ignore_errors=True)
+        shutil.rmtree(folder / "probe", ignore_errors=True)
+        for old in folder.glob("runs/*/events.out.tfevents*"):  # tensorboard's curves, and nothing else of that name
+            old.unlink()
+            with suppress(OSError):
+                old.parent.rmdir()
         for name in WRITTEN:
             for old in folder.glob(name):
                 old.unlink()
     write_atomically(folder / "config.yaml", configs.dump(replace(config, resume=None, overwrite=False)))
 
 
-MODEL = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-)
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 WRITTEN = (
     "metrics.jsonl",
     "completions.jsonl",
@@ -288,7 +294,12 @@ WRITTEN = (
     "class_accuracy.json",
     "inspect.json",
     "eval.json",
-    *MODEL,
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 )
 """What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
 instead of the new weights."""
