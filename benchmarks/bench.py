@@ -30,7 +30,7 @@ import sampling_speed
 import scaling
 import sft_speed
 import torch
-from measure import Figure, in_turns, release, table
+from measure import Figure, in_turns, ratio, release, table
 from shapes import LAPTOP, LLADA_8B, WIDE
 
 from remask.environment import hardware, versions
@@ -48,9 +48,22 @@ def start_up(rounds: int) -> list[Figure]:
         rounds=max(5, rounds),
     )
     middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    imports = {"waits": "from remask.imports import uncollected\nwith uncollected(): import remask.sft.run"}
+    imports["works"] = "import remask.sft.run"
+    loads = in_turns(
+        {
+            name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+            for name, code in imports.items()
+        },
+        rounds=rounds,
+    )
     return [
         Figure("start-up", "remask --help", middle["help"], unit="s", bar=0.3, more_is_better=False),
         Figure("start-up", "python -c ''", middle["python"], unit="s", more_is_better=False),
+        Figure(
+            "start-up", "what `remask sft` imports", statistics.median(loads["waits"]), unit="s", more_is_better=False
+        ),
+        Figure("start-up", "without the collector's work, against with it", *ratio(loads["works"], loads["waits"])),
     ]
 
 

@@ -25,8 +25,7 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
     canvas = canvas_of(ROWS, shape, pad, device)
     ids, response = canvas.ids, canvas.corruptible
     noise = draws(2, canvas)
-    n = response.sum(-1)
-    masks = [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in noise]
+    masks = masks_of(noise, response)
     kept: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -55,6 +54,12 @@ def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Fig
         ),
         *(pairs_together(model.train(), canvas_of(rows, shape, pad, device), rounds) for rows in (1, ROWS)),
     ]
+
+
+def masks_of(noise: list[Noise], response: torch.Tensor) -> list[torch.Tensor]:
+    """What each draw masks, by the published rule, from Remask's noise."""
+    n = response.sum(-1)
+    return [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in noise]
 
 
 def canvas_of(rows: int, shape: Shape, pad: int, device: str) -> Canvas:

@@ -8,13 +8,12 @@ from typing import Any
 
 import textbook
 import torch
+from likelihood_speed import masks_of
 from measure import Figure, in_turns, peak_memory, ratio
 from sft_speed import adamw, mixed, with_adapters
 from shapes import LAPTOP, Shape, build, gsm8k_like, print_figures
 from transformers import TrainingArguments
 
-from remask.diffusion.corruption import exact_count_mask
-from remask.diffusion.likelihood import unit_time
 from remask.rl.batches import Plan, PolicyBatch
 from remask.rl.presets import resolve
 from remask.rl.reference import Reference
@@ -52,7 +51,7 @@ def rollout(shape: Shape, pad: int, rows: int = ROWS) -> Rollout:
 class Ours:
     """What `remask rl` does between two rollouts."""
 
-    def __init__(self, model: Any, made: Rollout, folder: str, *, passes: int = PASSES, whole: bool = False) -> None:
+    def __init__(self, model: Any, made: Rollout, folder: str, *, whole: bool = False) -> None:
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
         sampler: Any = SimpleNamespace(seed=0, completions=2)  # the rollout is there
         self.trainer = PolicyTrainer(
@@ -60,7 +59,7 @@ class Ours:
             arguments,
             objective=resolve("espo"),
             sampler=sampler,
-            plan=Plan(rows=len(made.ids), passes=passes, minibatches=1, batch_size=len(made.ids)),
+            plan=Plan(rows=len(made.ids), passes=PASSES, minibatches=1, batch_size=len(made.ids)),
             mask_id=model.config.mask_token_id,
             reference=Reference(model),
             whole_backward=whole,
@@ -88,7 +87,7 @@ class Plain:
 
     def __init__(self, model: Any, batches: list[PolicyBatch], optimizer: torch.optim.Optimizer) -> None:
         self.model, self.batches, self.optimizer = model, batches, optimizer
-        self.masks = [masks_of(batch) for batch in batches]
+        self.masks = [masks_of(batch.noise, batch.canvas.corruptible) for batch in batches]
         self.pad = model.config.pad_token_id
 
     def elbo(self, number: int) -> torch.Tensor:
@@ -124,15 +123,12 @@ def updated(model: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def masks_of(batch: PolicyBatch) -> list[torch.Tensor]:
-    """What each draw masks, by the published rule, from the same noise."""
-    response = batch.canvas.corruptible
-    n = response.sum(-1)
-    return [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in batch.noise]
+def part_of(shape: Shape) -> str:
+    return f"ESPO's updates, LoRA: {shape.name}, {ROWS} answers of {CANVAS}, K = 2, {PASSES} passes"
 
 
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
-    part = f"ESPO's updates, LoRA: {shape.name}, {ROWS} answers of {CANVAS}, K = 2, {PASSES} passes"
+    part = part_of(shape)
     model = with_adapters(build(shape, device=device))
     made = rollout(shape, model.config.pad_token_id)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +173,7 @@ def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
 
 def variants(rounds: int, shape: Shape, device: str) -> list[Figure]:
     """The gradient draw by draw against that of all draws at once."""
-    part = f"ESPO's updates, LoRA: {shape.name}, {ROWS} answers of {CANVAS}, K = 2, {PASSES} passes"
+    part = part_of(shape)
     model = with_adapters(build(shape, device=device))
     made = rollout(shape, model.config.pad_token_id)
     with tempfile.TemporaryDirectory() as folder:

@@ -134,6 +134,7 @@ def test_what_is_logged_and_recorded(make_dpo: MakeDpo, pair_data: tuple[Path, P
         "grad_norm_mean",
         "grad_norm_std",
         "grad_norm_max",
+        "seconds",
         "tokens_per_second",
         "share_reference",
         "learning_rate",

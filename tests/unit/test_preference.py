@@ -411,7 +411,7 @@ def test_every_format_of_pairs(row: dict[str, Any], messages: Any, tmp_path: Pat
         ({**GOOD, "chosen": 2}, "chosen is neither text nor a list of messages"),
         ({**GOOD, "prompt": 2}, "prompt is neither text nor a list of messages"),
         ({"chosen": "2", "rejected": "3"}, "there is no prompt"),
-        ({**GOOD, "prompt": " "}, "prompt is empty"),
+        ({**GOOD, "prompt": " "}, "there is no prompt"),
         ({"prompt": [], "chosen": [TWO], "rejected": [THREE]}, "there is no prompt"),
         ({"chosen": [USER, TWO], "rejected": [SYSTEM, USER, THREE]}, "do not answer the same conversation"),
         ({"chosen": [USER], "rejected": [USER, THREE]}, "chosen does not end with an assistant's turn"),

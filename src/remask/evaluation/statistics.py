@@ -180,7 +180,7 @@ def paired_difference(
     # A resample that equals the observed difference up to rounding is as extreme as it, and counts.
     extreme = int((np.abs(draws - mean) >= abs(mean) - 1e-12).sum())
     p_value = (1 + extreme) / (1 + resamples)
-    if one_each and np.isin(arms[0] if paired_seeds else left - right, (-1.0, 0.0, 1.0)).all():
+    if one_each and np.isin(left - right, (-1.0, 0.0, 1.0)).all():
         p_value = max(p_value, mcnemar(int((left > right).sum()), int((left < right).sum())))
     if p_value >= 1.0 - level:
         low, high = min(low, 0.0), max(high, 0.0)

@@ -98,8 +98,6 @@ def pair_example(row: Any, where: str) -> PairExample:
     if before != before_rejected:
         raise UserError("chosen and rejected do not answer the same conversation", where=where)
     prompt = [] if row.get("prompt") is None else conversation(row["prompt"], "prompt", where)
-    if prompt and not any(turn["content"].strip() for turn in prompt):
-        raise UserError("prompt is empty", where=where)
     messages = _joined(prompt, before, where)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
@@ -128,7 +126,7 @@ def _spoken(text: str) -> list[Message]:
 
 def _joined(prompt: list[Message], before: list[Message], where: str) -> list[Message]:
     """The whole conversation up to the answer. Data sets often give `prompt` and repeat it in the conversation."""
-    if not prompt and not before:
+    if not any(turn["content"].strip() for turn in prompt + before):
         raise UserError(
             "there is no prompt", where=where, mend="give prompt, or chosen and rejected that begin with it"
         )

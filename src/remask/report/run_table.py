@@ -65,7 +65,8 @@ def choices(run: Run) -> str:
 def time_shares(run: Run) -> Cell:
     """Each part's share of all the time, as slices of a bar. Steps without a rollout log no share of its parts: 0."""
     rows = [row for row in run.metrics if any(_is_number(row.get(f"share_{part}")) for part in PARTS)]
-    seconds = _seconds(rows)
+    # Runs that were made before steps' seconds were logged count every row alike.
+    seconds = [row["seconds"] if _is_number(row.get("seconds")) else 1.0 for row in rows]
     known = []
     for i, part in enumerate(PARTS):
         shares = [row.get(f"share_{part}") for row in rows]
@@ -78,16 +79,6 @@ def time_shares(run: Run) -> Cell:
         {"index": str(i), "part": part, "width": percent(share / whole, 2), "shown": percent(share, 0)}
         for i, part, share in known
     ] or "–"
-
-
-def _seconds(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """What each row's steps took, up to a common factor: in seconds, else by the tokens trained on a second, as rows
-    hold about equally many; else the same for all.
-    """
-    for key, sign in (("seconds", 1), ("tokens_per_second", -1)):
-        if all(_is_number(row.get(key)) and row[key] > 0 for row in rows):
-            return [float(row[key]) ** sign for row in rows]
-    return [1.0] * len(rows)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

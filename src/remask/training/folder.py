@@ -163,7 +163,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def starting_point(
-    config: RunConfig, folder: Path, *, free: frozenset[str] = frozenset(), rows: Callable[[], int] | None = None
+    config: RunConfig, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
 ) -> Path | None:
     """The checkpoint to resume from; None where the run begins.
 

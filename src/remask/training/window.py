@@ -32,7 +32,7 @@ class Window:
         steps, self.steps = self.steps, []
         seconds = sum(step["seconds"] for step in steps)
         names = list(dict.fromkeys(name for step in steps for name in step))
-        shown: dict[str, float] = {}
+        shown: dict[str, float] = {"seconds": seconds}
         for name in names:
             values = [step[name] for step in steps if name in step]
             if name == "tokens":
