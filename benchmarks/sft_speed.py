@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import textbook
@@ -33,10 +33,10 @@ def adamw(model: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def mixed(model: Any) -> AbstractContextManager[Any]:
-    """What recipes train large models under on CUDA, bfloat16's mixed precision; nothing on a CPU."""
+def mixed(model: Any, wanted: bool = True) -> AbstractContextManager[Any]:
+    """What recipes train large models under on CUDA, bfloat16's mixed precision; nothing on a CPU, or unwanted."""
     kind = next(model.parameters()).device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    return torch.autocast(kind, torch.bfloat16) if wanted and kind == "cuda" else nullcontext()
 
 
 class Stepper:
@@ -51,7 +51,9 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         *,
         frozen: bool = False,
+        mixed: bool = True,
     ) -> None:
+        self.mixed = mixed
         self.chosen = resolve(objective)
         collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
@@ -88,7 +90,7 @@ class Stepper:
     def __call__(self) -> None:
         trainer, batch = self.trainer, self.batch()
         self.visit += 1
-        with mixed(trainer.model):
+        with mixed(trainer.model, self.mixed):
             inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
             loss = trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count)
         loss.backward()

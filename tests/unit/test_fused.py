@@ -6,19 +6,15 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import pytest
 import torch
-from families import FAMILIES, llada
-from peft.helpers import disable_input_dtype_casting
+from families import FAMILIES
 from test_passes import CAUSAL, losses, rows, same
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from remask import kernels
-from remask.config import LoraConfig
 from remask.models import fused
-from remask.models.lora import add_adapter
 
 
 @pytest.fixture
@@ -120,37 +116,3 @@ def test_layers_keep_their_classes_names_and_compile(family: str, tokenizer: Any
     with torch.no_grad():
         plain = model.model(**inputs).last_hidden_state
         assert torch.equal(compiled(**inputs).last_hidden_state, plain)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_adapters_inputs_are_cast_once_in_mixed_precision(dropout: float, tokenizer: Any) -> None:
-    """The numbers are those of peft's own casts, forth and back; these stay where dropout would round otherwise."""
-    model = add_adapter(llada(tokenizer).bfloat16(), LoraConfig(rank=4, dropout=dropout), base_name="x").train()
-    layer = model.get_base_model().model.layers[0].self_attn.q_proj
-    torch.nn.init.normal_(layer.lora_B["default"].weight)
-    seen: list[torch.dtype] = []
-    layer.lora_A["default"].register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
-    x = torch.randn(3, 32, dtype=torch.bfloat16)
-    found = []
-    for kind in (type(layer), type(layer).__mro__[2]):  # with the mixin, and peft's own
-        layer.__class__ = kind
-        for mixed in (True, False):
-            torch.manual_seed(0)
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                found.append(layer(x))
-    wide = torch.float32
-    assert seen == [wide if dropout else torch.bfloat16, wide, wide, wide]
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[3])
-    assert not torch.equal(found[0], found[1])
-
-
-def test_adapters_can_still_be_offloaded_and_told_not_to_cast(tokenizer: Any) -> None:
-    model = add_adapter(llada(tokenizer), LoraConfig(rank=4, dropout=0.0), base_name="x").eval()
-    ids = torch.full((1, 5), 70)
-    with torch.no_grad():
-        plain = model(input_ids=ids).logits
-        with disable_input_dtype_casting(model):
-            assert torch.equal(model(input_ids=ids).logits, plain)
-        accelerate.cpu_offload(model, execution_device="cpu")
-        assert torch.equal(model(input_ids=ids).logits, plain)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from remask.errors import UserError
 from remask.models.facts import facts
 from remask.models.load import load, load_config, load_model, load_tokenizer
-from remask.models.lora import is_adapter
+from remask.models.lora import is_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, model_class
 
 
@@ -61,4 +61,4 @@ def merged(adapter: str, *, base: str | None = None, dtype: str = "float32") -> 
     if base is None and not is_adapter(adapter):
         raise UserError("no LoRA adapter there", where=adapter, mend="give a folder with adapter_config.json")
     model, tokenizer = load(base or adapter, adapter=adapter if base else None, dtype=dtype, device="cpu")
-    return model.merge_and_unload(), tokenizer
+    return merge(model, where=adapter), tokenizer

@@ -27,7 +27,7 @@ from remask.errors import UserError, first_line
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
 from remask.models.llada_moe import LLaDAMoEConfig
-from remask.models.lora import base_of, is_adapter, load_adapter
+from remask.models.lora import base_of, is_adapter, load_adapter, merge
 from remask.models.registry import is_convertible, known_types, model_class
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
@@ -82,7 +82,7 @@ def load(
                 mend="merge the lower one first: remask convert --merge",
             )
         lower, tokenizer = load(folder, dtype=dtype, device="cpu")
-        model = lower.merge_and_unload()
+        model = merge(lower, where=folder)
     else:
         model = load_model(folder, dtype=dtype, device=device, quantization=quantization)
         tokenizer = load_tokenizer(folder, model.config.model_type)

@@ -13,7 +13,7 @@ from remask.config import Dtype, LoraConfig, Quantization
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
-from remask.models.lora import add_adapter
+from remask.models.lora import add_adapter, merge
 from remask.training.sharding import loaded_whole
 
 
@@ -35,7 +35,7 @@ def load_trainable(
     with loaded_whole():
         model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = merge(model, where=name)
     return model, tokenizer, facts(model, tokenizer, where=name)
 
 

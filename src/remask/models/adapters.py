@@ -1,0 +1,75 @@
+"""LoRA's products in the precision of the layer they adapt, added onto its output.
+
+peft multiplies in the adapter's own precision: of a layer in bfloat16 the input is copied to float32, the products are
+made in it, scaled and added in passes of their own over tensors as large as the layer's output, and with a gradient the
+copies are kept. Here, as under autocast, the adapter's weights are rounded for their products instead (float32 they
+stay), and the second product scales and adds onto the output by itself.
+
+Shapes: N tokens, D width in, E width out, r rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from remask.diffusion.precision import computed_in
+from remask.models.derive import derive
+
+
+def lean(model: Any) -> Any:
+    """The same model; its linear layers with plain adapters do as this module says, the others as peft does."""
+    for module in model.modules():
+        if not isinstance(module, Linear) or type(module.base_layer) is not nn.Linear:
+            continue
+        for name, down in module.lora_A.items():
+            up = module.lora_B[name]
+            if name not in module.lora_variant and down.bias is None and up.bias is None:
+                derive(module, _Adapted)
+                derive(down, _Down)
+                derive(up, _Up)
+    return model
+
+
+class _Adapted:
+    """A mixin that stands before peft's layer. What has variants, or comes with further arguments, is left to that."""
+
+    def forward(self, x: Float[Tensor, "... D"], *given: Any, **keywords: Any) -> Float[Tensor, "... E"]:
+        layer: Any = self
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        plain = (
+            not layer.disable_adapters and not layer.merged and all(isinstance(layer.lora_A[n], _Down) for n in names)
+        )
+        if given or keywords or not plain:
+            return super().forward(x, *given, **keywords)  # type: ignore[misc]
+        flat = x.reshape(-1, x.shape[-1])
+        out: Tensor = layer.base_layer(flat)
+        for name in names:
+            low = layer.lora_A[name](layer.lora_dropout[name](flat))
+            out = layer.lora_B[name](low, onto=out, scale=layer.scaling[name])
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+class _Down:
+    """A mixin before the first product's module, which engines that shard or offload weights want to be called."""
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N r"]:
+        weight: Any = self.weight  # type: ignore[attr-defined]
+        return linear(x, weight.to(computed_in(x)))
+
+
+class _Up:
+    """A mixin before the second product's module."""
+
+    def forward(
+        self, low: Float[Tensor, "N r"], onto: Float[Tensor, "N E"] | None = None, scale: float = 1.0
+    ) -> Float[Tensor, "N E"]:
+        """Times the scale, added to `onto` in place, where that is given."""
+        if onto is None:
+            return super().forward(low)  # type: ignore[misc]
+        weight: Any = self.weight  # type: ignore[attr-defined]
+        return onto.addmm_(low.to(onto.dtype), weight.to(onto.dtype).T, alpha=scale)
