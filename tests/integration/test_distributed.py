@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from remask import config as configs
 from remask.config import CanvasConfig, ProbeConfig, SftConfig
 from remask.sft.run import run_sft
+from remask.training.checkpoints import checkpoints, fault
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -75,6 +78,48 @@ def test_two_ranks_give_one_ranks_losses(
     counts = [json.loads((tmp_path / name / "class_accuracy.json").read_text()) for name in ("one", "two")]
     assert counts[0]["before"] == counts[1]["before"]
     assert counts[1]["after"] is not None
+
+
+def children(process: int) -> list[int]:
+    """The processes it began, by any of its threads."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_one_rank_is_told_to_stop_and_all_do(
+    told: int, make_config: Callable[..., SftConfig], metrics: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Signals reach processes at different moments: a step that one of them would not take must not keep the others."""
+    config = make_config({"per_device_train_batch_size": 2, "num_train_epochs": 500})
+    folder, path = Path(config.output_dir), tmp_path / "run.yaml"
+    path.write_text(configs.dump(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", *TORCHRUN, "-m", "remask.cli", "sft", "--config", str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = {
+            int(dict(line.split("=", 1) for line in variables if "=" in line)["RANK"]): child
+            for child in children(process.pid)
+            if (variables := Path(f"/proc/{child}/environ").read_text().split("\0"))
+        }
+        os.kill(ranks[told], signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "a checkpoint is saved" in said
+    (newest,) = checkpoints(folder)
+    assert fault(newest) is None
+    assert metrics(folder)[-1]["step"] == int(newest.name.partition("-")[2]) < 1000
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
 
 
 def test_launch_recipes_are_read() -> None:

@@ -75,6 +75,34 @@ def test_a_signal_in_the_last_evaluation_loses_nothing(
     assert json.loads((outcome.folder / "run.json").read_text())["status"] == "finished"
 
 
+def test_steps_before_a_stop_are_logged(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, metrics: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    """The window of steps that a stop cuts short is written, and the run that goes on begins a new one."""
+    config = make_config({"logging_steps": 5})
+    loss, calls = SftTrainer.compute_loss, []
+
+    def signalled(self: SftTrainer, *a: Any, **k: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, *a, **k)
+
+    monkeypatch.setattr(SftTrainer, "compute_loss", signalled)
+    stopped = run_sft(config, quiet=True)
+    assert (stopped.finished, stopped.signal) == (False, signal.SIGTERM)
+    run_sft(replace(config, resume="auto"), quiet=True)
+    monkeypatch.undo()
+    whole = run_sft(make_config(output_dir=f"{config.output_dir}-whole"), quiet=True)
+    shown, each = ([row for row in metrics(run.folder) if "loss" in row] for run in (stopped, whole))
+    assert [row["step"] for row in shown] == [3, 5, 10, 12]
+    start = 0
+    for row in shown:
+        losses = [step["loss"] for step in each[start : row["step"]]]
+        assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+        start = row["step"]
+
+
 def test_a_run_is_not_resumed_with_other_settings(make_config: MakeConfig) -> None:
     config = make_config({"save_steps": 3}, max_steps=3)
     run_sft(config, quiet=True)

@@ -135,6 +135,8 @@ def load_model(
             where=folder,
             mend="check model_type and the sizes in its config.json",
         )
+    if quantization == "4bit" and device == "cpu":
+        _refuse_odd_sizes(model, folder)
     return model
 
 
@@ -187,6 +189,17 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = torch.bfloat16 if dtype == "auto" else _dtype(dtype)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _refuse_odd_sizes(model: Any, folder: str) -> None:
+    """bitsandbytes' 4-bit kernels for CPUs with AVX-512's bfloat16 take a layer's outputs by 32."""
+    for name, layer in model.named_modules():
+        if getattr(layer, "support_avx512bf16_for_cpu", False) and layer.out_features % 32:
+            raise UserError(
+                f"4-bit layers on this CPU need outputs in multiples of 32, and {name} has {layer.out_features}",
+                where=folder,
+                mend="use --quantization 8bit, or none",
+            )
 
 
 class quiet_transformers:  # noqa: N801

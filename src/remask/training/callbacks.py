@@ -46,10 +46,14 @@ class SealCallback(TrainerCallback):
 
 
 class StopCallback(TrainerCallback, AbstractContextManager):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal."""
+    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal.
+
+    Processes that train together leave after the same step, whichever of them was told first.
+    """
 
     def __init__(self) -> None:
         self.stopped: signal.Signals | None = None
+        self._told: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopCallback:
@@ -62,13 +66,19 @@ class StopCallback(TrainerCallback, AbstractContextManager):
             signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped is not None:  # asked twice: now
+        if self._told is not None:  # twice: now
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.stopped = signal.Signals(number)
+        self._told = signal.Signals(number)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stopped is not None:
+        told = int(self._told or 0)
+        if args.world_size > 1:
+            among_all = torch.tensor(told, device=args.device)
+            torch.distributed.all_reduce(among_all, torch.distributed.ReduceOp.MAX)
+            told = int(among_all)
+        if told:
+            self.stopped = signal.Signals(told)
             control.should_save = True
             control.should_training_stop = True
 

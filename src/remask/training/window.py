@@ -24,8 +24,8 @@ class Window:
         """`step` has `seconds`; of other numbers what there is."""
         self.steps.append(step)
 
-    def is_full(self, step: int, last: int) -> bool:
-        return step % self.every == 0 or step >= last
+    def is_full(self, step: int) -> bool:
+        return step % self.every == 0
 
     def averaged(self) -> dict[str, float]:
         """Empties the window."""
