@@ -257,6 +257,10 @@ def test_frozen_probe_is_cached_and_a_stale_cache_is_refused(
     cache.write_bytes(written[:100])
     with pytest.raises(UserError, match="not a probe cache"):
         run_sft(replace(frozen, output_dir=str(tmp_path / "f")), quiet=True)
+    assert not [file for name in "cdef" for file in (tmp_path / name).glob("*")]
+    with pytest.raises(UserError, match="not a probe cache"):
+        run_sft(replace(frozen, overwrite=True), quiet=True)
+    assert (Path(frozen.output_dir) / "model.safetensors").exists()  # what it would have replaced
 
 
 def test_a_refreshed_probe_follows_the_model(make_config: MakeConfig) -> None:

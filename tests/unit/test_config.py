@@ -72,6 +72,10 @@ def test_given_choices_are_the_ones_that_were_set() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "seed: true\ntrainer: {learning_rate: yes}",
+            r"seed: should be no .* \(got True\); trainer\.learning_rate: .*True",
+        ),
         ("objectve: gift", r"unknown key 'objectve' \(did you mean 'objective'\?\)"),
         ("trainer: {learning_rat: 1}", r"unknown key 'trainer.learning_rat' \(did you mean 'learning_rate'\?\)"),
         ("probe: {zzz: 1}", r"unknown key 'probe.zzz' \(the keys are policy, every, cache\)"),

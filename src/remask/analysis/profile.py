@@ -250,8 +250,9 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
             raise UserError("a profile is of one process", mend="start it without a launcher")
         trainer.remove_callback(PrinterCallback)
         with quiet_transformers():
-            for callback in frozen_probe(config, trainer, tokenizer, Path(folder), None, quiet=True):
-                trainer.add_callback(callback)
+            if (probe := frozen_probe(config, trainer, tokenizer, Path(folder), None, quiet=True)) is not None:
+                probe.begin()
+                trainer.add_callback(probe)
             trainer.add_callback(EpochCallback(trainer.sampler))
             trainer.train()
     *timed, weighed = trainer.clock.steps[WARM_UP:]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -19,6 +20,8 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     """Build a config from plain values. Raises UserError naming every key that is unknown or of the wrong type."""
     from pydantic import TypeAdapter, ValidationError
 
+    if wrong := list(_truths(kind, values)):
+        raise UserError("; ".join(wrong), where=where)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -34,10 +37,21 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
         raise UserError("; ".join(problems), where=where) from None
 
 
+def _truths(kind: Any, values: Any, above: str = "") -> Iterator[str]:
+    """What is wrong with true or false where a number or a name is meant: pydantic would read true as 1."""
+    if not is_dataclass(kind) or not isinstance(values, dict):
+        return
+    for name, hint in get_type_hints(kind).items():
+        value, kinds = values.get(name), (hint, *get_args(hint))
+        if isinstance(value, bool) and not {bool, Any} & set(kinds):
+            yield f"{above}{name}: should be no truth value (got {value!r})"
+        for each in kinds:
+            yield from _truths(each, value, f"{above}{name}.")
+
+
 def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:
     """What the unknown key may have meant, or the keys there are."""
     import difflib
-    from typing import get_type_hints
 
     for part in location[:-1]:
         kind = get_type_hints(kind).get(str(part), kind)

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 def frozen_probe(
     config: SftConfig, trainer: SftTrainer, tokenizer: Any, folder: Path, checkpoint: Path | None, quiet: bool
-) -> list[TrainerCallback]:
-    """Give the trainer its cache where the probe is frozen; the callback refreshes it."""
+) -> ProbeRefresh | None:
+    """What gives the trainer its cache, where the probe is frozen. A cache that the config or the checkpoint names is
+    read now, before anything is written; else `begin` reads one.
+    """
     if config.probe.policy != "frozen" or not trainer.objective.uses_probe:
-        return []
+        return None
     refresh = ProbeRefresh(
         trainer,
         folder / "probe",
@@ -34,10 +36,11 @@ def frozen_probe(
         tokenizer_hash=hash_tokenizer(tokenizer),
         quiet=quiet,
     )
-    start = Path(config.probe.cache) if config.probe.cache else folder / "probe" / "start.safetensors"
-    if not refresh.restore(checkpoint):
-        refresh.read_start(start)
-    return [refresh]
+    given = Path(config.probe.cache) if config.probe.cache else None
+    if not refresh.restore(checkpoint) and given and given.exists():
+        refresh.read_start(given)
+    refresh.start = given or refresh.start
+    return refresh
 
 
 class ProbeRefresh(TrainerCallback):
@@ -51,6 +54,12 @@ class ProbeRefresh(TrainerCallback):
     def __init__(self, trainer: SftTrainer, folder: Path, *, every: int, tokenizer_hash: str, quiet: bool) -> None:
         self.trainer, self.folder, self.every, self.quiet = trainer, folder, every, quiet
         self.tokenizer_hash, self.epoch = tokenizer_hash, 0
+        self.start = folder / "start.safetensors"
+
+    def begin(self) -> None:
+        """Read the starting model's signals, where no cache is there yet."""
+        if self.trainer.cache is None:
+            self.read_start(self.start)
 
     def _key(self, model_hash: str) -> CacheKey:
         collator, signal = self.trainer.collator, self.trainer.objective.signal

@@ -72,14 +72,17 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
     by_class = ClassAccuracy(trainer, tokenizer, folder)
 
+    probe = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
+
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
-        refresh = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
+        if probe is not None:
+            probe.begin()
         if checkpoint is None:
             with whole(trainer):
                 if trainer.is_world_process_zero():
                     write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
                     by_class.before()
-        return [EpochCallback(trainer.sampler), *refresh]
+        return [EpochCallback(trainer.sampler), *([probe] if probe else [])]
 
     def finish() -> dict[str, float]:
         with whole(trainer):
