@@ -260,6 +260,21 @@ def test_adapters_in_mixed_precision(runs: Runs, tmp_path: Path, metrics: Metric
     assert hasattr(model, "disable_adapter")
 
 
+@pytest.mark.parametrize("recipe", ["fsdp2", "zero2", "zero3"])
+def test_adapters_give_one_processs_numbers(
+    recipe: str, one_process: dict[str, Any], tmp_path: Path, metrics: Metrics, weights: Weights
+) -> None:
+    """Their modules are called with what they add onto, and their weights whole."""
+    if recipe != "fsdp2":
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    rl = one_process["rl"]
+    lora = LoraConfig(rank=4, targets=("all-linear",))
+    config = replace(rl, lora=lora, reference=ReferenceConfig(), output_dir=str(tmp_path / "one"))
+    run_rl(config, quiet=True)
+    launched({"rl": config}, tmp_path / "two", recipe, 2)
+    same_run("rl", tmp_path / "one", tmp_path / "two" / "rl", metrics, weights)
+
+
 def going_on(runs: Runs, kind: str) -> Any:
     """In this one process, from a checkpoint of the sharded run."""
     folder = runs.two / kind
