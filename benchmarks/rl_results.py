@@ -17,7 +17,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from rl_study import ARMS, LEARNING_RATES, SEEDS, VALIDATION, curve, tuned
 
-from remask.evaluation.compare import Arm, compare_arms, load_evaluation, pool
+from remask.evaluation.arms import Arm, load_evaluation, pool
+from remask.evaluation.compare import compare_arms
 from remask.evaluation.statistics import Difference, holm
 
 FURTHER = {"sudoku": "cells", "countdown": "valid"}

@@ -13,6 +13,7 @@ from test_report import evaluation
 
 import remask
 from remask.errors import UserError
+from remask.evaluation.arms import load_evaluation
 from remask.evaluation.calibration import (
     Confidence,
     Sureness,
@@ -22,7 +23,6 @@ from remask.evaluation.calibration import (
     chance_error,
     sureness,
 )
-from remask.evaluation.compare import load_evaluation
 from remask.report import write_report
 
 

@@ -13,15 +13,8 @@ import numpy as np
 import pytest
 
 from remask.errors import UserError
-from remask.evaluation.compare import (
-    Evaluation,
-    compare_arms,
-    find_evaluations,
-    load_evaluation,
-    parse_evaluation,
-    pool,
-    unshared,
-)
+from remask.evaluation.arms import Evaluation, find_evaluations, load_evaluation, parse_evaluation, pool
+from remask.evaluation.compare import compare_arms, unshared
 from remask.evaluation.statistics import wilson
 
 
@@ -199,9 +192,9 @@ def test_tasks_of_one_side_alone_are_named() -> None:
 def test_arms_of_one_name_are_told_apart_by_their_files() -> None:
     a = pool([evaluation("start", None, "10")])["start"]
     b = pool([replace(evaluation("start", None, "10", first_id=1), path=Path("other.json"))])["start"]
-    with pytest.raises(UserError, match=r"^start-None\.json and other\.json: not evaluated on the same"):
+    with pytest.raises(UserError, match=r"^start \(start-None\.json\) and start \(other\.json\): not evaluated"):
         compare_arms(a, b)
-    with pytest.raises(UserError, match=r"^other\.json and start-None\.json: not evaluated on the same"):
+    with pytest.raises(UserError, match=r"^start \(other\.json\) and start \(start-None\.json\): not evaluated"):
         compare_arms(a, a, b)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,15 +10,8 @@ from pathlib import Path
 
 from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
-from remask.evaluation.compare import (
-    ACCURACY,
-    Arm,
-    TaskComparison,
-    compare_arms,
-    load_evaluation,
-    pool,
-    unshared,
-)
+from remask.evaluation.arms import ACCURACY, Arm, load_evaluation, pool
+from remask.evaluation.compare import TaskComparison, compare_arms, told_apart, unshared
 from remask.report.words import p_value, plural
 
 EXAMPLES = """Examples:
@@ -50,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     baseline, candidate = (side(word) for word in words)
     start = side(config.start) if config.start else None
     found = compare_arms(baseline, candidate, start, allow_different_decoding=config.allow_different_decoding)
-    names, alone = labels(baseline, candidate), unshared(baseline, candidate)
+    names, alone = told_apart(baseline, candidate), unshared(baseline, candidate)
     for name, tasks in zip(names, alone, strict=True):
         if tasks:
             print(f"{name} alone has {', '.join(tasks)}: left out", file=sys.stderr)
@@ -67,16 +59,6 @@ def run(arguments: Sequence[str]) -> int:
     else:
         show(found, *names)
     return 0
-
-
-def labels(baseline: Arm, candidate: Arm) -> tuple[str, str]:
-    """The arms' names; where they are equal, each with its first file, from where the paths part."""
-    if baseline.name != candidate.name:
-        return baseline.name, candidate.name
-    paths = [arm.evaluations[0].path.resolve() for arm in (baseline, candidate)]
-    folder = os.path.commonpath([path.parent for path in paths])
-    first, second = (f"{baseline.name} ({path.relative_to(folder)})" for path in paths)
-    return first, second
 
 
 def side(text: str) -> Arm:

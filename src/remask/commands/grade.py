@@ -11,7 +11,7 @@ from typing import Any
 from remask.commands.options import console, parse, split_words
 from remask.config import GradeConfig
 from remask.errors import UserError
-from remask.evaluation.compare import ACCURACY
+from remask.evaluation.arms import ACCURACY
 from remask.evaluation.statistics import Interval, mean_interval, wilson
 from remask.files import refuse_unwritable, write_atomically
 from remask.tasks import Grade, Problem, Task, get

@@ -202,7 +202,8 @@ def show(files: Sequence[Path], config: TourConfig) -> None:
     from rich.table import Table
 
     from remask.commands.compare import show as show_comparison
-    from remask.evaluation.compare import START, compare_arms, load_evaluation, pool
+    from remask.evaluation.arms import START, load_evaluation, pool
+    from remask.evaluation.compare import compare_arms
     from remask.evaluation.settings import in_force
     from remask.report.words import plural
 

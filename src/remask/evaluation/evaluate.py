@@ -11,7 +11,7 @@ import torch
 
 from remask.config import EvalConfig
 from remask.errors import UserError
-from remask.evaluation.compare import KIND
+from remask.evaluation.arms import KIND
 from remask.evaluation.journal import Journal, fingerprint, weights_stamp
 from remask.evaluation.run import Shard, evaluate, identity
 from remask.files import refuse_unwritable, write_atomically

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
+from remask.evaluation.arms import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.calibration import sureness
-from remask.evaluation.compare import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
 from remask.models.facts import stop_token_ids

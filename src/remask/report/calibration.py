@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from remask.evaluation.arms import Arm
 from remask.evaluation.calibration import SCORES, Calibration, calibration
-from remask.evaluation.compare import Arm
 from remask.evaluation.statistics import Interval
 from remask.report.figures import MUTED, as_share, panel
 from remask.report.results import LEVEL, Group

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from remask.errors import UserError
-from remask.evaluation.compare import START, Evaluation, load_evaluation
+from remask.evaluation.arms import START, Evaluation, load_evaluation
 from remask.report import figures
 from remask.report.calibration import calibration_section
 from remask.report.class_accuracy import class_accuracy_section

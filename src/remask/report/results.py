@@ -8,16 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remask.evaluation.compare import (
-    ACCURACY,
-    START,
-    Answer,
-    Arm,
-    Evaluation,
-    TaskComparison,
-    compare_arms,
-    pool,
-)
+from remask.evaluation.arms import ACCURACY, START, Answer, Arm, Evaluation, pool
+from remask.evaluation.compare import TaskComparison, compare_arms
 from remask.evaluation.settings import comparable_decoding, in_force
 from remask.evaluation.statistics import Difference, Interval
 from remask.report.words import distinct, p_value, pairs, percent, signed, span

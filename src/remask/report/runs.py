@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
-from remask.evaluation.compare import Evaluation, find_evaluations, read_json
+from remask.evaluation.arms import Evaluation, find_evaluations, read_json
 from remask.report.lines import json_lines
 from remask.report.rollouts import PromptGroup, read_rollouts
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remask.errors import UserError
-from remask.evaluation.compare import Evaluation
+from remask.evaluation.arms import Evaluation
 from remask.report.runs import Example, Run
 from remask.report.words import method_order
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from remask.evaluation.compare import START, Evaluation
+from remask.evaluation.arms import START, Evaluation
 from remask.evaluation.statistics import Interval
 from remask.report.runs import Run
 

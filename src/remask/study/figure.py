@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from remask.evaluation.compare import START
+from remask.evaluation.arms import START
 from remask.files import write_atomically
 from remask.study.results import Found, Levels
 

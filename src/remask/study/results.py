@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from remask.config import StudyConfig
-from remask.evaluation.compare import START, Arm, TaskComparison, compare_arms, load_evaluation, pool
+from remask.evaluation.arms import START, Arm, load_evaluation, pool
+from remask.evaluation.compare import TaskComparison, compare_arms
 from remask.evaluation.statistics import Interval, holm
 from remask.study.grid import Cell
 from remask.study.work import output

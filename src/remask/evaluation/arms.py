@@ -1,0 +1,257 @@
+"""Evaluation files: read, checked, and the seeds of an arm pooled.
+
+An *arm* is one way of training (`sft`, `gift`, or `start` for the model before training); its evaluations differ in
+the training seed alone. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remask.errors import UserError
+from remask.evaluation.calibration import Sureness
+from remask.evaluation.settings import same_decoding
+from remask.evaluation.statistics import RESAMPLES, Interval, Scores, cluster_interval, wilson
+
+KIND, FORMAT = "remask.evaluation", 1
+START = "start"
+"""The arm of the model before any training."""
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One graded problem. `metrics` are further scores of it, as shares."""
+
+    id: str
+    prompt: str
+    completion: str
+    reference: str | None
+    correct: bool
+    score: float
+    metrics: dict[str, float]
+    answer: str | None
+    tokens: int | None
+    confidence: Sureness | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All problems of one task in one evaluation; `source` says where they came from."""
+
+    task: str
+    source: str
+    problems: tuple[Answer, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """`accuracy`, then the further metrics that every problem has."""
+        shared = [name for name in self.problems[0].metrics if all(name in p.metrics for p in self.problems)]
+        return (ACCURACY, *(name for name in shared if name != ACCURACY))
+
+    def scores(self, metric: str) -> dict[str, float]:
+        """Problem id → score, in the file's order."""
+        if metric == ACCURACY:
+            return {p.id: float(p.correct) for p in self.problems}
+        return {p.id: float(p.metrics[metric]) for p in self.problems}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation file: one trained model, one decoding setting, any number of tasks."""
+
+    path: Path
+    model: str
+    arm: str
+    run_seed: int | None
+    decoding: dict[str, Any]
+    tasks: dict[str, TaskResult]
+    versions: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    strip: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The evaluations of one arm, at most one per task and seed, on the same problems with the same decoding."""
+
+    name: str
+    evaluations: tuple[Evaluation, ...]
+    decoding: dict[str, Any]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(task for evaluation in self.evaluations for task in evaluation.tasks))
+
+    def results(self, task: str) -> list[TaskResult]:
+        """The task's results, one per seed, in the order of `seeds(task)`."""
+        return [evaluation.tasks[task] for evaluation in self.evaluations if task in evaluation.tasks]
+
+    def seeds(self, task: str) -> tuple[int | None, ...]:
+        return tuple(evaluation.run_seed for evaluation in self.evaluations if task in evaluation.tasks)
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """The metrics that all of the task's results have, accuracy first."""
+        first, *rest = self.results(task)
+        return tuple(name for name in first.metrics if all(name in result.metrics for result in rest))
+
+    def problem_ids(self, task: str) -> list[str]:
+        return list(self.results(task)[0].scores(ACCURACY))
+
+    def scores(self, task: str, metric: str = ACCURACY) -> Scores:
+        """Scores [S, P]: rows as `seeds(task)`, columns as `problem_ids(task)`."""
+        ids = self.problem_ids(task)
+        by_seed = [result.scores(metric) for result in self.results(task)]
+        return np.array([[scores[id] for id in ids] for scores in by_seed])
+
+    def interval(
+        self, task: str, metric: str = ACCURACY, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Interval:
+        """Wilson's interval for one seed's accuracy, else the bootstrap over problems (and seeds, if several)."""
+        scores = self.scores(task, metric)
+        if metric == ACCURACY and len(scores) == 1:
+            return wilson(int(scores.sum()), scores.shape[1], level)
+        return cluster_interval(scores, level, seed=seed, resamples=resamples)
+
+
+def load_evaluation(path: Path | str) -> Evaluation:
+    """Read and check one evaluation file. Raises UserError naming the file and what is wrong in it."""
+    path = Path(path)
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise UserError("not an evaluation of Remask", where=str(path), mend="give a file written by `remask eval`")
+    return parse_evaluation(data, path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file. Raises UserError where it cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(path), mend="check the path") from error
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error})", where=str(path), mend="write it again") from error
+
+
+def parse_evaluation(data: Mapping[str, Any], path: Path) -> Evaluation:
+    """The typed form of an evaluation file's content; `path` is only for messages and for the record."""
+    if data.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"evaluation format {data['format']!r} is not known (this version reads {FORMAT})",
+            where=str(path),
+            mend="use the version of remask that wrote it",
+        )
+    try:
+        seed = data.get("run_seed")
+        tasks = {str(name): _task(str(name), block, path) for name, block in data["tasks"].items()}
+        evaluation = Evaluation(
+            path=path,
+            model=str(data.get("model", "")),
+            arm=str(data["arm"]),
+            run_seed=None if seed is None else int(seed),
+            decoding=dict(data["decoding"]),
+            tasks=tasks,
+            versions=dict(data.get("versions") or {}),
+            hardware=dict(data.get("hardware") or {}),
+            seconds=None if data.get("seconds") is None else float(data["seconds"]),
+            strip=None if data.get("strip") is None else dict(data["strip"]),
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"is not a whole evaluation ({error!r})", where=str(path), mend="evaluate again") from error
+    if not tasks:
+        raise UserError("holds no task", where=str(path), mend="evaluate again")
+    return evaluation
+
+
+def _task(name: str, block: Mapping[str, Any], path: Path) -> TaskResult:
+    answers = tuple(_answer(problem) for problem in block["problems"])
+    if not answers:
+        raise UserError(f"task {name} holds no problems", where=str(path), mend="evaluate again")
+    if len({answer.id for answer in answers}) < len(answers):
+        raise UserError(f"task {name} holds a problem id twice", where=str(path), mend="evaluate again")
+    return TaskResult(name, str(block.get("source", "")), answers)
+
+
+def _answer(problem: Mapping[str, Any]) -> Answer:
+    correct = problem["correct"]
+    if not isinstance(correct, bool):
+        raise ValueError(f"correct is {correct!r}, not true or false")
+    reference, answer, tokens = problem.get("reference"), problem.get("answer"), problem.get("tokens")
+    return Answer(
+        id=str(problem["id"]),
+        prompt=str(problem.get("prompt", "")),
+        completion=str(problem.get("completion", "")),
+        reference=None if reference is None else str(reference),
+        correct=correct,
+        score=float(problem.get("score", correct)),
+        metrics={str(key): float(value) for key, value in (problem.get("metrics") or {}).items()},
+        answer=None if answer is None else str(answer),
+        tokens=None if tokens is None else int(tokens),
+        confidence=Sureness.parse(problem.get("confidence")),
+    )
+
+
+def find_evaluations(run_dir: Path | str) -> list[Evaluation]:
+    """The evaluation files directly inside a run's folder, by name; other JSON files are passed over."""
+    found = []
+    for path in sorted(Path(run_dir).glob("*.json")):
+        data = read_json(path)
+        if isinstance(data, dict) and data.get("kind") == KIND:
+            found.append(parse_evaluation(data, path))
+    return found
+
+
+def pool(evaluations: Iterable[Evaluation], *, allow_different_decoding: bool = False) -> dict[str, Arm]:
+    """Gather evaluations into arms by name: `start` first, then `sft`, then as they come; seeds in rising order.
+
+    Raises UserError where one arm holds a task and seed twice, or where its evaluations differ in problems or decoding.
+    """
+    by_arm: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        by_arm.setdefault(evaluation.arm, []).append(evaluation)
+    order = sorted(by_arm, key=lambda name: {START: 0, "sft": 1}.get(name, 2))
+    return {name: _arm(name, by_arm[name], allow_different_decoding) for name in order}
+
+
+def _arm(name: str, evaluations: Sequence[Evaluation], allow_different_decoding: bool) -> Arm:
+    ordered = tuple(sorted(evaluations, key=lambda e: -1 if e.run_seed is None else e.run_seed))
+    first_of_task: dict[str, Evaluation] = {}
+    seen: dict[tuple[str, int | None], Path] = {}
+    for evaluation in ordered:
+        if not allow_different_decoding:
+            same_decoding(ordered[0].decoding, evaluation.decoding, f"{ordered[0].path} and {evaluation.path}")
+        for task, result in evaluation.tasks.items():
+            key = (task, evaluation.run_seed)
+            if key in seen:
+                raise UserError(
+                    f"{name} has {task} with training seed {evaluation.run_seed} twice",
+                    where=f"{seen[key]} and {evaluation.path}",
+                    mend="give one of the two",
+                )
+            seen[key] = evaluation.path
+            first = first_of_task.setdefault(task, evaluation)
+            same_problems(task, first.tasks[task], result, f"{first.path} and {evaluation.path}")
+    return Arm(name, ordered, ordered[0].decoding)
+
+
+def same_problems(task: str, a: TaskResult, b: TaskResult, where: str) -> None:
+    """Raises UserError where two results are of different problems, with one of them for example."""
+    left, right = {p.id for p in a.problems}, {p.id for p in b.problems}
+    if left != right:
+        example = min(left ^ right)
+        raise UserError(
+            f"not evaluated on the same {task} problems: {len(left)} and {len(right)}, "
+            f"{len(left & right)} of them shared (for example {example!r} is on one side only)",
+            where=where,
+            mend="evaluate both with the same source, count and seed of problems",
+        )
