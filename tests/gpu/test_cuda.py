@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from torch.nn.functional import cross_entropy
 
 from remask import generate, kernels, load
@@ -28,7 +29,8 @@ from remask.config import (
     TrainerConfig,
 )
 from remask.diffusion.token_loss import losses_and_errors, read_tokens
-from remask.models import fused
+from remask.models import adapters, fused
+from remask.models.lora import add_adapter
 from remask.rl.run import run_rl
 from remask.sft.run import run_sft
 
@@ -189,6 +191,36 @@ def test_fused_layers_have_the_plain_ones_losses_and_gradients(
         apart.append((read(network, autocast) - right).norm() / right.norm())
     assert fused.fuses(hidden.bfloat16())
     assert 0 < apart[1] < 1.2 * apart[0] + 1e-3
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_adapters_in_half_precision_are_as_near_to_float32s_as_pefts(
+    mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, and gradients of the adapters, of the same rounded weights."""
+    model, tokenizer = load("tiny", device="cuda", dtype="bfloat16")
+    model = add_adapter(model, LoraConfig(rank=4, targets=("all-linear",)), base_name="tiny").train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.randint(60, 120, (4, 48), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, 20:40] = True
+    hidden = ids.masked_fill(positions, tokenizer.mask_token_id)
+
+    def read(network: torch.nn.Module, mixed: bool) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            loss = network(input_ids=hidden, positions=positions, targets=ids[positions]).token_loss
+        network.zero_grad()
+        loss.mean().backward()
+        grads = (p.grad.flatten() for p in network.parameters() if p.grad is not None)
+        return torch.cat([loss.detach().float(), *grads])
+
+    right = read(copy.deepcopy(model).float(), False)
+    apart = [(read(model, mixed) - right).norm() / right.norm()]
+    monkeypatch.setattr(adapters._Adapted, "forward", lambda self, x: Linear.forward(self, x))
+    apart.append((read(model, mixed) - right).norm() / right.norm())
+    assert 0 < apart[0] < 1.2 * apart[1] + 1e-3
 
 
 def test_a_pass_that_nothing_is_asked_of_has_a_gradient_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
