@@ -119,8 +119,13 @@ def test_adapters_on_quantised_weights(
             logits, expected = model(input_ids=ids).logits, full(input_ids=ids).logits
         assert nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > near
     if model.get_base_model().model.layers[0].mlp.up_proj.support_avx512bf16_for_cpu:
-        with pytest.raises(UserError, match=r"multiples of 32, and model\.layers\.0\.self_attn\.k_proj has 16"):
-            remask.load(save_dream(tmp_path / "odd", tokenizer), quantization="4bit", device="cpu")
+        for size, said in (
+            (80, r"outputs in .* 32, and .*gate_proj has 80"),
+            (96, r"inputs in .* 64, and .*down_proj has 96"),
+        ):
+            odd = save_dream(tmp_path / f"{size}", tokenizer, **{**sizes, "intermediate_size": size})
+            with pytest.raises(UserError, match=said):
+                remask.load(odd, quantization="4bit", device="cpu")
 
 
 @pytest.mark.parametrize("family", ["converted", "bert", "modernbert"])

@@ -263,6 +263,16 @@ def test_frozen_probe_is_cached_and_a_stale_cache_is_refused(
     assert (Path(frozen.output_dir) / "model.safetensors").exists()  # what it would have replaced
 
 
+def test_overwriting_a_run_reads_its_own_probe_anew(make_config: MakeConfig, tmp_path: Path) -> None:
+    """What the run wrote goes with it, named or not: with other data it would not fit."""
+    cache = Path(make_config().output_dir) / "probe" / "start.safetensors"
+    first = make_config(objective="gift", probe=ProbeConfig(policy="frozen", cache=str(cache)), max_steps=1)
+    run_sft(first, quiet=True)
+    before = cache.read_bytes()
+    run_sft(replace(first, overwrite=True, canvas=CanvasConfig(max_length=60)), quiet=True)
+    assert cache.read_bytes() != before
+
+
 def test_a_refreshed_probe_follows_the_model(make_config: MakeConfig) -> None:
     config = make_config({"learning_rate": 1e-2}, objective="gift", probe=ProbeConfig(policy="frozen", every=1))
     folder = run_sft(config, quiet=True).folder / "probe"

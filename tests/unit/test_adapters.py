@@ -82,6 +82,34 @@ def test_in_half_precision_it_is_as_near_to_the_truth_as_pefts(mixed: bool) -> N
     assert apart["ours"][0] < 1.1 * apart["peft"][0]
 
 
+def test_small_gradients_of_float16_do_not_underflow() -> None:
+    """A fresh adapter's second matrix and a mean over many tokens: their product lies below float16's numbers."""
+    layer = layer_of(dtype=torch.float16)
+    nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)
+    x, g = torch.randn(400, D).half(), torch.randn(400, E).half() / 16_384
+    W, A, B = (w.requires_grad_() for w in parts(layer))
+    (x.double() @ (W + 6 / RANK * B @ A).T).backward(g.double())
+    layer(x).backward(g)
+    found, exact = layer.lora_A["default"].weight.grad, A.grad
+    assert exact is not None
+    assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("place", ["", "base_layer", "lora_A.default", "lora_B.default"])
+def test_backward_hooks_may_stand_anywhere(place: str) -> None:
+    """They hand a module's output on as a view, which must not be written into."""
+    layer, x = layer_of(), torch.randn(3, D, requires_grad=True)
+    plain = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    seen = []
+    layer.get_submodule(place).register_full_backward_hook(lambda *given: seen.append(given[2][0].shape))
+    assert torch.allclose(torch.autograd.grad(layer(x).square().sum(), x)[0], plain, atol=1e-5)
+    assert len(seen) == 1
+
+
+def test_on_the_meta_device() -> None:
+    assert layer_of().to("meta")(torch.randn(3, D, device="meta")).shape == (3, E)
+
+
 def test_nothing_as_large_as_the_input_is_kept_in_float32() -> None:
     layer = layer_of(dtype=torch.bfloat16)
     x = torch.randn(200, D, dtype=torch.bfloat16, requires_grad=True)
@@ -197,6 +225,17 @@ def test_what_rounding_takes_of_a_merged_change(size: float, kept: float, tokeni
     assert lost == pytest.approx(abs(kept - size) / size, abs=1e-6)
     weight, lost = small_change(torch.float32, tokenizer, size)
     assert torch.allclose(weight, torch.tensor(1 + size), rtol=1e-6)
+    assert lost < 1e-4
+
+
+def test_layers_whose_adapter_is_not_active_are_merged_as_they_are(tokenizer: Any) -> None:
+    model = add_adapter(llada(tokenizer), LoraConfig(rank=2, targets=("q_proj",)), base_name="x")
+    model.add_adapter("other", PeftLoraConfig(r=2, target_modules=["v_proj"]))
+    nn.init.normal_(model.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight)
+    ids = torch.full((1, 5), 70)
+    expected = model.eval()(input_ids=ids).logits
+    merged, lost = merged_and_lost(model)
+    assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-4)
     assert lost < 1e-4
 
 

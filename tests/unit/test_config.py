@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remask.config import (
     CanvasConfig,
     ChoicesConfig,
+    GenerateConfig,
     LoraConfig,
     ProbeConfig,
+    RlConfig,
     SftConfig,
+    StudyConfig,
+    TourConfig,
     TrainerConfig,
     dump,
     from_dict,
@@ -98,9 +104,33 @@ def test_a_mistake_names_the_file_and_the_key(text: str, message: str, tmp_path:
 
 def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        from_dict(SftConfig, {"sed": 1, "max_steps": "x"}, where="flags")
-    assert "'sed'" in str(caught.value)
-    assert "max_steps" in str(caught.value)
+        from_dict(SftConfig, {"sed": 1, "max_steps": "x", "seed": True}, where="flags")
+    said = str(caught.value)
+    assert "'sed'" in said
+    assert "max_steps" in said
+    assert said.count("seed: should be no truth value (got True)") == said.count("(got True)") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "key"),
+    [
+        (TourConfig, {"seeds": [1, True]}, "seeds.1"),
+        (StudyConfig, {"seeds": [False]}, "seeds.0"),
+        (RlConfig, {"rewards": {"weights": [True]}}, "rewards.weights.0"),
+        (SftConfig, {"model": True}, "model"),
+    ],
+)
+def test_true_is_no_number(kind: Any, values: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=rf"{re.escape(key)}: should be no truth value"):
+        from_dict(kind, values, where="x")
+
+
+def test_true_is_true_where_that_is_meant() -> None:
+    values = {"overwrite": True, "trainer": {"bf16": False, "extra": {"tf32": True, "n": [True]}}}
+    config = from_dict(SftConfig, values, where="x")
+    assert config.overwrite is True
+    assert config.trainer.extra == {"tf32": True, "n": [True]}
+    assert from_dict(GenerateConfig, {"decoding": {"stop_early": False}}, where="x").decoding.stop_early is False
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -20,33 +20,46 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     """Build a config from plain values. Raises UserError naming every key that is unknown or of the wrong type."""
     from pydantic import TypeAdapter, ValidationError
 
-    if wrong := list(_truths(kind, values)):
-        raise UserError("; ".join(wrong), where=where)
+    truths = dict(_truths(kind, values))
+    problems = [f"{key}: should be no truth value (got {value!r})" for key, value in truths.items()]
     try:
-        return TypeAdapter(kind).validate_python(values)
+        made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
+            if key in truths:
+                continue
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 problems.append(f"unknown key {key!r}{_nearest(kind, item['loc'])}")
             elif item["type"] == "tuple_type":
                 problems.append(f"{key}: should be a list, such as [a, b] (got {item['input']!r})")
             else:
                 problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
-        raise UserError("; ".join(problems), where=where) from None
+    if problems:
+        raise UserError("; ".join(problems), where=where)
+    return made
 
 
-def _truths(kind: Any, values: Any, above: str = "") -> Iterator[str]:
-    """What is wrong with true or false where a number or a name is meant: pydantic would read true as 1."""
-    if not is_dataclass(kind) or not isinstance(values, dict):
-        return
-    for name, hint in get_type_hints(kind).items():
-        value, kinds = values.get(name), (hint, *get_args(hint))
-        if isinstance(value, bool) and not {bool, Any} & set(kinds):
-            yield f"{above}{name}: should be no truth value (got {value!r})"
-        for each in kinds:
-            yield from _truths(each, value, f"{above}{name}.")
+def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """(key, value) of each true or false where none is meant: pydantic would read true as 1."""
+    kinds = list(_kinds(hint))
+    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
+        yield key, value
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _truths(hint, item, f"{key}.{position}")
+    elif isinstance(value, dict):
+        for kind in filter(is_dataclass, kinds):
+            for name, inner in get_type_hints(kind).items():
+                if name in value:
+                    yield from _truths(inner, value[name], f"{key}.{name}".lstrip("."))
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """A hint and all that it is made of."""
+    yield hint
+    for inner in get_args(hint):
+        yield from _kinds(inner)
 
 
 def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:

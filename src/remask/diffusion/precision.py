@@ -8,7 +8,11 @@ from torch import Tensor
 HALF = (torch.bfloat16, torch.float16)
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta has none
+
+
 def computed_in(tensor: Tensor) -> torch.dtype:
     """Of the matrix products that a tensor goes into: autocast's dtype where that is on, else its own."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type) if autocast_is_on(tensor.device) else tensor.dtype

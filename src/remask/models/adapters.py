@@ -3,7 +3,10 @@
 peft multiplies in the adapter's own precision: of a layer in bfloat16 the input is copied to float32, the products are
 made in it, scaled and added in passes of their own over tensors as large as the layer's output, and with a gradient the
 copies are kept. Here, as under autocast, the adapter's weights are rounded for their products instead (float32 they
-stay), and the second product scales and adds onto the output by itself.
+stay), and the second product scales and adds onto the output by itself: in place, so that who keeps the base layer's
+own output (a forward hook on it, a checkpointing policy that saves products) sees it changed.
+
+In float16 without autocast the gradients of the narrow products would underflow: that is left to peft.
 
 Shapes: N tokens, D width in, E width out, r rank.
 """
@@ -12,12 +15,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from remask.diffusion.precision import computed_in
+from remask.diffusion.precision import autocast_is_on, computed_in
 from remask.models.derive import derive
 
 
@@ -41,10 +45,9 @@ class _Adapted:
     def forward(self, x: Float[Tensor, "... D"], *given: Any, **keywords: Any) -> Float[Tensor, "... E"]:
         layer: Any = self
         names = [name for name in layer.active_adapters if name in layer.lora_A]
-        plain = (
-            not layer.disable_adapters and not layer.merged and all(isinstance(layer.lora_A[n], _Down) for n in names)
-        )
-        if given or keywords or not plain:
+        plain = all(isinstance(layer.lora_A[name], _Down) for name in names)
+        underflows = x.dtype == torch.float16 and not autocast_is_on(x.device)
+        if given or keywords or layer.disable_adapters or layer.merged or underflows or not plain:
             return super().forward(x, *given, **keywords)  # type: ignore[misc]
         flat = x.reshape(-1, x.shape[-1])
         out: Tensor = layer.base_layer(flat)
@@ -72,4 +75,6 @@ class _Up:
         if onto is None:
             return super().forward(low)  # type: ignore[misc]
         weight: Any = self.weight  # type: ignore[attr-defined]
-        return onto.addmm_(low.to(onto.dtype), weight.to(onto.dtype).T, alpha=scale)
+        # What engines and backward hooks pass through functions of their own is a view that must stay as it is.
+        add = onto.addmm if not torch.compiler.is_compiling() and onto._is_view() else onto.addmm_
+        return add(low.to(onto.dtype), weight.to(onto.dtype).T, alpha=scale)

@@ -192,14 +192,18 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
 
 
 def _refuse_odd_sizes(model: Any, folder: str) -> None:
-    """bitsandbytes' 4-bit kernels for CPUs with AVX-512's bfloat16 take a layer's outputs by 32."""
+    """bitsandbytes' 4-bit kernels for CPUs with AVX-512's bfloat16 take outputs by 32, and inputs by whole blocks."""
     for name, layer in model.named_modules():
-        if getattr(layer, "support_avx512bf16_for_cpu", False) and layer.out_features % 32:
-            raise UserError(
-                f"4-bit layers on this CPU need outputs in multiples of 32, and {name} has {layer.out_features}",
-                where=folder,
-                mend="use --quantization 8bit, or none",
-            )
+        if not getattr(layer, "support_avx512bf16_for_cpu", False):
+            continue
+        block = layer.weight.quant_state.blocksize
+        for what, size, by in (("outputs", layer.out_features, 32), ("inputs", layer.in_features, block)):
+            if size % by:
+                raise UserError(
+                    f"4-bit layers on this CPU need {what} in multiples of {by}, and {name} has {size}",
+                    where=folder,
+                    mend="use --quantization 8bit, or none",
+                )
 
 
 class quiet_transformers:  # noqa: N801

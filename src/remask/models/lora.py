@@ -74,10 +74,11 @@ def merged_and_lost(model: Any) -> tuple[Any, float]:
     """
     missing = whole = 0.0
     for layer in model.modules():
-        if isinstance(layer, Linear) and not layer.merged and not layer.lora_variant:
+        if not isinstance(layer, Linear) or layer.merged or layer.lora_variant:
+            continue
+        if names := [name for name in layer.active_adapters if name in layer.lora_A]:
             weight: Any = layer.base_layer.weight
             before = weight.detach().clone()
-            names = [name for name in layer.active_adapters if name in layer.lora_A]
             change: Any = sum(layer.get_delta_weight(name).detach().float() for name in names)
             layer.merge()
             missing += (weight.detach().float() - before.float() - change).square().sum().item()

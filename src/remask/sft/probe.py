@@ -36,10 +36,11 @@ def frozen_probe(
         tokenizer_hash=hash_tokenizer(tokenizer),
         quiet=quiet,
     )
-    given = Path(config.probe.cache) if config.probe.cache else None
-    if not refresh.restore(checkpoint) and given and given.exists():
-        refresh.read_start(given)
-    refresh.start = given or refresh.start
+    if config.probe.cache:
+        refresh.start = Path(config.probe.cache)
+    going = config.overwrite and refresh.start.resolve().is_relative_to(refresh.folder.resolve())
+    if not refresh.restore(checkpoint) and config.probe.cache and refresh.start.exists() and not going:
+        refresh.read_start(refresh.start)
     return refresh
 
 
