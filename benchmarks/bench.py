@@ -3,8 +3,8 @@
     python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
 
 Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run. With a
-CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train; what passes leave out, the head
-and fused kernels are timed there too.
+CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train; what passes leave out,
+adapters, the head and fused kernels are timed there too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import adapters_speed
 import approximate_speed
 import head_speed
 import kernels_speed
@@ -84,6 +85,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
 if ON_GPU:  # where they take seconds
     PARTS |= {
         "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),
+        "adapters": lambda rounds: adapters_speed.measure(rounds, LLADA_8B, DEVICE),
         "head": lambda rounds: head_speed.measure(rounds, LLADA_8B, DEVICE),
     }
 if ON_GPU and find_spec("liger_kernel"):

@@ -39,6 +39,7 @@ def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) 
         *benchmarks.sampling_speed.measure(1, (toy,)),
         *benchmarks.likelihood_speed.measure(1, toy),
         *benchmarks.policy_speed.measure(1, toy),
+        *benchmarks.adapters_speed.measure(1, toy),
     ]
     found = {figure.what: figure.value for figure in figures}
     assert found["loss, of the textbook's, relative difference in float32"] < 1e-5
