@@ -39,3 +39,11 @@ def test_nothing_is_collected_meanwhile_and_everything_after(within: str) -> Non
 
 def test_a_collector_that_was_off_stays_off() -> None:
     assert said("gc.disable()")[:2] == ["0 False False", "False True"]
+
+
+def test_peft_is_imported_for_adapters_only() -> None:
+    """It takes a second, on which every other command would wait."""
+    script = "import sys, remask.models.load, remask.evaluation.evaluate; print('peft' in sys.modules)"
+    script += "\nremask.models.load.load('tiny-direct', device='cpu'); print('peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -13,12 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
-from remask.models.adapters import lean
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -33,6 +31,8 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
+
+    from remask.models.adapters import lean
 
     head = model.get_output_embeddings()
     layers = {
@@ -72,6 +72,8 @@ def merged_and_lost(model: Any) -> tuple[Any, float]:
 
     bfloat16 has 8 bits: where a weight's change is smaller than half of its last one, it is lost altogether.
     """
+    from peft.tuners.lora import Linear
+
     missing = whole = 0.0
     for layer in model.modules():
         if not isinstance(layer, Linear) or layer.merged or layer.lora_variant:
@@ -109,6 +111,8 @@ def load_adapter(model: Any, adapter: str) -> Any:
     """Put a saved adapter on its base. Raises UserError where a tensor of it finds no place, or a place no tensor."""
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.utils import load_peft_weights
+
+    from remask.models.adapters import lean
 
     try:
         config = PeftConfig.from_pretrained(adapter)
