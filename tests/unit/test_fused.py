@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from remask import kernels
 from remask.models import fused
+from remask.models.fused import GatedProduct
 
 
 @pytest.fixture
@@ -116,3 +117,27 @@ def test_layers_keep_their_classes_names_and_compile(family: str, tokenizer: Any
     with torch.no_grad():
         plain = model.model(**inputs).last_hidden_state
         assert torch.equal(compiled(**inputs).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gated_product_has_autograds_numbers_and_keeps_its_inputs_only(dtype: torch.dtype) -> None:
+    gate, up, g = (torch.randn(5, 48).to(dtype) for _ in range(3))
+    found, kept = [], []
+    for product in (lambda a, b: torch.nn.functional.silu(a) * b, GatedProduct.apply):
+        a, b = (x.clone().requires_grad_() for x in (gate, up))
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+            out = product(a, b)
+        out.backward(g)
+        found.append((out.detach(), a.grad, b.grad))
+        kept.append(len({x.data_ptr() for x in saved}))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+    assert kept == [3, 2]
+
+
+def test_the_gated_product_under_transforms() -> None:
+    gate, up = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(GatedProduct.apply, (gate, up))
+    assert torch.autograd.gradgradcheck(GatedProduct.apply, (gate, up))
+    rows = torch.vmap(torch.func.grad(lambda a, b: GatedProduct.apply(a, b).sum()))(gate, up)
+    assert torch.allclose(rows, torch.autograd.grad(GatedProduct.apply(gate, up).sum(), gate)[0])

@@ -1,8 +1,8 @@
 """A layer's norms, rotation of queries and keys, and gate, each by one kernel on CUDA: Liger's, where that is installed
-and kernels are switched on (`remask.kernels.ON`).
+and kernels are switched on (`remask.kernels.ON`). Elsewhere the gated product keeps less for its backward pass.
 
 transformers computes each by several passes over memory (what that takes of a step: docs/speed.md). All else of a layer
-stays transformers' own, and so does everything elsewhere than on CUDA.
+stays transformers' own.
 
 Shapes: B rows, L length, H heads, d their width.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
 from remask import kernels
@@ -70,14 +71,35 @@ class _Norm:
 
 
 class _Gated:
-    """SwiGLU. Its backward pass writes over what it kept: there is one for each forward pass."""
+    """SwiGLU. The kernel's backward pass writes over what it kept: there is one for each forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fuses(x):
-            return super().forward(x)  # type: ignore[misc]
         mlp: Any = self
-        out: Tensor = mlp.down_proj(_liger().LigerSiLUMulFunction.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+        product = _liger().LigerSiLUMulFunction if fuses(x) else GatedProduct
+        out: Tensor = mlp.down_proj(product.apply(mlp.gate_proj(x), mlp.up_proj(x)))
         return out
+
+
+class GatedProduct(torch.autograd.Function):
+    """silu(gate)·up. Autograd would keep silu(gate) too, which is as large as they: it is computed again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, up: Tensor) -> Tensor:
+        return silu(gate) * up
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return torch.ops.aten.silu_backward(g * up, gate), g * silu(gate)
+        share = gate.sigmoid()  # written out, as that function has no gradient
+        return g * up * share * (1 + gate * (1 - share)), g * silu(gate)
 
 
 @cache
