@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def test_losses_errors_and_entropies_of_the_kernels_are_the_plain_ones(
     assert torch.stack(list(read_tokens(logits, targets)))[:, 1:3].isnan().all()
 
 
+def reader(mask_id: int) -> Callable[[torch.nn.Module, bool], torch.Tensor]:
+    """(network, whether in mixed precision) → losses and gradients on the same rows, in one vector."""
+    ids = torch.randint(60, 120, (4, 48), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, 20:40] = True
+    hidden = ids.masked_fill(positions, mask_id)
+
+    def read(network: torch.nn.Module, mixed: bool) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            loss = network(input_ids=hidden, positions=positions, targets=ids[positions]).token_loss
+        network.zero_grad()
+        loss.mean().backward()
+        gradients = (p.grad.float().flatten() for p in network.parameters() if p.requires_grad)
+        return torch.cat([loss.detach().float(), *gradients])
+
+    return read
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_fused_layers_have_the_plain_ones_losses_and_gradients(
@@ -171,25 +190,14 @@ def test_fused_layers_have_the_plain_ones_losses_and_gradients(
     model.requires_grad_(True).train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    ids = torch.randint(60, 120, (4, 48), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    positions = torch.zeros_like(ids, dtype=torch.bool)
-    positions[:, 20:40] = True
-    hidden = ids.masked_fill(positions, tokenizer.mask_token_id)
-
-    def read(network: torch.nn.Module, mixed: bool) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-            loss = network(input_ids=hidden, positions=positions, targets=ids[positions]).token_loss
-        network.zero_grad()
-        loss.mean().backward()
-        return torch.cat([loss.detach(), *(p.grad.float().flatten() for p in network.parameters())])
-
+    read = reader(tokenizer.mask_token_id)
     right = read(model, False)
     network = model if autocast else copy.deepcopy(model).bfloat16()
     apart = []
     for on in (False, True):
         monkeypatch.setattr(kernels, "ON", on)
         apart.append((read(network, autocast) - right).norm() / right.norm())
-    assert fused.fuses(hidden.bfloat16())
+    assert fused.fuses(torch.ones(1, device="cuda", dtype=torch.bfloat16))
     assert 0 < apart[1] < 1.2 * apart[0] + 1e-3
 
 
@@ -203,19 +211,7 @@ def test_adapters_in_half_precision_are_as_near_to_float32s_as_pefts(
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    ids = torch.randint(60, 120, (4, 48), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    positions = torch.zeros_like(ids, dtype=torch.bool)
-    positions[:, 20:40] = True
-    hidden = ids.masked_fill(positions, tokenizer.mask_token_id)
-
-    def read(network: torch.nn.Module, mixed: bool) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-            loss = network(input_ids=hidden, positions=positions, targets=ids[positions]).token_loss
-        network.zero_grad()
-        loss.mean().backward()
-        grads = (p.grad.flatten() for p in network.parameters() if p.grad is not None)
-        return torch.cat([loss.detach().float(), *grads])
-
+    read = reader(tokenizer.mask_token_id)
     right = read(copy.deepcopy(model).float(), False)
     apart = [(read(model, mixed) - right).norm() / right.norm()]
     monkeypatch.setattr(adapters._Adapted, "forward", lambda self, x: Linear.forward(self, x))

@@ -196,5 +196,5 @@ class PreferenceTrainer(Trainer):
         step |= {"seconds": seconds, "seconds_reference": self._seconds_reference}
         self._seconds_reference = 0.0
         self._window.add({**step, **logs})
-        if self._window.is_full(self.state.global_step) or self.control.should_training_stop:
+        if self._window.is_full(self.state.global_step, stops=self.control.should_training_stop):
             super().log(over_ranks(self._window.averaged()), start_time)

@@ -252,7 +252,7 @@ class PolicyTrainer(Trainer):
         sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
         step["seconds_update"] = step["seconds"] - sampled
         self.window.add(step)
-        if self.window.is_full(self.state.global_step) or self.control.should_training_stop:
+        if self.window.is_full(self.state.global_step, stops=self.control.should_training_stop):
             super().log(over_ranks(self.window.averaged()), start_time)
 
     def _summed(self) -> dict[str, float]:

@@ -308,5 +308,5 @@ class SftTrainer(Trainer):
         # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
         step["tokens"] *= self.args.world_size
         self._window.add({**logs, **step, "seconds": time.perf_counter() - self._step_started})
-        if self._window.is_full(self.state.global_step) or self.control.should_training_stop:
+        if self._window.is_full(self.state.global_step, stops=self.control.should_training_stop):
             super().log(self._window.averaged(), start_time)

@@ -24,8 +24,9 @@ class Window:
         """`step` has `seconds`; of other numbers what there is."""
         self.steps.append(step)
 
-    def is_full(self, step: int) -> bool:
-        return step % self.every == 0
+    def is_full(self, step: int, *, stops: bool) -> bool:
+        """`stops`: no further step is taken, at the run's end or before."""
+        return step % self.every == 0 or stops
 
     def averaged(self) -> dict[str, float]:
         """Empties the window."""
