@@ -92,19 +92,19 @@ def test_every_format_of_columns(row: dict[str, Any], messages: Any, completion:
         ("[1, 2]", "mapping of columns"),
         ({"prompt": "1+1?"}, "no columns Remask knows among prompt"),
         ({}, "no columns Remask knows among none"),
-        ({"prompt": "1+1?", "completion": None}, "no columns"),
-        ({"prompt": "1+1?", "completion": "  "}, "response is empty"),
-        ({"prompt": "1+1?", "completion": 2}, "completion is a int"),
+        ({"prompt": "1+1?", "completion": None}, "completion is null"),
+        ({"prompt": "1+1?", "completion": "  "}, "the answer is empty"),
+        ({"prompt": "1+1?", "completion": 2}, "completion is a number, not text"),
         ({"prompt": 1, "completion": "2"}, "prompt is neither text nor a list"),
         ({"prompt": [], "completion": "2"}, "no prompt"),
-        ({"messages": [*USER]}, "no response"),
-        ({"messages": []}, "no response"),
+        ({"messages": [*USER]}, "the last one is of role user.*no answer"),
+        ({"messages": []}, "no answer"),
         ({"messages": [{"role": "assistant", "content": "2"}]}, "no prompt"),
-        ({"messages": [{"role": "robot", "content": "2"}]}, "without a known role"),
-        ({"messages": [{"role": "user"}]}, "without a known role"),
+        ({"messages": [{"role": "robot", "content": "2"}]}, "unknown role 'robot'"),
+        ({"messages": [{"role": "user"}]}, "message 1 has no content"),
         ({"prompt": "1", "completion": [*USER]}, "not one assistant's turn"),
         ({"question": ["q"], "answer": "a"}, "question is a list"),
-        ({"question": "q", "thinking_trajectories": [1], "attempt": "2"}, "thinking_trajectories is a int"),
+        ({"question": "q", "thinking_trajectories": [1], "attempt": "2"}, "thinking_trajectories is a number"),
     ],
 )
 def test_a_bad_row_is_an_error_with_its_line_or_is_listed(row: Any, message: str, tmp_path: Path) -> None:
@@ -336,13 +336,14 @@ def test_a_row_whose_prompt_fills_the_canvas_is_dropped_as_any_that_is_too_long(
     assert (len(built.rows), built.dropped, built.skipped) == (1, 1, [])
 
 
-@pytest.mark.parametrize(("prompt", "answer", "part"), [("q", "x <|mask|> y", "answer"), ("q <|mask|>", "x", "prompt")])
-def test_a_mask_in_the_text_is_a_bad_row(prompt: str, answer: str, part: str, tokenizer: Any) -> None:
-    """A token that says "hidden" would be learned as one, and read as one in the prompt."""
+@pytest.mark.parametrize(("prompt", "answer", "part"), [("q", "x#y", "answer"), ("q#", "x", "prompt")])
+def test_a_mask_that_a_text_cannot_avoid_is_a_bad_row(prompt: str, answer: str, part: str, tokenizer: Any) -> None:
+    """Of a checkpoint whose mask is an ordinary token: nothing would tell it from a token that is hidden."""
     bad = Example(({"role": "user", "content": prompt},), answer, "line 1")
     good = Example(({"role": "user", "content": "q"},), "x", "line 2")
-    settings: Any = {"max_length": 99, "over_long": "error", "mask_id": tokenizer.mask_token_id}
-    with pytest.raises(UserError, match=f"line 1: the {part} contains the mask token"):
+    (mask,) = tokenizer.encode("#")
+    settings: Any = {"max_length": 99, "over_long": "error", "mask_id": mask}
+    with pytest.raises(UserError, match=f"line 1: the {part} contains the mask token '#'"):
         build_rows([bad, good], tokenizer, **settings)
     built = build_rows([bad, good], tokenizer, **settings, on_bad_row="skip")
     assert (len(built.rows), len(built.skipped)) == (1, 1)

@@ -615,11 +615,11 @@ def test_real_rows_on_dreams_canvas(source: str, dream_folder: Path, shared: Pat
         assert row.prompt[-len(header) :] == header
         assert example.messages[-1]["content"] in tokenizer.decode(row.prompt)
         text = tokenizer.decode(row.response)
-        assert text == f"{example.completion}<|im_end|>\n"
+        assert text == f"{example.completion}<|im_end|>"  # what the template writes after it opens the next turn
         whole = tokenizer.apply_chat_template(
             [*example.messages, {"role": "assistant", "content": example.completion}], tokenize=False
         )
-        assert tokenizer.decode(row.prompt + row.response) == whole  # the chat template, there and back
+        assert tokenizer.decode(row.prompt + row.response) + "\n" == whole  # the chat template, there and back
     collator = Collator(Fill("batch"), known.eos_ids[0], 100_000, seed=0)
     dataset = RowDataset(rows[:5])
     batch = collator([dataset[Visit(i, 0, i)] for i in range(5)])

@@ -51,6 +51,11 @@ TWO, THREE = ({"role": "assistant", "content": answer} for answer in ("2", "3"))
 GOOD = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
 
 
+def said(text: str) -> dict[str, str]:
+    """The assistant's turn."""
+    return {"role": "assistant", "content": text}
+
+
 def likelihood(values: list[float], scored: list[int]) -> Likelihood:
     """Answers' log-likelihoods, spread evenly over their tokens; the chosen ones first."""
     n = torch.tensor(scored)
@@ -161,7 +166,10 @@ def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
 def pairs(tokenizer: Any) -> list[Pair]:
     """Three pairs of unequal lengths."""
     texts = [("say a", "aaaa", "bb"), ("say something", "x", "something longer"), ("?", "yes, of course", "no")]
-    examples = [PairExample(({"role": "user", "content": p},), w, r, f"row {i}") for i, (p, w, r) in enumerate(texts)]
+    examples = [
+        PairExample(({"role": "user", "content": p},), said(w), said(r), f"row {i}")
+        for i, (p, w, r) in enumerate(texts)
+    ]
     return build_pairs(examples, tokenizer, max_length=100, over_long="error", on_bad_row="error").rows
 
 
@@ -395,7 +403,7 @@ def test_every_format_of_pairs(row: dict[str, Any], messages: Any, tmp_path: Pat
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row) + "\n")
     (example,) = load_pairs(str(path), split="train", prompt_style="compact", on_bad_row="error").examples
-    assert example == PairExample(messages, "2", "3", f"{path}, line 1")
+    assert example == PairExample(messages, TWO, THREE, f"{path}, line 1")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +424,7 @@ def test_every_format_of_pairs(row: dict[str, Any], messages: Any, tmp_path: Pat
         ({"chosen": [USER, TWO], "rejected": [SYSTEM, USER, THREE]}, "do not answer the same conversation"),
         ({"chosen": [USER], "rejected": [USER, THREE]}, "chosen does not end with an assistant's turn"),
         ({"chosen": [USER, TWO], "rejected": []}, "rejected does not end with an assistant's turn"),
-        ({"chosen": [{"role": "robot", "content": "2"}], "rejected": [THREE]}, "without a known role"),
+        ({"chosen": [{"role": "robot", "content": "2"}], "rejected": [THREE]}, "unknown role 'robot'"),
         (
             {"prompt": "2+2?", "chosen": [USER, TWO], "rejected": [USER, THREE]},
             "prompt is not part of the conversation",
@@ -439,21 +447,23 @@ def test_a_bad_pair_is_an_error_with_its_line_or_is_listed(row: Any, said: str, 
 def test_a_file_of_bad_pairs_only_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "x"}))
-    with pytest.raises(UserError, match="no usable rows; see the columns `remask dpo --help` lists"):
+    with pytest.raises(
+        UserError, match=r"no usable rows \(.*no chosen and no rejected.*see the columns `remask dpo --help` lists"
+    ):
         load_pairs(str(path), split="train", prompt_style="compact", on_bad_row="skip")
 
 
 def test_over_long_pairs(tokenizer: Any) -> None:
     """A pair is as long as its longer row; cut to what fits, answers may become the same."""
-    short, long = pair_example(GOOD, "short"), pair_example({**GOOD, "chosen": "2" * 60}, "long")
-    same = pair_example({**GOOD, "chosen": "2" * 60 + "x", "rejected": "2" * 60 + "y"}, "same")
+    (short, _), (long, _) = pair_example(GOOD, "short"), pair_example({**GOOD, "chosen": "2" * 60}, "long")
+    same, _ = pair_example({**GOOD, "chosen": "2" * 60 + "x", "rejected": "2" * 60 + "y"}, "same")
     limit = 30
 
     def build(*examples: PairExample, **settings: Any) -> Any:
         settings = {"over_long": "error", "on_bad_row": "error", **settings}
         return build_pairs(examples, tokenizer, max_length=limit, **settings)
 
-    with pytest.raises(UserError, match=r"long, chosen: the row takes \d+ tokens, the canvas holds 30"):
+    with pytest.raises(UserError, match=r"long: the row takes \d+ tokens, the canvas holds 30"):
         build(short, long)
     cut = build(short, long, over_long="truncate")
     assert (len(cut.rows), cut.truncated, cut.dropped) == (2, 1, 0)
@@ -466,9 +476,9 @@ def test_over_long_pairs(tokenizer: Any) -> None:
         build(short, same, over_long="truncate")
     skipped = build(short, same, over_long="truncate", on_bad_row="skip")
     assert (len(skipped.rows), len(skipped.skipped)) == (1, 1)
-    with pytest.raises(UserError, match="no pairs are left"):
+    with pytest.raises(UserError, match="no rows are left"):
         build(long, over_long="drop")
-    with pytest.raises(UserError, match=r"long, chosen: the prompt takes \d+ tokens of a canvas of 4"):
+    with pytest.raises(UserError, match=r"long: the prompt takes \d+ tokens of a canvas of 4"):
         build_pairs([long], tokenizer, max_length=4, over_long="truncate", on_bad_row="error")
 
 
@@ -500,6 +510,6 @@ def checked() -> Callable[[PairExample], tuple[bool, bool]]:
 
     def check(example: PairExample) -> tuple[bool, bool]:
         task, problem = problems[example.messages[-1]["content"]]
-        return task.grade(problem, example.chosen).correct, task.grade(problem, example.rejected).correct
+        return tuple(task.grade(problem, one["content"]).correct for one in (example.chosen, example.rejected))
 
     return check

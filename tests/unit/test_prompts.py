@@ -50,15 +50,16 @@ def test_the_system_turn_stands_before_messages_that_have_none(read: Read) -> No
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": " "}, "the row has no prompt"),
-        ({"prompt": 3}, "the row has no prompt"),
-        ({"messages": []}, "the row has no prompt"),
-        ({"messages": [user("")]}, "the row has no prompt"),
-        ({"messages": [user("hi"), user("yes", "assistant")]}, "that end with the user's turn"),
-        ({"messages": [user("be good", "boss"), user("hi")]}, "messages of system, user and assistant"),
-        ({"messages": [user("hi", 3), user("hi")]}, "messages of system, user and assistant"),
-        ({"messages": [user(["hi"])]}, "the row has no prompt"),
-        ('{"prompt": "\\ud800"}', r"its prompt cannot be encoded \("),
+        ({"gold": 1}, "the row has no prompt"),
+        ({"prompt": " "}, "there is no prompt"),
+        ({"prompt": 3}, "prompt is a number, not text|neither text nor"),
+        ({"messages": []}, "there is no prompt"),
+        ({"messages": [user("")]}, "there is no prompt"),
+        ({"messages": [user("hi"), user("yes", "assistant")]}, "messages does not end with a turn to be answered"),
+        ({"messages": [user("be good", "boss"), user("hi")]}, "message 1 has the unknown role 'boss'"),
+        ({"messages": [user("hi", 3), user("hi")]}, "message 1 has the unknown role 3"),
+        ({"messages": [user(["hi"])]}, "message 1 has a content that is a list, not text"),
+        ('{"prompt": "\\ud800"}', "the user turn holds half of a character"),
         ([1, 2], "a row is a mapping of columns"),
         ("{oops", "not JSON"),
     ],
@@ -70,14 +71,14 @@ def test_rows_that_are_no_prompt_are_named(read: Read, row: Any, message: str) -
 
 def test_a_template_that_refuses_the_turns_is_told(read: Read, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('one turn only') }}")
-    with pytest.raises(UserError, match=r"line 1: its prompt cannot be encoded \(one turn only\)"):
+    with pytest.raises(UserError, match=r"line 1: the chat template refuses this conversation \(one turn only\)"):
         read({"prompt": "hi"})
 
 
 def test_a_row_of_a_table_with_too_many_values(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,gold\nhi,1,3\n")
-    with pytest.raises(UserError, match="row 1: the row has more values than there are columns"):
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the row has 3 fields and there are 2 columns"):
         data_prompts(str(path), tokenizer, Asking("compact"))
 
 

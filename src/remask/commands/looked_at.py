@@ -13,20 +13,23 @@ def read_rows(
     """The first `rows` of `data`, tokenised. Without `rows` they are `default`, or all where the data has fewer;
     without `data` they are generated. Raises UserError where there are fewer than were asked for, or none.
     """
-    from remask.data.canvas import build_rows
-    from remask.data.sources import load_examples
+    from remask.data.canvas import build_rows, tell_faults
+    from remask.data.sources import Loaded, load_examples
     from remask.tasks.generated import generated_examples, is_generated
 
     count = rows or default
     source = data or f"generated:sudoku+countdown:{count}"
     if is_generated(source):
-        examples = generated_examples(source, split="validation", prompt_style=prompt_style)
+        loaded = Loaded(generated_examples(source, split="validation", prompt_style=prompt_style))
     else:
-        examples = load_examples(source).examples
-    mask_id = tokenizer.mask_token_id
-    built = build_rows(examples[:count], tokenizer, max_length=max_length, over_long="error", mask_id=mask_id).rows
-    if len(built) < (rows or 1):
+        loaded = load_examples(source)
+    if len(loaded.examples) < (rows or 1):
         raise UserError(
-            f"{len(built)} rows where {count} were asked for", where=source, mend="lower --rows, or name more data"
+            f"{len(loaded.examples)} rows where {count} were asked for",
+            where=source,
+            mend="lower --rows, or name more data",
         )
-    return built
+    mask_id = tokenizer.mask_token_id
+    built = build_rows(loaded.examples[:count], tokenizer, max_length=max_length, over_long="error", mask_id=mask_id)
+    tell_faults(source, loaded, built)
+    return built.rows

@@ -1,17 +1,20 @@
-"""Rows on a canvas: prompt, response, EOS fill (methods §8). Lengths are decided here, never silently."""
+"""Rows on a canvas: prompt, answer, EOS fill. Lengths are decided here, never silently."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from remask.config import OnBadRow, OverLong
 from remask.data.chat import encode
-from remask.data.sources import Example
+from remask.data.sources import Example, Loaded
 from remask.errors import UserError
+from remask.progress import progress
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,53 @@ class Row:
     prompt: list[int]
     response: list[int]
     where: str
+    unread: tuple[str, ...] = ()
+    """Message keys that the chat template did not read."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
+
     def truncated(self, length: int) -> Row:
         """At most `length` tokens of it: the answer is cut, the prompt never."""
-        return Row(self.prompt, self.response[: length - len(self.prompt)], self.where)
+        return replace(self, response=self.response[: length - len(self.prompt)])
 
 
-R = TypeVar("R")
+class Tokenised(Protocol):
+    """A row, or a pair of them: its length is that of the longer one."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def unread(self) -> tuple[str, ...]: ...
+
+    @property
+    def prompt_length(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def truncated(self, length: int) -> Self: ...
+
+
+E = TypeVar("E")
+R = TypeVar("R", bound=Tokenised)
+LONG = 2000
+"""More rows than this are tokenised with their progress shown."""
 
 
 @dataclass
 class Rows(Generic[R]):
-    """Tokenised rows (or pairs of them) and what became of the others."""
+    """Tokenised rows (or pairs of them) and what became of the others; how many rows have each key that is not read."""
 
     rows: list[R]
     truncated: int = 0
     dropped: int = 0
     skipped: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
 
 
 def build_rows(
@@ -80,23 +110,76 @@ def build_rows(
     on_bad_row: OnBadRow = "error",
     mask_id: int | None = None,
 ) -> Rows[Row]:
-    """Tokenise examples into rows of at most `max_length` tokens. Raises UserError naming the row (`row_of`)."""
-    built = Rows[Row]([])
-    for example in examples:
-        try:
-            row = row_of(example, tokenizer, max_length=max_length, over_long=over_long, mask_id=mask_id)
-        except UserError as error:
-            if on_bad_row == "error":
-                raise
-            built.skipped.append(str(error))
-            continue
-        if len(row) > max_length:
-            if over_long == "drop":
-                built.dropped += 1
+    """Tokenise examples into rows of at most `max_length` tokens. Raises UserError naming the row (`fitted`)."""
+    return fitted(
+        examples,
+        lambda example: row_of(example, tokenizer, mask_id=mask_id),
+        max_length=max_length,
+        over_long=over_long,
+        on_bad_row=on_bad_row,
+    )
+
+
+def row_of(example: Example, tokenizer: PreTrainedTokenizerBase, *, mask_id: int | None = None) -> Row:
+    """The example's tokens, of any length.
+
+    Raises UserError naming the row where it cannot be encoded, or holds a mask: nothing would tell that from a token
+    that is hidden.
+    """
+    encoded = encode(tokenizer, example.messages, example.answer, where=example.where, tools=example.tools)
+    for name, ids in (("prompt", encoded.prompt), ("answer", encoded.response)):
+        if mask_id is not None and mask_id in ids:
+            raise UserError(
+                f"the {name} contains the mask token {tokenizer.decode([mask_id])!r}",
+                where=example.where,
+                mend="take it out of the text, or skip such rows with --on-bad-row skip",
+            )
+    return Row(encoded.prompt, encoded.response, example.where, encoded.unread)
+
+
+def fitted(
+    examples: Sequence[E],
+    tokenised: Callable[[E], R],
+    *,
+    max_length: int,
+    over_long: OverLong,
+    on_bad_row: OnBadRow,
+    check: Callable[[R, bool], None] = lambda row, cut: None,
+) -> Rows[R]:
+    """The rows of the examples, each of at most `max_length` tokens. `check(row, cut)` is told whether a row was cut.
+
+    A prompt that leaves no room for an answer is a bad row unless it is dropped: truncating it would train on nothing.
+    All rows are read before one that is too long is an error, so that it can say which canvas would hold them. Raises
+    UserError naming the first bad row.
+    """
+    built = Rows[R]([])
+    lengths, misfits = list[int](), list[R]()
+    with progress("tokenising rows", len(examples), enabled=len(examples) > LONG) as tick:
+        for number, example in enumerate(examples, 1):
+            tick(number)
+            try:
+                row = tokenised(example)
+                lengths.append(len(row))
+                cut = len(row) > max_length or row.prompt_length >= max_length
+                if cut and over_long == "drop":
+                    built.dropped += 1
+                    continue
+                if cut and (over_long == "error" or row.prompt_length >= max_length):
+                    misfits.append(row)
+                    continue
+                row = row.truncated(max_length) if cut else row
+                check(row, cut)
+            except UserError as error:
+                if on_bad_row == "error":
+                    raise
+                built.skipped.append(str(error))
                 continue
-            row = row.truncated(max_length)
-            built.truncated += 1
-        built.rows.append(row)
+            built.truncated += cut
+            built.unread.update(f"message key {key}" for key in row.unread)
+            built.rows.append(row)
+    if misfits and on_bad_row == "error":
+        raise too_long(misfits[0], len(misfits), lengths, max_length)
+    built.skipped += [str(too_long(row, 1, [len(row)], max_length)) for row in misfits]
     if not built.rows:
         raise UserError(
             f"no rows are left of {len(examples)} ({built.dropped} dropped as too long, {len(built.skipped)} skipped)",
@@ -105,38 +188,28 @@ def build_rows(
     return built
 
 
-def row_of(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    over_long: OverLong,
-    mask_id: int | None = None,
-) -> Row:
-    """The example's tokens, of any length unless `over_long` is error.
+def too_long(first: Tokenised, count: int, lengths: Sequence[int], max_length: int) -> UserError:
+    """What to say of `count` rows of these `lengths` that a canvas does not hold, the first of which is given."""
+    if first.prompt_length >= max_length:
+        what = f"the prompt takes {first.prompt_length} tokens of a canvas of {max_length}: no answer fits"
+    else:
+        what = f"the row takes {len(first)} tokens, the canvas holds {max_length}"
+    ordered = sorted(lengths)
+    if len(ordered) > 1:
+        holds = [f"{ordered[-(-len(ordered) * share // 100) - 1]} hold {share} %" for share in (95, 99, 100)]
+        what += f"; {count} of {len(ordered)} rows are too long ({', '.join(holds)} of them all)"
+    return UserError(
+        what, where=first.where, mend="raise canvas.max_length, or set canvas.over_long to truncate or drop"
+    )
 
-    A prompt that leaves no room for a response is a bad row unless it is dropped: truncating it would train on nothing.
-    So is text with a mask in it, which nothing tells from a token that is hidden. Raises UserError naming the row.
-    """
-    encoded = encode(tokenizer, example.messages, example.completion, where=example.where)
-    row = Row(encoded.prompt, encoded.response, example.where)
-    for name, ids in (("prompt", row.prompt), ("answer", row.response)):
-        if mask_id is not None and mask_id in ids:
-            raise UserError(
-                f"the {name} contains the mask token {tokenizer.decode([mask_id])!r}",
-                where=row.where,
-                mend="take it out of the text, or skip such rows with --on-bad-row skip",
-            )
-    if len(row.prompt) >= max_length and over_long != "drop":
-        raise UserError(
-            f"the prompt takes {len(row.prompt)} tokens of a canvas of {max_length}: no response fits",
-            where=row.where,
-            mend="raise canvas.max_length, or skip such rows with --on-bad-row skip",
-        )
-    if len(row) > max_length and over_long == "error":
-        raise UserError(
-            f"the row takes {len(row)} tokens, the canvas holds {max_length}",
-            where=row.where,
-            mend="raise canvas.max_length, or set canvas.over_long to truncate or drop",
-        )
-    return row
+
+def tell_faults(source: str, loaded: Loaded[Any], built: Rows[Any]) -> None:
+    """Say on stderr how many rows of a source are not as they stand in it, and which columns and keys are unused."""
+    total = len(loaded.examples) + len(loaded.skipped)
+    for name, count in (("truncated", built.truncated), ("dropped", built.dropped), ("skipped", len(built.skipped))):
+        if count:
+            print(f"{source}: {count} of {total} rows {name}", file=sys.stderr)
+    unread = loaded.unread + built.unread
+    if unread:
+        named = ", ".join(f"{name} ({count} of {total} rows)" for name, count in sorted(unread.items()))
+        print(f"{source}: not used: {named}", file=sys.stderr)

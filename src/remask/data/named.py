@@ -1,6 +1,7 @@
 """Data sets by name: where each is published, and how a source is written.
 
-    source = (NAME[@split] | NAME=PATH | file | (folder | hub id)[:configuration][@split]) [:rows[:seed]]
+    source = place[,place…] [:rows[:seed]]
+    place = NAME[@split] | NAME=PATH | file | pattern of files | (folder | hub id)[:configuration][@split]
 
 `s1k` is the hub's data set, `s1k=copy.parquet` a local copy of it, `open-r1:3000` a seeded sample of 3,000 of its rows.
 """
@@ -45,6 +46,14 @@ class Source:
         if match is None:
             raise UserError("no source of data", mend=f"give a file, a hub id, or one of {', '.join(NAMED)}")
         place, rows, seed = match[1], match[2], int(match[3] or 0)
+        if "," in place and not Path(place).exists():
+            parts = [cls.parse(part) for part in place.split(",")]
+            if counted := [part.place for part in parts if part.rows is not None]:
+                raise UserError(
+                    f"{counted[0]!r} is one of several sources, and a sample is of all of them together",
+                    mend="write :rows after the last one only",
+                )
+            return cls(",".join(part.place for part in parts), int(rows) if rows else None, seed)
         if rows is not None and int(rows) < 1:
             raise UserError(f"{text!r} asks for no rows", mend="ask for 1 or more")
         name, given, path = place.partition("=")

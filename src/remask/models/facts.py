@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from remask import config as configs
+from remask.chat_template import turn_end
 from remask.config import DecodingConfig
 from remask.config.read import STRICT
 from remask.errors import UserError
@@ -103,26 +104,6 @@ def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str)
             mend="make them agree",
         )
     return in_config if in_config is not None else in_tokenizer  # type: ignore[return-value]
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token with which the chat template closes an assistant's turn; None where there is none."""
-    if tokenizer.chat_template is None:
-        return None
-    text = "x"
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    try:
-        head = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template may refuse for reasons of its own; encoding real rows will say so
-        return None
-    if not whole.startswith(head + text):
-        return None
-    rest = tokenizer.encode(whole[len(head + text) :], add_special_tokens=False)
-    special = set(tokenizer.all_special_ids) | {
-        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    return rest[0] if rest and rest[0] in special else None
 
 
 def eos_token_ids(config: Any) -> list[int]:

@@ -17,10 +17,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from remask.chat_template import Message
 from remask.config import OnBadRow, OverLong
-from remask.data.canvas import Fill, Row, Rows, row_of
+from remask.data.canvas import Fill, Row, Rows, fitted, row_of
 from remask.data.collate import Visit, lay_out
-from remask.data.sources import Example, Loaded, Message, conversation, load_rows
+from remask.data.columns import CHATS, LABELS, PROMPTS, Asked, asked_in, framed, has
+from remask.data.sources import Example, Loaded, load_rows
+from remask.data.turns import conversation, is_conversation
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise, collate_noise, drawn_shift, row_noise
 from remask.errors import UserError
@@ -29,6 +32,8 @@ from remask.tasks.generator import Split
 
 REFERENCE_SEED = 1 << 21
 """Added to the seed for the noise of a reference that is not read on the policy's."""
+PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+"""Columns of the better and the worse answer, first match first: most data sets, Argilla's, Stack Exchange's pairs."""
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 """What begins a turn in conversations written as one text (hh-rlhf)."""
 
@@ -38,9 +43,10 @@ class PairExample:
     """`messages` end with the turn to be answered; `where` is for error messages."""
 
     messages: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
     where: str
+    tools: Any = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ class Pair:
     def __len__(self) -> int:
         """The longer row."""
         return max(len(self.chosen), len(self.rejected))
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.chosen.prompt)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return tuple(sorted({*self.chosen.unread, *self.rejected.unread}))
 
     def truncated(self, length: int) -> Pair:
         return Pair(self.chosen.truncated(length), self.rejected.truncated(length), self.where)
@@ -72,49 +86,73 @@ def load_pairs(source: str, *, split: Split, prompt_style: str, on_bad_row: OnBa
     )
     return Loaded(
         [
-            PairExample(good.messages, good.completion, bad.completion, good.where)
+            PairExample(good.messages, good.answer, bad.answer, good.where)
             for good, bad in zip(right, wrong, strict=True)
         ]
     )
 
 
-def pair_example(row: Any, where: str) -> PairExample:
-    """The pair in one row: `chosen` and `rejected`, and `prompt` where they do not begin with it.
+def pair_example(row: dict[str, Any], where: str) -> tuple[PairExample, set[str]]:
+    """The pair in one row, and the columns it was read from.
 
-    Each of the three is text or messages. The answer is the last turn of `chosen` and of `rejected`, and what comes
-    before it must be the same in both. Raises UserError naming what is missing or wrong.
+    The two answers stand in `chosen` and `rejected` or under other published names (`PAIRS`), each as text, as the
+    assistant's turn, or as a conversation that ends with it; the prompt in a column of `columns.PROMPTS` or `CHATS`
+    where the conversations do not begin with it. What comes before the answers must be the same in both. Raises
+    UserError naming what is missing or wrong.
     """
-    if not isinstance(row, dict):
-        raise UserError(f"a row is a mapping of columns, this is a {type(row).__name__}", where=where)
-    absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
-    if absent:
-        raise UserError(
-            f"no {' and no '.join(absent)} among the columns {', '.join(map(str, row)) or '(none)'}",
-            where=where,
-            mend="give prompt + chosen + rejected, or chosen + rejected as conversations that begin with the prompt",
-        )
-    before, chosen = _answered(row["chosen"], "chosen", where)
-    before_rejected, rejected = _answered(row["rejected"], "rejected", where)
+    better, worse, used = _answer_columns(row, where)
+    before, chosen = _answered(row[better], better, where)
+    before_rejected, rejected = _answered(row[worse], worse, where)
     if before != before_rejected:
         raise UserError("chosen and rejected do not answer the same conversation", where=where)
-    prompt = [] if row.get("prompt") is None else conversation(row["prompt"], "prompt", where)
-    messages = _joined(prompt, before, where)
+    prompt = next((name for name in (*PROMPTS, *CHATS) if has(row, name)), None)
+    asked = Asked([], None, set()) if prompt is None else asked_in(row, prompt, where)
+    asked = framed(row, _joined(asked.messages, before, where), asked.columns, where)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer.strip():
+        if not answer["content"].strip() and set(answer) == {"role", "content"}:
             raise UserError(f"{name} is empty", where=where)
-    if chosen.strip() == rejected.strip():
+    if set(chosen) == set(rejected) == {"role", "content"} and chosen["content"].strip() == rejected["content"].strip():
         raise UserError("chosen and rejected are the same: there is nothing to prefer", where=where)
-    return PairExample(tuple(messages), chosen, rejected, where)
+    return PairExample(tuple(asked.messages), chosen, rejected, where, asked.tools), asked.columns | used
 
 
-def _answered(value: Any, name: str, where: str) -> tuple[list[Message], str]:
+def _answer_columns(row: dict[str, Any], where: str) -> tuple[str, str, set[str]]:
+    """The columns of the better and of the worse answer, and all columns that say so."""
+    for better, worse in PAIRS:
+        if has(row, better) and has(row, worse):
+            return better, worse, {better, worse}
+    numbered = ("response_0", "response_1", "better_response_id")
+    if all(has(row, name) for name in numbered):
+        if row["better_response_id"] not in (0, 1):
+            raise UserError(f"better_response_id is {row['better_response_id']!r}, neither 0 nor 1", where=where)
+        best = int(row["better_response_id"])
+        return numbered[best], numbered[1 - best], set(numbered)
+    if any(name in row for name in LABELS):
+        raise UserError(
+            "the row holds one answer and a label (KTO's form), and remask dpo learns from pairs",
+            where=where,
+            mend="bring a wanted and an unwanted answer to the same prompt together as chosen and rejected",
+        )
+    absent = [name for name in PAIRS[0] if not has(row, name)]
+    null = [name for name in absent if name in row]
+    raise UserError(
+        f"{null[0]} is null"
+        if null
+        else f"no {' and no '.join(absent)} among the columns {', '.join(map(str, row)) or '(none)'}",
+        where=where,
+        mend="give prompt + chosen + rejected, or chosen + rejected as conversations that begin with the prompt",
+    )
+
+
+def _answered(value: Any, name: str, where: str) -> tuple[list[Message], Message]:
     """(the conversation before the answer, the answer). Text is the answer itself, or a conversation in one text."""
-    if isinstance(value, str) and not SPEAKER.match(value):
-        return [], value
-    turns = _spoken(value) if isinstance(value, str) else conversation(value, name, where)
+    if isinstance(value, str) and not SPEAKER.match(value) and not is_conversation(value):
+        return [], {"role": "assistant", "content": value}
+    spoken = isinstance(value, str) and SPEAKER.match(value)
+    turns = _spoken(value) if spoken else conversation(value, name, where)
     if not turns or turns[-1]["role"] != "assistant":
         raise UserError(f"{name} does not end with an assistant's turn: there is no answer", where=where)
-    return turns[:-1], turns[-1]["content"]
+    return turns[:-1], turns[-1]
 
 
 def _spoken(text: str) -> list[Message]:
@@ -126,10 +164,6 @@ def _spoken(text: str) -> list[Message]:
 
 def _joined(prompt: list[Message], before: list[Message], where: str) -> list[Message]:
     """The whole conversation up to the answer. Data sets often give `prompt` and repeat it in the conversation."""
-    if not any(turn["content"].strip() for turn in prompt + before):
-        raise UserError(
-            "there is no prompt", where=where, mend="give prompt, or chosen and rejected that begin with it"
-        )
     if not before or (prompt and before[0]["role"] == "assistant"):
         return prompt + before
     said = [turn["content"].strip() for turn in before]
@@ -148,45 +182,25 @@ def build_pairs(
     mask_id: int | None = None,
 ) -> Rows[Pair]:
     """Tokenise pairs, each row of at most `max_length` tokens. Raises UserError naming the row."""
-    built = Rows[Pair]([])
-    for example in examples:
-        try:
-            pair = _tokenised(example, tokenizer, max_length, over_long, mask_id)
-            whole = len(pair) <= max_length
-            if not whole and over_long == "drop":
-                built.dropped += 1
-                continue
-            cut = pair.truncated(max_length)
-            if cut.chosen.response == cut.rejected.response:
-                raise UserError(
-                    f"chosen and rejected are the same tokens{'' if whole else f' in a canvas of {max_length}'}",
-                    where=example.where,
-                    mend="look at the row, or skip such rows with --on-bad-row skip",
-                )
-        except UserError as error:
-            if on_bad_row == "error":
-                raise
-            built.skipped.append(str(error))
-            continue
-        built.truncated += not whole
-        built.rows.append(cut)
-    if not built.rows:
-        raise UserError("no pairs are left", mend="raise canvas.max_length, or look at the rows that were skipped")
-    return built
 
+    def tokenised(example: PairExample) -> Pair:
+        def row(answer: Message, name: str) -> Row:
+            content = answer["content"]
+            further = {key: value for key, value in answer.items() if key not in ("role", "content")}
+            one = Example(example.messages, content, f"{example.where}, {name}", further, example.tools)
+            return row_of(one, tokenizer, mask_id=mask_id)
 
-def _tokenised(
-    example: PairExample,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    over_long: OverLong,
-    mask_id: int | None,
-) -> Pair:
-    def row(answer: str, name: str) -> Row:
-        one = Example(example.messages, answer, f"{example.where}, {name}")
-        return row_of(one, tokenizer, max_length=max_length, over_long=over_long, mask_id=mask_id)
+        return Pair(row(example.chosen, "chosen"), row(example.rejected, "rejected"), example.where)
 
-    return Pair(row(example.chosen, "chosen"), row(example.rejected, "rejected"), example.where)
+    def check(pair: Pair, cut: bool) -> None:
+        if pair.chosen.response == pair.rejected.response:
+            raise UserError(
+                f"chosen and rejected are the same tokens{f' in a canvas of {max_length}' if cut else ''}",
+                where=pair.where,
+                mend="look at the row, or skip such rows with --on-bad-row skip",
+            )
+
+    return fitted(examples, tokenised, max_length=max_length, over_long=over_long, on_bad_row=on_bad_row, check=check)
 
 
 def _rows(pair: Pair) -> tuple[Row, Row]:

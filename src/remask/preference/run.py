@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.config import DpoConfig
-from remask.data.canvas import Fill, Rows
+from remask.data.canvas import Fill, Rows, tell_faults
 from remask.errors import UserError
 from remask.models.facts import Facts
 from remask.preference.data import Pair, PairCollator, build_pairs, load_pairs
@@ -28,7 +28,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
-from remask.training.rows import EpochCallback, tell_beyond, tell_faults
+from remask.training.rows import EpochCallback, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
@@ -174,8 +174,7 @@ def _pairs(config: DpoConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Pair],
             mask_id=known.mask_id,
         )
         built.skipped = loaded.skipped + built.skipped
-        total = len(loaded.examples) + len(loaded.skipped)
-        tell_faults(source, total, truncated=built.truncated, dropped=built.dropped, skipped=built.skipped)
+        tell_faults(source, loaded, built)
         return built
 
     return read(config.data, "train"), read(config.eval_data, "validation") if config.eval_data else None

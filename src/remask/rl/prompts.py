@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from remask.data.chat import encode_prompt
+from remask.data.columns import CHATS, PROMPTS, Asked, asked_in, has
 from remask.data.files import Unreadable, read_rows
-from remask.data.sources import Message
-from remask.errors import UserError, first_line
+from remask.errors import UserError
 from remask.tasks import Problem, Task
 from remask.tasks.benchmark import Asking, Benchmark
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,10 @@ def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, askin
 
 
 def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
-    """A file's or data set's rows as prompts: `prompt` (text or messages) or `messages`, and columns of any kind.
+    """A file's or data set's rows as prompts, and their columns, of any kind, for the reward functions.
 
+    What is asked stands in a column of `columns.CHATS` or `PROMPTS`: text, or turns that end with the one to be
+    answered. `prompt` and the conversations are no columns for reward functions; other columns are, asked or not.
     Raises UserError naming the row that has no prompt, or one that cannot be put to the model.
     """
     prompts = []
@@ -51,37 +51,27 @@ def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking
         if isinstance(row, Unreadable) or not isinstance(row, dict):
             reason = row.reason if isinstance(row, Unreadable) else "a row is a mapping of columns"
             raise UserError(reason, where=where)
-        if None in row:  # CSV
-            raise UserError("the row has more values than there are columns", where=where)
-        messages = _messages(row.get("messages", row.get("prompt")), asking, where)
-        try:
-            ids = encode_prompt(tokenizer, messages, prefill=asking.prefill)
-        except Exception as error:  # a chat template that refuses the turns, or text that is no Unicode
-            raise UserError(f"its prompt cannot be encoded ({first_line(error)})", where=where) from error
-        columns = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
-        prompts.append(Prompt(f"{number}", messages[-1]["content"], ids, columns))
+        asked = _asked(row, asking, where)
+        ids = encode_prompt(tokenizer, asked.messages, prefill=asking.prefill, tools=asked.tools, where=where)
+        columns = {name: value for name, value in row.items() if name not in ("prompt", *CHATS)}
+        prompts.append(Prompt(f"{number}", asked.messages[-1]["content"], ids, columns))
     if not prompts:
         raise UserError("holds no prompts", where=source)
     return prompts
 
 
-def _messages(value: Any, asking: Asking, where: str) -> list[Message]:
-    if isinstance(value, str) and value.strip():
-        return asking.messages(value)
-    turns = value if isinstance(value, list) else []
-    whole = all(
-        isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in turns
-    )
-    if not turns or not whole or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+def _asked(row: dict[str, Any], asking: Asking, where: str) -> Asked:
+    name = next((name for name in (*CHATS, *PROMPTS) if has(row, name)), None)
+    asked = None if name is None else asked_in(row, name, where)
+    if asked is None or asked.messages[-1]["role"] in ("assistant", "system"):
         raise UserError(
-            "the row has no prompt",
+            "the row has no prompt" if asked is None else f"{name} does not end with a turn to be answered",
             where=where,
-            mend="give prompt (text), or messages of system, user and assistant that end with the user's turn",
+            mend="give prompt or question (text), or messages that end with the user's turn",
         )
-    messages: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    if asking.system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": asking.system})
-    return messages
+    if asking.system and asked.messages[0]["role"] != "system":
+        return replace(asked, messages=[{"role": "system", "content": asking.system}, *asked.messages])
+    return asked
 
 
 def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool, mend: str) -> tuple[list[Prompt], int]:

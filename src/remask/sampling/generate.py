@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from remask.chat_template import Message
 from remask.data.chat import decode_text, encode_prompt
-from remask.data.sources import Message
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
 from remask.sampling.denoise import Denoised, Step, run
@@ -130,8 +130,13 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of each prompt. Raises UserError naming the first that leaves no room for the canvas."""
     encoded = [
-        encode_prompt(tokenizer, [{"role": "user", "content": p}] if isinstance(p, str) else p, prefill=prefill)
-        for p in prompts
+        encode_prompt(
+            tokenizer,
+            [{"role": "user", "content": p}] if isinstance(p, str) else p,
+            prefill=prefill,
+            where=f"prompt {number}",
+        )
+        for number, p in enumerate(prompts)
     ]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import TrainerCallback
 
 from remask.config import SftConfig
-from remask.data.canvas import Fill, Row, Rows, build_rows
+from remask.data.canvas import Fill, Row, Rows, build_rows, tell_faults
 from remask.data.collate import Collator
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
@@ -39,7 +39,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
-from remask.training.rows import EpochCallback, tell_beyond, tell_faults
+from remask.training.rows import EpochCallback, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 from remask.training.sharding import whole
 
@@ -220,8 +220,7 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], R
             mask_id=known.mask_id,
         )
         built.skipped = loaded.skipped + built.skipped
-        total = len(loaded.examples) + len(loaded.skipped)
-        tell_faults(source, total, truncated=built.truncated, dropped=built.dropped, skipped=built.skipped)
+        tell_faults(source, loaded, built)
         return built
 
     return read(config.data, "train"), read(config.eval_data, "validation") if config.eval_data else None

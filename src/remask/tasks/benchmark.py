@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remask.chat_template import Message
 from remask.data.files import FILE_KINDS
-from remask.data.sources import Message
 from remask.errors import UserError
 from remask.tasks import GeneratedTask, Problem, Split, Task, get
 from remask.tasks.base import PromptStyle, fill_template

@@ -98,10 +98,3 @@ def tell_beyond(model: Any, longest: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and longest > limit:
         print(f"rows of up to {longest} tokens go beyond the {limit} positions the model was made for", file=sys.stderr)
-
-
-def tell_faults(source: str, total: int, *, truncated: int, dropped: int, skipped: Sequence[str]) -> None:
-    """Say on stderr how many of a source's rows are not as they stand in it."""
-    for name, count in (("truncated", truncated), ("dropped", dropped), ("skipped", len(skipped))):
-        if count:
-            print(f"{source}: {count} of {total} rows {name}", file=sys.stderr)
