@@ -108,7 +108,7 @@ def test_every_mistake_is_named_at_once() -> None:
     said = str(caught.value)
     assert "'sed'" in said
     assert "max_steps" in said
-    assert said.count("seed: should be no truth value (got True)") == said.count("(got True)") == 1
+    assert said.count("seed: expected no true or false here (got true)") == said.count("(got true)") == 1
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_every_mistake_is_named_at_once() -> None:
     ],
 )
 def test_true_is_no_number(kind: Any, values: dict[str, Any], key: str) -> None:
-    with pytest.raises(UserError, match=rf"{re.escape(key)}: should be no truth value"):
+    with pytest.raises(UserError, match=rf"{re.escape(key)}: expected no true or false here"):
         from_dict(kind, values, where="x")
 
 

@@ -1,240 +1,207 @@
-"""`remask tour`: the whole main job on the embedded model, in minutes."""
+"""`remask tour`: what the tool is for, shown on a small embedded model in minutes.
+
+It is a study (`recipes/studies/tour.yaml`) whose answer is said in sentences.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from remask import config as configs
+from remask.commands.ending import leaving_on_sigterm
 from remask.commands.options import console, parse
-from remask.config import (
-    CanvasConfig,
-    DecodingConfig,
-    EvalConfig,
-    HeldOutConfig,
-    InspectConfig,
-    PolicyEngineConfig,
-    RlConfig,
-    RolloutConfig,
-    SftConfig,
-    TourConfig,
-    TrainerConfig,
-)
+from remask.config import StudyConfig, TourConfig
 from remask.errors import UserError
 from remask.files import refuse_unwritable_folder
 from remask.imports import uncollected
 from remask.progress import duration
 
+if TYPE_CHECKING:
+    from remask.evaluation.arms import Arm
+    from remask.study.grid import Cell
+
 EXAMPLES = """Examples:
   remask tour
-  remask tour --objectives sft gift gift-permuted --seeds 0 1 2 --output-dir tour-control"""
+  remask tour --quick
+  remask tour --seeds 0 1 2 3 4 --output-dir tour-5-seeds"""
 
+RECIPE = "recipes/studies/tour.yaml"
 MARK = ".remask-tour"
 """A folder with this file is a tour's: a new tour may write over it."""
+TASK, REINFORCED = "sudoku", "espo"
+NAMES = {"sft": "SFT", "gift": "GIFT", "gift-permuted": "GIFT on the wrong tokens", "espo": "ESPO after GIFT"}
+"""What the arms are called in sentences."""
+COMPARED = (("gift", "sft"), ("gift-permuted", "sft"), ("espo", "gift"))
+"""(candidate, baseline) of each thing said."""
 
-TOUR_RUN = SftConfig(
-    model="tiny",
-    data="generated:sudoku+countdown:1000",
-    eval_data="generated:sudoku+countdown:64",
-    canvas=CanvasConfig(max_length=160),
-    trainer=TrainerConfig(
-        learning_rate=1e-4,
-        num_train_epochs=2,
-        per_device_train_batch_size=16,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
-        logging_steps=5,
-        eval_steps=63,
-        eval_draws=2,
-        report_to=("none",),
-    ),
-)
-"""What every fine-tuning run of the tour trains with; `recipes/tiny/` says the same in YAML."""
-
-TOUR_RL = RlConfig(
-    model="tiny",
-    tasks="sudoku,countdown",
-    problems=1000,
-    max_steps=18,
-    rollout=RolloutConfig(
-        prompts=8, completions=8, inner_updates=2, batch_size=64, decoding=DecodingConfig(temperature=1.0)
-    ),
-    held_out=HeldOutConfig(tasks="none"),
-    trainer=PolicyEngineConfig(
-        learning_rate=1e-4, per_device_train_batch_size=64, logging_steps=2, report_to=("none",)
-    ),
-)
-"""The reinforcement-learning stage; `recipes/tiny/espo.yaml` says the same."""
+NEXT = """What next
+  your data        remask sft --objective gift --data my.jsonl --output-dir runs/mine
+  is it better?    remask eval --model runs/mine --tasks match=test.jsonl --json mine.json
+                   remask compare start.json mine.json
+  your reward      remask rl --model runs/mine --data prompts.jsonl --rewards.functions my_rewards.py:reward
+  talk to it       remask generate --model {model} "sudoku 2031 0002 0013 3004\""""
 
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(TourConfig, arguments, command="tour", examples=EXAMPLES)
     started = time.perf_counter()
+    study = study_of(config)
     folder = Path(config.output_dir)
-    base = configs.load(SftConfig, config.recipe) if config.recipe else TOUR_RUN
-    if not config.objectives or not config.seeds:
-        raise UserError("a tour needs an objective and a seed")
-    for name, values in (("objectives", config.objectives), ("seeds", config.seeds)):
-        if len(set(values)) < len(values):
-            raise UserError(f"{name} {' '.join(map(str, values))}: one is given twice")
-    if min(config.n, config.rows, *(seed + 1 for seed in config.seeds)) < 1:
-        raise UserError("n and rows are 1 or more, seeds 0 or more")
-    from remask.rl.presets import resolve as resolve_policy
-    from remask.sft.presets import resolve
+    with uncollected():
+        from remask.study.grid import cells
 
-    for objective in config.objectives:
-        resolve(objective)
-    if config.reinforce != "none":
-        resolve_policy(config.reinforce)
-    refuse_unwritable_folder(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-        raise UserError("holds something other than a tour", where=str(folder), mend="give another --output-dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
-    records = _run(config, base, folder)
+    grid = cells(study, RECIPE)
+    _prepare(folder, overwrite=config.overwrite)
+    _carry_out(grid, folder / "cells", config.processes or min(2, os.cpu_count() or 1))
+    links = _linked(grid, folder)
+    arms = _arms(grid, folder / "cells")
+    sentences = said(arms, study)
     from remask.report import write_report
+    from remask.study.work import output
 
-    runs = [_run_folder(folder, name, seed) for seed in config.seeds for name in _methods(config)]
     report = write_report(
-        runs, folder / "report.html", title="Remask tour", evaluations=[folder / "start" / "eval.json"]
+        list(links.values()),
+        folder / "report.html",
+        title="Remask tour",
+        evaluations=[output(folder / "cells", cell.evaluation.name) for cell in grid],
+        lead=sentences,
     )
-    show(records, config)
+    _show(arms, sentences, study)
+    last = links.get((REINFORCED, study.seeds[0])) or links["gift", study.seeds[0]]
+    print(f"\n{NEXT.format(model=last)}")
     print(f"\n{report}  ({duration(time.perf_counter() - started)} in all)")
     return 0
 
 
-def _run_folder(folder: Path, objective: str, seed: int) -> Path:
-    return folder / f"{objective}-{seed}"
+def study_of(config: TourConfig) -> StudyConfig:
+    """The recipe with the options over it. Raises UserError for numbers no tour can have."""
+    study = configs.load(StudyConfig, RECIPE)
+    seeds = config.seeds if config.seeds is not None else ((0,) if config.quick else study.seeds)
+    n = config.n if config.n is not None else 200 if config.quick else None
+    steps = config.steps if config.steps is not None else 0 if config.quick else None
+    for name, value, least in (
+        ("n", n, 2),
+        ("rows", config.rows, 1),
+        ("steps", steps, 0),
+        ("processes", config.processes, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} = {value}", mend=f"it is {least} or more")
+    base: dict[str, Any] = {kind: dict(values) for kind, values in study.base.items()}
+    arms = {name: dict(patch) for name, patch in study.arms.items()}
+    if n is not None:
+        base["eval"] |= {"n": n, "batch_size": min(n, base["eval"]["batch_size"])}
+    if config.rows is not None:
+        base["sft"]["data"] = f"direct:{TASK}:{config.rows}"
+    if steps == 0:
+        del arms[REINFORCED]
+    elif steps is not None:
+        arms[REINFORCED]["rl"] = {**arms[REINFORCED]["rl"], "max_steps": steps}
+    return replace(study, seeds=seeds, base=base, arms=arms)
 
 
-def _methods(config: TourConfig) -> list[str]:
-    return [*config.objectives, *([config.reinforce] if config.reinforce != "none" else [])]
+def _prepare(folder: Path, *, overwrite: bool) -> None:
+    refuse_unwritable_folder(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise UserError("holds something other than a tour", where=str(folder), mend="give another --output-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        shutil.rmtree(folder / "cells", ignore_errors=True)
+    (folder / MARK).touch()
 
 
-def _run(config: TourConfig, base: SftConfig, folder: Path) -> list[Path]:
-    """Evaluate the start, train and evaluate every arm; the evaluation files, the start's first."""
-    with uncollected():
-        from remask.commands.inspect import inspect_examples
-        from remask.evaluation.evaluate import evaluate_model
-        from remask.sft.run import run_sft
+def _carry_out(grid: Sequence[Cell], folder: Path, processes: int) -> None:
+    """Train and evaluate, first without reinforcement learning, then with it."""
+    from remask.study.schedule import run_all
 
-    total, done = 2 * len(config.seeds) * len(_methods(config)) + 1, 0
-
-    def announce(what: str) -> None:
-        nonlocal done
-        done += 1
-        print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
-
-    (folder / "start").mkdir(parents=True, exist_ok=True)
-    files = [folder / "start" / "eval.json"]
-    announce(f"evaluating {base.model} as it is")
-    evaluate_model(
-        EvalConfig(model=base.model, n=config.n, json=str(files[0]), batch_size=50, overwrite=True), label="start"
+    stages = (
+        ("fine-tuning and evaluating", [cell for cell in grid if cell.arm != REINFORCED]),
+        ("reinforcing with ESPO", [cell for cell in grid if cell.arm == REINFORCED]),
     )
-
-    def evaluate(output: Path, name: str, seed: int) -> None:
-        announce(f"evaluating {name}, seed {seed}")
-        files.append(output / "eval.json")
-        evaluate_model(
-            EvalConfig(model=str(output), n=config.n, json=str(files[-1]), batch_size=50, overwrite=True),
-            label=f"{name}, seed {seed}",
-        )
-
-    for seed, objective in [(seed, objective) for seed in config.seeds for objective in config.objectives]:
-        output = _run_folder(folder, objective, seed)
-        announce(f"fine-tuning with {objective}, seed {seed}")
-        outcome = run_sft(
-            replace(
-                base,
-                objective=objective,
-                seed=seed,
-                output_dir=str(output),
-                data=f"generated:sudoku+countdown:{config.rows}",
-                max_steps=config.max_steps,
-                overwrite=True,
-            ),
-            label=f"{objective}, seed {seed}",
-        )
-        if not outcome.finished:  # Ctrl-C: the run noted it, the tour ends
-            raise KeyboardInterrupt
-        evaluate(output, objective, seed)
-        if seed == config.seeds[0]:
-            inspect_examples(
-                InspectConfig(
-                    model=base.model,
-                    data="generated:sudoku+countdown:2",
-                    objective=objective,
-                    json=str(output / "inspect.json"),
-                )
-            )
-    for seed in config.seeds if config.reinforce != "none" else ():
-        start, output = (_run_folder(folder, name, seed) for name in (config.objectives[-1], config.reinforce))
-        announce(f"reinforcing {start.name} with {config.reinforce}")
-        _reinforce(config, start, output, seed)
-        evaluate(output, config.reinforce, seed)
-    return files
+    try:
+        with leaving_on_sigterm():
+            for label, members in stages:
+                run_all(members, folder, processes, label=label)
+    except KeyboardInterrupt:
+        print("\nwhat is done is kept: the same command goes on from there", file=sys.stderr)
+        raise
 
 
-def _reinforce(config: TourConfig, start: Path, output: Path, seed: int) -> None:
-    from remask.rl.run import run_rl
+def _linked(grid: Sequence[Cell], folder: Path) -> dict[tuple[str, int | None], Path]:
+    """(arm, seed) → the run's folder, under a name a person would give it."""
+    from remask.study.work import output
 
-    steps = TOUR_RL.max_steps if config.max_steps is None else min(config.max_steps, TOUR_RL.max_steps)
-    run = replace(
-        TOUR_RL,
-        model=str(start),
-        objective=config.reinforce,
-        seed=seed,
-        output_dir=str(output),
-        max_steps=steps,
-        overwrite=True,
-    )
-    if not run_rl(run, label=f"{config.reinforce}, seed {seed}").finished:
-        raise KeyboardInterrupt
+    links = {}
+    for cell in grid:
+        if cell.training:
+            link = folder / f"{cell.arm}-{cell.seed}"
+            if link.is_symlink():
+                link.unlink()
+            elif link.exists():  # of a tour by an older version
+                shutil.rmtree(link)
+            link.symlink_to(output(Path("cells"), cell.training[-1].name), target_is_directory=True)
+            links[cell.arm, cell.seed] = link
+    return links
 
 
-def show(files: Sequence[Path], config: TourConfig) -> None:
-    """The table of all arms, then each against the first."""
+def _arms(grid: Sequence[Cell], folder: Path) -> dict[str, Arm]:
+    from remask.evaluation.arms import load_evaluation, pool
+    from remask.study.work import output
+
+    return pool(load_evaluation(output(folder, cell.evaluation.name)) for cell in grid)
+
+
+def said(arms: dict[str, Arm], study: StudyConfig) -> list[str]:
+    """What was found of each pair that is compared, in words; p values are corrected for their number (Holm)."""
+    from remask.evaluation.compare import compare_arms
+    from remask.evaluation.statistics import holm
+    from remask.report.finding import finding
+
+    pairs = [pair for pair in COMPARED if pair[0] in study.arms]
+    found = [
+        next(c.difference for c in compare_arms(arms[baseline], arms[candidate]) if c.metric == "accuracy")
+        for candidate, baseline in pairs
+    ]
+    corrected = holm({number: d.p_value for number, d in enumerate(found)})
+    return [
+        finding(NAMES[candidate], NAMES[baseline], d, corrected[number], seeds=len(study.seeds), things="puzzles")
+        for number, ((candidate, baseline), d) in enumerate(zip(pairs, found, strict=True))
+    ]
+
+
+def _show(arms: dict[str, Arm], sentences: Sequence[str], study: StudyConfig) -> None:
+    """The table of all arms, how their answers were decoded, and what was found."""
     from rich import box
     from rich.table import Table
 
-    from remask.commands.compare import show as show_comparison
-    from remask.evaluation.arms import START, load_evaluation, pool
-    from remask.evaluation.compare import compare_arms
+    from remask.evaluation.arms import START
     from remask.evaluation.settings import in_force
     from remask.report.words import plural
 
-    arms = pool(load_evaluation(path) for path in files)
-    names = [START, *_methods(config)]
-    tasks = arms[START].tasks
-    seeds = len(config.seeds)
+    n, seeds = len(arms[START].problem_ids(TASK)), plural(len(study.seeds), "training seed")
     table = Table(
-        title=f"Accuracy, % [95 % interval]; n = {config.n} test problems per task, {plural(seeds, 'training seed')}",
+        title=f"Sudoku 4×4: puzzles solved, % [95 % interval]; {n} test puzzles, {seeds}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("arm")
-    for task in tasks:
-        table.add_column(task, justify="right")
-    for name in names:
-        cells = []
-        for task in tasks:
-            interval = arms[name].interval(task, "accuracy")
-            cells.append(f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
-        table.add_row(name, *cells)
+    table.add_column("model")
+    table.add_column("solved", justify="right")
+    for name in (START, *study.arms):
+        interval = arms[name].interval(TASK, "accuracy")
+        table.add_row(
+            NAMES.get(name, name), f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        )
     terminal = console()
     terminal.print(table)
-    for objective in config.objectives[1:]:
-        found = compare_arms(arms[config.objectives[0]], arms[objective], arms[START])
-        show_comparison(found, config.objectives[0], objective)
-    if config.reinforce != "none":
-        before = config.objectives[-1]
-        found = compare_arms(arms[before], arms[config.reinforce], arms[START])
-        show_comparison(found, before, config.reinforce)
-    first = json.loads(Path(files[0]).read_text())
-    settings = ", ".join(f"{key} {value}" for key, value in in_force(first["decoding"]).items())
-    terminal.print(f"[dim]decoding: {settings}[/dim]", highlight=False)
+    settings = ", ".join(f"{key} {value}" for key, value in in_force(arms[START].decoding).items())
+    terminal.print(f"[dim]decoding: {settings}[/dim]\n", highlight=False)
+    for sentence in sentences:
+        terminal.print(sentence, highlight=False)

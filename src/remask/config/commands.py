@@ -125,25 +125,29 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class TourConfig:
-    """Evaluate the tiny model, fine-tune it with sft and gift, go on from gift with espo, compare, write a report."""
+    """Fine-tune a small embedded model with SFT, GIFT and a control, reinforce it with ESPO, and say what was found.
+
+    The settings are those of recipes/studies/tour.yaml, which `remask study` runs too.
+    """
 
     __pydantic_config__ = STRICT
 
     output_dir: str = "tour"
-    """Where runs and report.html go."""
-    objectives: tuple[str, ...] = ("sft", "gift")
-    """What to compare; the first is the baseline."""
-    reinforce: str = "espo"
-    """Reinforcement learning from the last objective's runs, by this method, or none."""
-    seeds: tuple[int, ...] = (0, 1)
-    rows: int = 1000
-    """Worked examples to train on."""
-    n: int = 100
-    """Test problems per task."""
-    recipe: str | None = None
-    """A recipe whose settings the runs use (default: the embedded one)."""
-    max_steps: int | None = None
-    """Cut training short (for a quick look)."""
+    """Where runs, evaluations and report.html go."""
+    quick: bool = False
+    """One training seed, fewer test problems and no reinforcement learning: a minute instead of four."""
+    seeds: tuple[int, ...] | None = None
+    """Training seeds (default: 0 1 2; with quick 0)."""
+    n: int | None = None
+    """Test puzzles (default: 500; with quick 200)."""
+    rows: int | None = None
+    """Answers to fine-tune on (default: 1000)."""
+    steps: int | None = None
+    """Steps of reinforcement learning (default: the recipe's; 0: none)."""
+    processes: int | None = None
+    """Jobs at a time (default: one a core, 2 at most)."""
+    overwrite: bool = False
+    """Do everything anew. Else what an earlier tour of this folder did is kept."""
 
 
 @dataclass(frozen=True)

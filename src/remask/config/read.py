@@ -21,7 +21,7 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     from pydantic import TypeAdapter, ValidationError
 
     truths = dict(_truths(kind, values))
-    problems = [f"{key}: should be no truth value (got {value!r})" for key, value in truths.items()]
+    problems = [f"{key}: expected no true or false here (got {str(value).lower()})" for key, value in truths.items()]
     try:
         made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -98,9 +98,21 @@ def _said(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def load(kind: type[C], path: str | Path) -> C:
-    """Read a config from YAML. Raises UserError naming the file and what is wrong in it."""
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the package; `recipes/` in a command names them where no such file is at hand."""
+
+
+def packaged(path: str | Path) -> Path:
+    """The file itself where it is there, else the package's recipe of that name (`recipes/tiny/gift.yaml`)."""
     path = Path(path)
+    if not path.exists() and path.parts[:1] == ("recipes",) and (RECIPES / Path(*path.parts[1:])).is_file():
+        return RECIPES / Path(*path.parts[1:])
+    return path
+
+
+def load(kind: type[C], path: str | Path) -> C:
+    """Read a config from YAML, a packaged recipe by its name too. Raises UserError naming the file and its fault."""
+    path = packaged(path)
     try:
         values = yaml.load(path.read_text(), _OnceLoader)
     except FileNotFoundError:

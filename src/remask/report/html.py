@@ -36,8 +36,10 @@ def write_report(
     *,
     title: str = "Remask report",
     evaluations: Sequence[Path] = (),
+    lead: Sequence[str] = (),
 ) -> Path:
-    """Write one HTML page of these runs and return its path.
+    """Write one HTML page of these runs and return its path. `lead` are sentences to open with, over a picture of the
+    first task's scores.
 
     Evaluations are those lying in the run folders and the files named in `evaluations` (such as the starting model's).
     A section whose data are missing is left out, and the page says so. Raises UserError for a folder or file that
@@ -54,7 +56,7 @@ def write_report(
     found = {e.path.resolve(): e for run in runs for e in run.evaluations}
     for path in evaluations:
         found.setdefault(Path(path).resolve(), load_evaluation(path))
-    page = render(runs, list(found.values()), title)
+    page = render(runs, list(found.values()), title, lead=lead)
     return _write(Path(output), page)
 
 
@@ -84,7 +86,12 @@ def write_inspection(record: dict[str, Any], output: Path) -> Path:
 
 
 def render(
-    runs: Sequence[Run], evaluations: Sequence[Evaluation], title: str, *, classes: dict[str, Any] | None = None
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    title: str,
+    *,
+    classes: dict[str, Any] | None = None,
+    lead: Sequence[str] = (),
 ) -> str:
     """The page as text; `classes` is what `class_section` makes of an inspection."""
     methods = method_order(runs, evaluations)
@@ -124,6 +131,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=title,
         subtitle=_subtitle(runs, evaluations),
+        lead=list(lead),
         colour=variables,
         verdicts=verdicts if len(verdicts) <= CARDS else [v for v in verdicts if v["found"]][:CARDS],
         tally=tally(verdicts) if len(verdicts) > CARDS else None,

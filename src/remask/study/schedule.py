@@ -26,15 +26,17 @@ class Running:
     """Which of the processes' places (and GPUs) it has."""
 
 
-def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, quiet: bool = False) -> None:
-    """Do what is not done yet. When a job fails or the study is stopped, all that run are stopped; what is done stays
-    done, and runs go on from their checkpoints the next time.
+def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, label: str = "study", quiet: bool = False) -> None:
+    """Do what is not done yet; `label` names it in the progress line.
+
+    When a job fails or the study is stopped, all that run are stopped; what is done stays done, and runs go on from
+    their checkpoints the next time.
     """
     jobs = {job.name: job for cell in cells for job in cell.evaluation.chain()}
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [job for job in jobs.values() if not is_done(folder, job.name)]
     running: list[Running] = []
-    with progress("study", len(waiting), enabled=not quiet and bool(waiting)) as tick:
+    with progress(label, len(waiting), enabled=not quiet and bool(waiting)) as tick:
         try:
             _loop(waiting, running, folder, processes, tick)
         finally:
