@@ -15,7 +15,7 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "config", "progress", "environment", "imports"}
+BASE = {"files", "errors", "config", "progress", "environment", "imports", "locks"}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
@@ -24,6 +24,7 @@ LOWER: dict[str, set[str]] = {
     "imports": set(),
     "environment": {"kernels"},
     "files": {"errors"},
+    "locks": {"errors", "environment"},
     "sandbox": {"errors", "progress"},
     "config": {"errors"},
     "kernels": set(),
