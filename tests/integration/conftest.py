@@ -76,6 +76,20 @@ def weights() -> Callable[[Path], dict[str, Tensor]]:
     return read
 
 
+TIMES = ("seconds", "share_", "_per_second", "train_runtime")
+
+
+@pytest.fixture(scope="session")
+def untimed() -> Callable[[Path], list[dict[str, Any]]]:
+    """All that a run logged, line by line, but for how long it took."""
+
+    def read(folder: Path) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not any(part in k for part in TIMES)} for row in rows]
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def metrics() -> Callable[[Path], list[dict[str, Any]]]:
     def read(folder: Path) -> list[dict[str, Any]]:

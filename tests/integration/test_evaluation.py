@@ -333,7 +333,7 @@ def test_code_is_not_run_unasked(checkpoint: Path, capsys: pytest.CaptureFixture
     [
         ('{"prompt": "a", "completion": "b"}\n', "is there already, and no evaluation"),
         ("", "is there already, and no evaluation"),
-        ("an evaluation", "holds a finished evaluation"),
+        ("an evaluation", "holds a finished evaluation of another model, or of other tasks or settings"),
     ],
 )
 def test_a_file_is_replaced_only_where_that_is_asked(
@@ -341,7 +341,7 @@ def test_a_file_is_replaced_only_where_that_is_asked(
 ) -> None:
     record = tmp_path / "precious.jsonl"
     if content == "an evaluation":
-        assert main(command(checkpoint, record)) == 0
+        assert main(command(checkpoint, record, "--n", "3")) == 0
     else:
         record.write_text(content)
     before = record.read_bytes()
@@ -350,3 +350,54 @@ def test_a_file_is_replaced_only_where_that_is_asked(
     assert record.read_bytes() == before
     assert main(command(checkpoint, record, "--overwrite")) == 0
     assert read(record)["kind"] == "remask.evaluation"
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_evaluation_that_is_finished_is_shown_again(
+    processes: str, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the settings alone: no model is loaded, and settings that make no other evaluation may differ."""
+    record = tmp_path / "x.json"
+    assert main(command(checkpoint, record)) == 0
+    first, before = capfd.readouterr().out, record.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("remask.evaluation.evaluate.load", lambda *_, **__: pytest.fail("loaded"))
+        again = command(checkpoint, record, "--processes", processes, "--batch-size", "3")
+        assert main(again) == 0
+    assert "holds this evaluation already" in (second := capfd.readouterr().out)
+    assert second.partition("\n")[2] == first.partition("\n")[2]
+    assert record.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--n", "5"],
+        ["--tasks", "countdown,sudoku"],
+        ["--problem-seed", "3"],
+        ["--decoding.steps", "4"],
+        ["--arm", "mine"],
+        ["--system", "Be brief."],
+        ["--dtype", "bfloat16"],
+        ["--model", "tiny"],
+    ],
+)
+def test_another_evaluation_is_none_that_is_finished(
+    other: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "x.json"
+    assert main(command(checkpoint, record)) == 0
+    capsys.readouterr()
+    assert main(command(checkpoint, record, *other)) == 2
+    said = capsys.readouterr().err
+    assert f"{record}: holds a finished evaluation of another model, or of other tasks or settings" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_weights_that_were_trained_on_make_another_evaluation(checkpoint: Path, tmp_path: Path) -> None:
+    model, record = tmp_path / "model", tmp_path / "x.json"
+    shutil.copytree(checkpoint, model)
+    assert main(command(model, record)) == 0
+    os.utime(model / "model.safetensors", (1, 1))
+    assert main(command(model, record)) == 2

@@ -76,9 +76,12 @@ def test_a_signal_in_the_last_evaluation_loses_nothing(
 
 
 def test_steps_before_a_stop_are_logged(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, metrics: Callable[[Path], list[dict[str, Any]]]
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    metrics: Callable[[Path], list[dict[str, Any]]],
+    untimed: Callable[[Path], list[dict[str, Any]]],
 ) -> None:
-    """The window of steps that a stop cuts short is written, and the run that goes on begins a new one."""
+    """The window of steps that a stop cuts short is written, and the run that goes on fills it in its place."""
     config = make_config({"logging_steps": 5})
     loss, calls = SftTrainer.compute_loss, []
 
@@ -91,16 +94,19 @@ def test_steps_before_a_stop_are_logged(
     monkeypatch.setattr(SftTrainer, "compute_loss", signalled)
     stopped = run_sft(config, quiet=True)
     assert (stopped.finished, stopped.signal) == (False, signal.SIGTERM)
+    (partly,) = [row for row in metrics(stopped.folder) if "loss" in row]
     run_sft(replace(config, resume="auto"), quiet=True)
     monkeypatch.undo()
-    whole = run_sft(make_config(output_dir=f"{config.output_dir}-whole"), quiet=True)
-    shown, each = ([row for row in metrics(run.folder) if "loss" in row] for run in (stopped, whole))
+    each = metrics(run_sft(make_config(output_dir=f"{config.output_dir}-1"), quiet=True).folder)
+    losses = [row["loss"] for row in each if "loss" in row]
+    shown = [partly, *(row for row in metrics(stopped.folder) if "loss" in row)]
     assert [row["step"] for row in shown] == [3, 5, 10, 12]
-    start = 0
-    for row in shown:
-        losses = [step["loss"] for step in each[start : row["step"]]]
-        assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
-        start = row["step"]
+    for row, start in zip(shown, [0, 0, 5, 10], strict=True):
+        of_window = losses[start : row["step"]]
+        assert row["loss"] == pytest.approx(sum(of_window) / len(of_window), rel=1e-6)
+    assert each[-1]["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    whole = run_sft(replace(config, output_dir=f"{config.output_dir}-whole"), quiet=True)
+    assert untimed(stopped.folder) == untimed(whole.folder)
 
 
 def test_a_run_is_not_resumed_with_other_settings(make_config: MakeConfig) -> None:

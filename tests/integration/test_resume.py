@@ -21,7 +21,8 @@ from remask import config as configs
 from remask.config import CanvasConfig, LoraConfig, ProbeConfig, SftConfig
 from remask.errors import UserError
 from remask.sft.run import run_sft
-from remask.training.checkpoints import MANIFEST, checkpoints, fault, step_of
+from remask.training.begun import KEPT
+from remask.training.checkpoints import MANIFEST, checkpoints, fault, seal, step_of
 
 MakeConfig = Callable[..., SftConfig]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -218,8 +219,11 @@ def test_a_checkpoint_goes_on_elsewhere_with_the_settings_of_its_own_run_only(do
     run_sft(elsewhere, quiet=True)
     shutil.copytree(checkpoint, tmp_path / "alone" / "checkpoint-5")
     alone = replace(elsewhere, resume=str(tmp_path / "alone" / "checkpoint-5"), output_dir=str(tmp_path / "new"))
-    with pytest.raises(UserError, match=r"no config\.yaml beside the checkpoint"):
-        run_sft(alone, quiet=True)
+    assert run_sft(alone, quiet=True).finished  # it says itself how it was trained
+    (tmp_path / "alone" / "checkpoint-5" / KEPT).unlink()
+    seal(tmp_path / "alone" / "checkpoint-5")
+    with pytest.raises(UserError, match=r"no remask_run\.json says how it was trained"):
+        run_sft(replace(alone, output_dir=str(tmp_path / "newer")), quiet=True)
 
 
 @pytest.mark.parametrize("change", ["a word", "fewer rows"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -276,43 +275,17 @@ def test_killed_and_resumed_equals_never_stopped(
         assert [row for row in found[0] if row[1] or row[3]] == [row for row in found[1] if row[1] or row[3]]
 
 
-TIMES = ("seconds", "share_", "_per_second", "epoch")
-
-
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was logged of steps, but for how long they took."""
-    return [
-        {name: value for name, value in row.items() if not any(part in name for part in TIMES)}
-        for row in rows
-        if "train_runtime" not in row
-    ]
-
-
-def test_what_is_averaged_over_steps_is_too_where_a_run_was_stopped_among_them(
-    make_rl: MakeRl, metrics: Metrics
-) -> None:
-    """Metrics are averaged over four steps, and checkpoints come every three."""
-    config = make_rl({"inner_updates": 4}, {"logging_steps": 4, "save_steps": 3, "save_total_limit": None}, max_steps=8)
-    folder = run_rl(config, quiet=True).folder
-    whole = metrics(folder)
-    assert len(logged(whole, "reward_mean")) == 2
-    for checkpoint in checkpoints(folder)[1:]:
-        shutil.rmtree(checkpoint)
-    assert run_rl(replace(config, resume="auto"), quiet=True).finished
-    assert untimed(metrics(folder)) == untimed(whole)
-
-
 def test_a_run_that_stopped_after_its_last_step_takes_none_more(
-    make_rl: MakeRl, weights: Weights, metrics: Metrics
+    make_rl: MakeRl, weights: Weights, untimed: Metrics
 ) -> None:
     config = make_rl(trainer={"save_steps": 2}, max_steps=4)
     folder = run_rl(config, quiet=True).folder
-    end, rows, kept = weights(folder), metrics(folder), (folder / "completions.jsonl").read_text()
+    end, rows, kept = weights(folder), untimed(folder), (folder / "completions.jsonl").read_text()
     (folder / "model.safetensors").unlink()
     again = run_rl(replace(config, resume="auto"), quiet=True)
     assert again.finished
     assert all(torch.equal(value, end[name]) for name, value in weights(folder).items())
-    assert untimed(metrics(folder)) == untimed(rows)
+    assert untimed(folder) == rows
     assert (folder / "completions.jsonl").read_text() == kept
 
 

@@ -15,7 +15,7 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "config", "progress", "environment", "imports", "chat_template"}
+BASE = {"files", "errors", "config", "progress", "environment", "imports", "chat_template", "locks"}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ LOWER: dict[str, set[str]] = {
     "environment": {"kernels"},
     "files": {"errors"},
     "chat_template": {"errors"},
+    "locks": {"errors", "environment"},
     "sandbox": {"errors", "progress"},
     "config": {"errors"},
     "kernels": set(),

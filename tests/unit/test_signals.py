@@ -94,3 +94,40 @@ def test_ranks_share_the_pass_and_take_as_many_forwards(random_model: Any, monke
         counts.append(-1 - predict.calls)
     assert counts == [2, 2, 2]
     assert equal(cache, read(Network(random_model), None))
+
+
+@pytest.fixture
+def written(tmp_path: Path, random_model: Any) -> tuple[Path, SignalCache]:
+    path = tmp_path / "start.safetensors"
+    return path, read(Network(random_model), path)
+
+
+def test_no_changed_byte_passes_for_the_signals_that_were_read(written: tuple[Path, SignalCache]) -> None:
+    """Each byte of the file in turn: it is refused by name, or what it says is the same (a space in its header)."""
+    path, cache = written
+    content, said = path.read_bytes(), list[str]()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            found = SignalCache.load(path, KEY)
+        except UserError as error:
+            said.append(str(error))
+        else:
+            assert all(torch.equal(x, y) for x, y in zip(found.signals, cache.signals, strict=True))
+    assert len(said) > 0.9 * len(content)
+    assert all(line.startswith(f"{path}: ") and "delete it" in line for line in said)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_cut_cache_is_refused(length: int, written: tuple[Path, SignalCache]) -> None:
+    path, _ = written
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"not a probe cache.*delete it: the entropies are then read again"):
+        SignalCache.load(path, KEY)
+
+
+def test_a_cache_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path: Path, random_model: Any) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot be written .*--probe\.cache"):
+        read(Network(random_model), tmp_path / "file" / "start.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

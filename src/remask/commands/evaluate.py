@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from remask.commands.ending import leaving_on_sigterm
@@ -27,6 +28,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
+    known = config.json is not None and Path(config.json).exists() and not config.overwrite
     try:
         if config.processes != 1 and "WORLD_SIZE" not in os.environ:
             return _launch(config, arguments)
@@ -41,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     if record is None:  # another process writes the record
         return 0
     if config.json:
-        print(f"written to {config.json}")
+        print(f"{config.json} holds this evaluation already" if known else f"written to {config.json}")
     show(record)
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -36,7 +37,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(
+            made = tyro.cli(
                 kind,
                 prog=f"remask {command} {words}".rstrip(),
                 description=description,
@@ -48,6 +49,9 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
         if leave.code in (0, None):
             raise
         raise UserError(_plain(said.getvalue()), mend=f"`remask {command} --help` lists the options") from None
+    if path is not None and getattr(made, "resume", None):
+        configs.refuse_altered(Path(path), must=False)
+    return made
 
 
 def with_truth_values(kind: Any, arguments: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -124,6 +125,39 @@ def load(kind: type[C], path: str | Path) -> C:
     if not isinstance(values, dict):
         raise UserError("a config is a mapping of keys to values", where=str(path))
     return from_dict(kind, values, where=str(path))
+
+
+SEAL = b"# What a run was begun with; change settings by flags. blake2b "
+
+
+def sealed(text: str) -> bytes:
+    """A config's text under a first line that vouches for the rest: a run that goes on with settings of this very file
+    would not notice that one of them has changed.
+    """
+    return SEAL + _digest(text.encode()) + b"\n" + text.encode()
+
+
+def refuse_altered(path: Path, *, must: bool) -> None:
+    """Raises UserError for a file that `sealed` made and that is no longer as it was; with `must`, for any other."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    line, _, text = content.partition(b"\n")
+    if not content.strip():
+        raise UserError("is empty", where=str(path), mend="bring it back, or give the run's settings as flags")
+    if line.startswith(SEAL) or must:
+        if line == SEAL + _digest(text):
+            return
+        raise UserError(
+            "is not what the run wrote",
+            where=str(path),
+            mend="bring it back, and give changes as flags; or delete it: every checkpoint holds its settings",
+        )
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
 
 
 def dump(config: Any) -> str:

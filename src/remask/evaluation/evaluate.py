@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from remask.evaluation.arms import KIND
 from remask.evaluation.journal import Journal, fingerprint, weights_stamp
 from remask.evaluation.run import Shard, evaluate, identity
 from remask.files import refuse_unwritable, write_atomically
+from remask.locks import locked
 from remask.models.facts import facts
 from remask.models.load import load, pick_device
 from remask.models.lora import base_of, is_adapter
@@ -24,22 +27,51 @@ from remask.tasks.benchmark import Asking, Benchmark, read_template
 
 
 def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
-    """Evaluate as the config says and write the record where it says. None in all processes but the first."""
+    """Evaluate as the config says and write the record where it says. None in all processes but the first.
+
+    Where that evaluation is there already, its record is what is given, and nothing is done. Raises UserError where the
+    file holds anything else, or another process is at it.
+    """
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     refuse_unwritable(config.json)
     shard = Shard.from_environment()
-    if shard.rank == 0:  # which alone writes; where all answers are there it may be done before others look
-        refuse_taken(config)
+    if shard.world > 1 and not config.json:
+        raise UserError("several processes meet at the record's file", mend="give --json FILE")
+    with _alone_at(config.json, shard):
+        return _evaluated(config, shard, quiet=quiet, label=label)
+
+
+def _alone_at(record: str | None, shard: Shard) -> AbstractContextManager[None]:
+    """Of several processes each has answers of its own."""
+    if record is None:
+        return nullcontext()
+    path = Path(record)
+    return locked(path.with_name(f".{path.name}.{shard.rank}.lock"), holding=path)
+
+
+def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> dict[str, Any] | None:
+    finished = _finished(config)
     template = read_template(config.prompt_template)
     benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
+    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
+    stamps = [weights_stamp(folder) for folder in folders if folder]
+    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
+    request = fingerprint([_asked(config), template, stamps, problems])
+    if finished is not None:
+        if finished.get("request") == request:
+            return finished if shard.rank == 0 else None
+        if shard.rank == 0:  # which may have written it before another one looked
+            raise UserError(
+                "holds a finished evaluation of another model, or of other tasks or settings",
+                where=config.json,
+                mend="give another --json, or replace it with --overwrite",
+            )
     arm, run_seed = identity(config.adapter or config.model)
-    if shard.world > 1 and not config.json:
-        raise UserError("several processes meet at the record's file", mend="give --json FILE")
     model, tokenizer = load(
         config.model,
         dtype=config.dtype,
@@ -51,9 +83,6 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     style = config.prompt_style or facts(model, tokenizer).prompt_style
     asking = Asking(cast(Any, style), template, config.system, config.prefill)
     weights = [config.model, config.adapter, config.dtype, config.quantization]
-    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
-    stamps = [weights_stamp(folder) for folder in folders if folder]
-    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
     journal = Journal(
         Path(config.json) if config.json else None,
         fingerprint([weights, stamps, problems, decoding.described(), asking.described()]),
@@ -78,24 +107,37 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
         label=label,
     )
     if record is not None and config.json:
-        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+        write_atomically(Path(config.json), json.dumps({**record, "request": request}, ensure_ascii=False))
         journal.remove()
     return record
 
 
-def refuse_taken(config: EvalConfig) -> None:
-    """Raises UserError where the record would replace a file, and nobody said that it may."""
+MAKE_NO_OTHER = ("json", "overwrite", "processes", "device", "batch_size", "allow_code_execution")
+"""Settings that make no other evaluation."""
+IN_PROBLEMS = ("tasks", "n", "split", "problem_seed", "prompt_template")
+"""Settings that decide what is asked, which is compared instead."""
+
+
+def _asked(config: EvalConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name not in MAKE_NO_OTHER + IN_PROBLEMS}
+
+
+def _finished(config: EvalConfig) -> dict[str, Any] | None:
+    """The record that is there already. Raises UserError where something else is."""
     if config.json is None or config.overwrite or not Path(config.json).exists():
-        return
+        return None
     try:
-        is_record = json.loads(Path(config.json).read_bytes())["kind"] == KIND
+        record = json.loads(Path(config.json).read_bytes())
+        is_record = record["kind"] == KIND
     except (ValueError, KeyError, TypeError, OSError):
         is_record = False
-    raise UserError(
-        "holds a finished evaluation" if is_record else "is there already, and no evaluation",
-        where=config.json,
-        mend="give another --json, or replace it with --overwrite",
-    )
+    if not is_record:
+        raise UserError(
+            "is there already, and no evaluation",
+            where=config.json,
+            mend="give another --json, or replace it with --overwrite",
+        )
+    return dict(record)
 
 
 def _benchmarks(config: EvalConfig) -> list[Benchmark]:

@@ -12,6 +12,7 @@ from typing import Any
 from remask.config import DpoConfig
 from remask.data.canvas import Fill, Rows, tell_faults
 from remask.errors import UserError
+from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.preference.data import Pair, PairCollator, build_pairs, load_pairs
 from remask.preference.loss import PreferenceObjective
@@ -47,6 +48,11 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
+    with alone_in(Path(config.output_dir)):
+        return _run(config, label=label, quiet=quiet, started=started)
+
+
+def _run(config: DpoConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
     rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up

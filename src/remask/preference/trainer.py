@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainerControl, TrainingArguments
 
 from remask.data.collate import RowDataset, Visit, VisitSampler
 from remask.diffusion.likelihood import VIEWS, Likelihood, View, estimate
@@ -29,10 +29,10 @@ from remask.rl.reference import Reference
 from remask.rl.scoring import draw_by_draw
 from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
-from remask.training.window import Window, over_ranks
+from remask.training.window import Window, WindowTrainer
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(WindowTrainer):
     """Trains a policy with one `PreferenceObjective` on pairs.
 
     The reference is what the model is now: the base with its adapters off, or a copy of the weights. `whole_backward`
@@ -62,7 +62,7 @@ class PreferenceTrainer(Trainer):
         draws = 1 if objective.likelihood == "mean_field" else eval_draws
         self.eval_collator = replace(collator, seed=EVALUATION_SEED, draws=draws, shared_noise=True)
         self.sampler = VisitSampler(len(pairs), seed=collator.seed, multiple=even_multiple(args))
-        self._window = Window(log_every)
+        self.window = Window(log_every)
         self._micro: list[dict[str, Tensor]] = []
         self._total = 1.0
         self._seconds_reference = 0.0
@@ -182,11 +182,7 @@ class PreferenceTrainer(Trainer):
         of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}
         return [dict(zip(of_pairs, values, strict=True)) for values in zip(*of_pairs.values(), strict=True)]
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Average each step's metrics over `log_every` steps and the ranks, then pass them on; others pass at once."""
-        if "loss" not in logs:
-            super().log(logs, start_time)
-            return
+    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
         micro, self._micro = self._micro, []
         # Of this rank, times the ranks: the mean over the ranks is then the sum over all pairs by their number.
         step = {name: torch.stack([m[name] for m in micro]).sum().item() * self.args.world_size for name in micro[0]}
@@ -195,6 +191,4 @@ class PreferenceTrainer(Trainer):
         seconds = time.perf_counter() - self._step_started
         step |= {"seconds": seconds, "seconds_reference": self._seconds_reference}
         self._seconds_reference = 0.0
-        self._window.add({**step, **logs})
-        if self._window.is_full(self.state.global_step, stops=self.control.should_training_stop):
-            super().log(over_ranks(self._window.averaged()), start_time)
+        return {**step, **logs}

@@ -1,4 +1,4 @@
-"""What an RL run keeps beside its metrics: completions, and in each checkpoint what is left of the rollout."""
+"""What an RL run keeps in each checkpoint: what is left of the rollout, and a reference that follows the policy."""
 
 from __future__ import annotations
 
@@ -17,28 +17,9 @@ from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.rl.batches import PolicyBatch, shared_anew
 from remask.rl.reference import Reference
-from remask.rl.rollout import Rollout
-from remask.training.callbacks import cut_lines
-from remask.training.window import mean_of
 
 if TYPE_CHECKING:
     from remask.rl.trainer import PolicyTrainer
-
-
-class CompletionsCallback(TrainerCallback):
-    """Appends what each rollout keeps to `completions.jsonl`; a resumed run first drops what it will do again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            cut_lines(self.path, state.global_step)
-
-    def add(self, rollout: Rollout, step: int) -> None:
-        with self.path.open("a", encoding="utf-8") as handle:
-            for group in rollout.kept:
-                handle.write(json.dumps({"step": step, **group}, ensure_ascii=False) + "\n")
 
 
 class ReferenceSync(TrainerCallback):
@@ -55,10 +36,17 @@ class ReferenceSync(TrainerCallback):
         self.reference.save(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-class RolloutState(TrainerCallback):
-    """Writes what is left of the rollout into each checkpoint, and of the window that metrics are averaged over: a
-    resumed run uses every rollout exactly once, and logs what one that was never stopped does.
+class ShareOfSteps(TrainerCallback):
+    """Rollouts have no epochs: `epoch` is the share of the run's steps that are done. The engine would begin it again
+    where a run goes on.
     """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+
+class RolloutState(TrainerCallback):
+    """Writes what is left of the rollout into each checkpoint: a resumed run uses every rollout exactly once."""
 
     def __init__(self, trainer: PolicyTrainer) -> None:
         self.trainer = trainer
@@ -75,7 +63,7 @@ class RolloutState(TrainerCallback):
             for name, value in _tensors(batch).items()
         }
         tensors["empty"] = torch.zeros(1)  # a file holds a tensor or more
-        facts = {"number": loader.number, "left": len(loader.buffer), "window": self.trainer.window.steps}
+        facts = {"number": loader.number, "left": len(loader.buffer)}
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_file(tensors, self._file(folder), metadata={name: json.dumps(value) for name, value in facts.items()})
 
@@ -94,11 +82,6 @@ class RolloutState(TrainerCallback):
         trainer = self.trainer
         left, facts = zip(*map(_read, files), strict=True)
         trainer.loader.number = facts[0]["number"]
-        windows = [each["window"] for each in facts]
-        same = len(files) == trainer.plan.world
-        trainer.window.steps = (
-            windows[trainer.plan.rank] if same else [mean_of(step) for step in zip(*windows, strict=True)]
-        )
         trainer.loader.buffer.extend(batch.to(trainer.args.device) for batch in shared_anew(left, trainer.plan))
 
 

@@ -14,8 +14,9 @@ from transformers import TrainerCallback
 
 from remask.config import RlConfig
 from remask.errors import UserError
+from remask.locks import alone_in
 from remask.rl.batches import Plan
-from remask.rl.callbacks import CompletionsCallback, ReferenceSync, RolloutState
+from remask.rl.callbacks import ReferenceSync, RolloutState, ShareOfSteps
 from remask.rl.policy_loss import PolicyObjective
 from remask.rl.presets import resolve
 from remask.rl.problems import (
@@ -39,6 +40,7 @@ from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import check_engine, check_least, digest, is_finished, starting_point
+from remask.training.lines import Lines
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
@@ -59,6 +61,11 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
+    with alone_in(Path(config.output_dir)):
+        return _run(config, label=label, quiet=quiet, started=started)
+
+
+def _run(config: RlConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
     folder = Path(config.output_dir)
     checkpoint = starting_point(config, folder, free=FREE_ON_RESUME)
@@ -70,15 +77,16 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
         if trainer.reference is not None:
             trainer.reference.restore(checkpoint)
 
+    completions = Lines(folder / "completions.jsonl")
+
     def begin(progress: ProgressCallback) -> Sequence[TrainerCallback]:
-        completions = CompletionsCallback(folder / "completions.jsonl")
-        own: list[TrainerCallback] = [completions, RolloutState(trainer)]
+        own: list[TrainerCallback] = [ShareOfSteps(), RolloutState(trainer)]
         if trainer.reference is not None:
             own.append(ReferenceSync(trainer, trainer.reference))
 
         def on_rollout(rollout: Rollout, step: int) -> None:
             if trainer.is_world_process_zero():
-                completions.add(rollout, step)
+                completions.append({"step": step, **group} for group in rollout.kept)
 
         trainer.on_rollout = on_rollout
         trainer.sampler.on_progress = lambda done, total: progress.within(f"sampling {done}/{total}")
@@ -95,6 +103,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
         label=label or config.objective,
         quiet=quiet,
         started=started,
+        files=[completions],
     )
 
 

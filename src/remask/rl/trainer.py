@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainerControl, TrainingArguments
 
 from remask.diffusion.likelihood import Likelihood, estimate, likelihood, scored_tokens
 from remask.diffusion.predict import Network, Predict
@@ -28,7 +28,7 @@ from remask.rl.rollout import Rollout, Sampler
 from remask.rl.scoring import draw_by_draw, draws_of
 from remask.training.rows import backward, no_sync
 from remask.training.sharding import whole
-from remask.training.window import Window, over_ranks
+from remask.training.window import Window, WindowTrainer
 
 
 class RolloutLoader:
@@ -46,7 +46,7 @@ class RolloutLoader:
             yield self.buffer.popleft()
 
 
-class PolicyTrainer(Trainer):
+class PolicyTrainer(WindowTrainer):
     """Trains a policy with one `PolicyObjective` on rollouts of a `Sampler`.
 
     `plan` says how a rollout becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass.
@@ -240,20 +240,14 @@ class PolicyTrainer(Trainer):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Average each step's metrics over `log_every` steps and the ranks, then pass them on; others pass at once."""
-        if "loss" not in logs:
-            super().log(logs, start_time)
-            return
+    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
         step = {**logs, **self._of_rollout, **self._summed()}
         self._of_rollout = {}
         # What happens between steps (evaluation, checkpoints) is not counted.
         step["seconds"] = time.perf_counter() - self._step_started
         sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
         step["seconds_update"] = step["seconds"] - sampled
-        self.window.add(step)
-        if self.window.is_full(self.state.global_step, stops=self.control.should_training_stop):
-            super().log(over_ranks(self.window.averaged()), start_time)
+        return step
 
     def _summed(self) -> dict[str, float]:
         micro, self._micro = self._micro, []

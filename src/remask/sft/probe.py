@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainingArguments
 
 from remask.config import SftConfig
-from remask.files import write_atomically
+from remask.errors import UserError
+from remask.files import refuse_unwritable_folder, write_atomically
 from remask.sft.signals import CacheKey, SignalCache, build_cache, hash_model, hash_rows, hash_tokenizer
 from remask.training.sharding import whole
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 def frozen_probe(
     config: SftConfig, trainer: SftTrainer, tokenizer: Any, folder: Path, checkpoint: Path | None, quiet: bool
 ) -> ProbeRefresh | None:
-    """What gives the trainer its cache, where the probe is frozen. A cache that the config or the checkpoint names is
-    read now, before anything is written; else `begin` reads one.
+    """What gives the trainer its cache, where the probe is frozen. A cache that is there is read now, before anything
+    is written; else `begin` reads one.
     """
     if config.probe.policy != "frozen" or not trainer.objective.uses_probe:
         return None
@@ -38,8 +39,10 @@ def frozen_probe(
     )
     if config.probe.cache:
         refresh.start = Path(config.probe.cache)
+        if not refresh.start.exists():
+            refuse_unwritable_folder(refresh.start.parent)
     going = config.overwrite and refresh.start.resolve().is_relative_to(refresh.folder.resolve())
-    if not refresh.restore(checkpoint) and config.probe.cache and refresh.start.exists() and not going:
+    if not refresh.restore(checkpoint) and refresh.start.exists() and not going:
         refresh.read_start(refresh.start)
     return refresh
 
@@ -84,7 +87,11 @@ class ProbeRefresh(TrainerCallback):
         if state["epoch"] == 0:
             return False
         self.epoch = state["epoch"]
-        self.trainer.cache = SignalCache.load(self._path(self.epoch), self._key(state["model"]))
+        try:
+            self.trainer.cache = SignalCache.load(self._path(self.epoch), self._key(state["model"]))
+        except UserError as error:  # the model that it was read from is gone
+            mend = "bring it back, or resume from a checkpoint of an earlier epoch"
+            raise UserError(error.what, where=error.where, mend=mend) from error
         return True
 
     def _path(self, epoch: int) -> Path:

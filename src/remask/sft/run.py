@@ -20,6 +20,7 @@ from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
 from remask.errors import UserError
 from remask.files import write_atomically
+from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.sft.class_accuracy import ClassAccuracy
 from remask.sft.diagnostics import masking_by_entropy
@@ -59,6 +60,11 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
+    with alone_in(Path(config.output_dir)):
+        return _run(config, label=label, quiet=quiet, started=started)
+
+
+def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
     if config.probe.policy == "frozen" and not objective.uses_probe and not quiet:
         print(f"{config.objective} reads no importance: probe.policy frozen changes nothing", file=sys.stderr)

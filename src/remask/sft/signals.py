@@ -1,7 +1,7 @@
 """The signal of every response token, read once and kept in one file (methods §2, probe policy).
 
 A cache is tied to the model's weights, the tokenizer, the rows and the signal; one that does not match is an error that
-names what differs.
+names what differs. The file holds a digest of what is in it: a byte that changed would change the masks in silence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
 from remask.diffusion.importance import SignalName, probe_signal
 from remask.diffusion.predict import Predict
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 from remask.progress import progress
 from remask.training.sharding import shares
 from remask.training.shards import full
@@ -106,22 +107,43 @@ class SignalCache:
 
 
 def _write(path: Path, signals: Sequence[Tensor], key: CacheKey, **further: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Raises UserError where it cannot be written; nothing is left behind then."""
     lengths = torch.tensor([len(s) for s in signals])
+    tensors = {"signal": torch.cat(list(signals)), "lengths": lengths, **further}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"signal": torch.cat(list(signals)), "lengths": lengths, **further}, temporary, metadata=vars(key))
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={**vars(key), "digest": _digest(tensors)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"the probe cache cannot be written ({first_line(error)})",
+            where=str(path),
+            mend="make room there, or name another file: --probe.cache",
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    parts = [(f"{name}{tuple(t.shape)}{t.dtype}".encode(), t.numpy().tobytes()) for name, t in sorted(tensors.items())]
+    return _hash(*(part for pair in parts for part in pair))
 
 
 def _read(path: Path, key: CacheKey) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The signals, and whatever further tensors the file has."""
+    again = "delete it: the entropies are then read again"
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            signals = list(tensors.pop("signal").split(tensors.pop("lengths").tolist()))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"not a probe cache ({error})", where=str(path), mend="delete it to read β anew") from error
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise UserError(f"not a probe cache ({first_line(error)})", where=str(path), mend=again) from error
+    if "digest" not in found or not {"signal", "lengths"} <= tensors.keys():
+        raise UserError("not a probe cache (it lacks what one has)", where=str(path), mend=again)
+    if found["digest"] != _digest(tensors):
+        raise UserError("was altered since it was written", where=str(path), mend=again)
+    signals = list(tensors.pop("signal").split(tensors.pop("lengths").tolist()))
     stale = [name for name, value in vars(key).items() if found.get(name) != value]
     if stale:
         raise UserError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainerControl, TrainingArguments
 
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length, canvas_of, noise_of
@@ -38,7 +38,7 @@ from remask.errors import UserError
 from remask.sft.signals import SignalCache
 from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
-from remask.training.window import Window
+from remask.training.window import Window, WindowTrainer
 
 LEAST_TOKENS = {True: 512, False: 4096}
 """Tokens (on a CPU or not) below which a part of a batch is not worth a forward pass of its own."""
@@ -57,7 +57,7 @@ class Prepared:
     statistics: dict[str, float]
 
 
-class SftTrainer(Trainer):
+class SftTrainer(WindowTrainer):
     """Trains a diffusion language model with one `Objective`.
 
     rows and eval_rows are tokenised; `collator` lays them on canvases and seeds their noise; `cache` holds the frozen
@@ -89,7 +89,7 @@ class SftTrainer(Trainer):
         self.micro_batch_tokens = micro_batch_tokens
         self.cache, self.reference = cache, reference
         self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=even_multiple(args))
-        self._window = Window(log_every)
+        self.window = Window(log_every)
         self._statistics: list[dict[str, float]] = []
         self._step_started = time.perf_counter()
         super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
@@ -290,11 +290,7 @@ class SftTrainer(Trainer):
 
     # ---- logging ----------------------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Average each step's metrics over `log_every` steps, then pass them on; other logs pass at once."""
-        if "loss" not in logs:
-            super().log(logs, start_time)
-            return
+    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
         step = {name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "seconds_probe")}
         step["padding"] = 1 - step["tokens"] / step.pop("computed")
         for name in ("masked_fraction", "rate_mean", "beta_mean", "beta_std", "beta_max"):
@@ -307,6 +303,7 @@ class SftTrainer(Trainer):
         self._statistics.clear()
         # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
         step["tokens"] *= self.args.world_size
-        self._window.add({**logs, **step, "seconds": time.perf_counter() - self._step_started})
-        if self._window.is_full(self.state.global_step, stops=self.control.should_training_stop):
-            super().log(self._window.averaged(), start_time)
+        return {**logs, **step, "seconds": time.perf_counter() - self._step_started}
+
+    def averaged(self) -> dict[str, float]:
+        return self.window.averaged()  # the engine's numbers are of all processes already

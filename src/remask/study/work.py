@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig
 from remask.errors import UserError
 from remask.imports import uncollected
+from remask.locks import locked
 
 
 def output(folder: Path, name: str) -> Path:
@@ -60,12 +59,9 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def alone_with(folder: Path, name: str) -> Iterator[None]:
-    """Studies share jobs: where another one is at this job, wait for it. The lock goes with its process."""
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
+    """Studies share jobs: where another one is at this job, wait for it."""
+    return locked(folder / f"{name}.lock", holding=output(folder, name), wait=True)
 
 
 def main() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 from contextlib import AbstractContextManager
@@ -16,9 +14,9 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remask.errors import UserError
-from remask.files import write_atomically
 from remask.progress import Tracker, progress
 from remask.training.checkpoints import seal
+from remask.training.lines import Lines
 
 
 class FiniteGradientCallback(TrainerCallback):
@@ -130,30 +128,11 @@ class ProgressCallback(TrainerCallback):
             self._context = None
 
 
-def _step_of_line(line: str) -> float:
-    """The step of a line of metrics; infinite for one that was torn when the process died."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def cut_lines(path: Path, step: int) -> None:
-    """Drop the lines of a file of JSON lines that belong to later steps, which a resumed run will write again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if _step_of_line(line) <= step]
-    write_atomically(path, "".join(f"{line}\n" for line in kept) if step else "")
-
-
 class MetricsCallback(TrainerCallback):
-    """Appends every logged metric to `metrics.jsonl`; a resumed run first drops what it will do again."""
+    """Appends every logged metric to `metrics.jsonl`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            cut_lines(self.path, state.global_step)
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
 
     def on_log(
         self,
@@ -164,5 +143,4 @@ class MetricsCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as handle:
-                handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            self.lines.append([{"step": state.global_step, **logs}])

@@ -40,6 +40,8 @@ def fault(folder: Path) -> str | None:
         return "it was never finished"
     except (ValueError, KeyError, TypeError, OSError) as error:
         return f"its manifest cannot be read ({error})"
+    if not all(isinstance(entry, dict) and {"bytes", "blake2b"} <= entry.keys() for entry in files.values()):
+        return "its manifest was altered"
     for name, entry in files.items():
         path = folder / name
         if not path.exists():

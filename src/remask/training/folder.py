@@ -21,6 +21,7 @@ from remask.environment import command, hardware, versions
 from remask.errors import UserError
 from remask.files import refuse_unwritable_folder, write_atomically
 from remask.models.load import pick_device
+from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
 from remask.training.checkpoints import checkpoints, find, step_of
 
 
@@ -116,40 +117,35 @@ def rows_per_step(config: RunConfig) -> int:
 
 
 def refuse_another_config(
-    config: Any, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
+    config: Any, begun: Begun, *, free: frozenset[str], rows: Callable[[], int] | None = None
 ) -> None:
     """Raises UserError where the run to go on with was started with other settings than `free` ones, naming them, or
     with another number of rows in an optimiser step. Any number of processes may share those out where the run's record
     says that it makes no difference.
     """
-    path = folder / "config.yaml"
-    if not path.exists():
-        return
-    recorded = _recorded(folder)
     own = rows() if rows is not None else None
-    stored = recorded.get("rows_per_step", own)
-    if own is not None and stored != own:
+    if own is not None and begun.rows_per_step is not None and begun.rows_per_step != own:
         raise UserError(
-            f"cannot resume with steps of {own} rows: they had {stored}",
-            where=str(folder),
+            f"cannot resume with steps of {own} rows: they had {begun.rows_per_step}",
+            where=str(begun.folder),
             mend="trainer.per_device_train_batch_size × trainer.gradient_accumulation_steps × processes must be "
-            f"{stored}",
+            f"{begun.rows_per_step}",
         )
-    if recorded.get("splits_alike"):
+    if begun.splits_alike:
         free |= SPLITS_A_STEP
-    before, now = _flat(asdict(configs.load(type(config), path))), _flat(asdict(config))
+    before, now = _flat(asdict(begun.config)), _flat(asdict(config))
     differing = [
         f"{key} was {before[key]!r}, is {now[key]!r}"
         for key in now
         if key not in FREE_ON_RESUME | free and before[key] != now[key]
     ]
     if differing:
-        split = "splits_alike" in recorded and any(now[key] != before[key] for key in SPLITS_A_STEP & now.keys() - free)
+        split = begun.splits_alike is not None and any(now[k] != before[k] for k in SPLITS_A_STEP & now.keys() - free)
         why = " (rows' fill or rates depend on their batch mates)" if split else ""
         raise UserError(
             f"cannot resume with other settings: {'; '.join(differing)}{why}",
-            where=str(folder),
-            mend=f"use --config {path}, or another output_dir",
+            where=str(begun.folder),
+            mend=f"use --config {begun.folder / CONFIG}, or another output_dir",
         )
 
 
@@ -172,18 +168,15 @@ def starting_point(
     """
     if folder.resolve() == Path(config.model).resolve():
         raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
+    if config.resume:
+        check_config(folder)
+        recorded(folder)
     checkpoint = find(folder, config.resume) if config.resume else None
     if checkpoint is None or checkpoint.parent.resolve() != folder.resolve():
         refuse_taken(config, folder)
     if checkpoint is None:
         return None
-    if not (checkpoint.parent / "config.yaml").exists():
-        raise UserError(
-            "no config.yaml beside the checkpoint says how it was trained",
-            where=str(checkpoint),
-            mend="resume it in the folder of its run",
-        )
-    refuse_another_config(config, checkpoint.parent, free=free, rows=rows)
+    refuse_another_config(config, Begun.of_checkpoint(checkpoint, type(config)), free=free, rows=rows)
     if config.max_steps is not None and step_of(checkpoint) > config.max_steps:
         raise UserError(
             f"the checkpoint is past max_steps = {config.max_steps}",
@@ -199,7 +192,7 @@ def refuse_taken(config: RunConfig, folder: Path) -> None:
     """
     if config.overwrite:
         return
-    begun = (folder / "run.json").exists()
+    begun = (folder / RECORD).exists()
     if config.resume != "auto" and (begun or checkpoints(folder)):
         raise UserError(
             "holds a run already", where=str(folder), mend="--resume auto goes on with it, --overwrite starts anew"
@@ -216,10 +209,11 @@ def is_finished(
     Raises UserError where a finished run had other settings, is to be longer and kept no checkpoint, or is to be
     shorter than it was.
     """
-    if config.resume != "auto" or status_of(folder) != "finished" or not (folder / "config.yaml").exists():
+    if config.resume != "auto" or status_of(folder) != "finished" or not (folder / CONFIG).exists():
         return False
-    refuse_another_config(config, folder, free=free, rows=rows)
-    was = configs.load(type(config), folder / "config.yaml").max_steps
+    begun = Begun.of_folder(folder, type(config))
+    refuse_another_config(config, begun, free=free, rows=rows)
+    was = begun.config.max_steps
     if was == config.max_steps:
         return any(folder.glob("*.safetensors"))
     if was is not None and config.max_steps is not None and config.max_steps < was:
@@ -238,8 +232,7 @@ def is_finished(
 def refuse_other_data(described: dict[str, Any], checkpoint: Path) -> None:
     """Raises UserError where the checkpoint's run was trained on other rows, whatever their source is called."""
     data = described["data"]
-    before = _recorded(checkpoint.parent).get("data", {}).get("digest")
-    if before is not None and before != data["digest"]:
+    if read_kept(checkpoint)["data"]["digest"] != data["digest"]:
         raise UserError(
             f"{data['source']} is not what the run began with: its rows have changed",
             where=str(checkpoint.parent),
@@ -257,16 +250,7 @@ def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:
 
 
 def status_of(folder: Path) -> str | None:
-    return _recorded(folder).get("status")
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The folder's run.json; empty where there is none that can be read."""
-    try:
-        values = json.loads((folder / "run.json").read_text())
-    except (ValueError, OSError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return recorded(folder).get("status")
 
 
 def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
@@ -282,7 +266,7 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
         for name in WRITTEN:
             for old in folder.glob(name):
                 old.unlink()
-    write_atomically(folder / "config.yaml", configs.dump(replace(config, resume=None, overwrite=False)))
+    write_atomically(folder / CONFIG, configs.sealed(configs.dump(replace(config, resume=None, overwrite=False))))
 
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
@@ -312,7 +296,7 @@ class Record:
         self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool, resumed: bool = False
     ) -> None:
         self.folder, self.enabled = folder, enabled
-        self.before = float(_recorded(folder).get("seconds", 0.0)) if resumed else 0.0
+        self.before = float(recorded(folder).get("seconds", 0.0)) if resumed else 0.0
         self.values: dict[str, Any] = {
             "kind": "remask.run",
             **described,
@@ -326,4 +310,4 @@ class Record:
         if not self.enabled:
             return
         values = self.values | {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
-        write_atomically(self.folder / "run.json", json.dumps(values, indent=1))
+        write_atomically(self.folder / RECORD, json.dumps(values, indent=1))

@@ -22,6 +22,8 @@ from remask.training.callbacks import (
     StopCallback,
 )
 from remask.training.folder import Record, prepare_folder, refuse_other_data
+from remask.training.kept import KeepCallback
+from remask.training.lines import Lines
 from remask.training.sharding import (
     refuse_another_engine,
     refuse_to_lose_the_model,
@@ -29,6 +31,7 @@ from remask.training.sharding import (
     settle_ddp,
     settle_fsdp,
 )
+from remask.training.window import WindowTrainer
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Outcome:
 
 def carry_out(
     config: Any,
-    trainer: Trainer,
+    trainer: WindowTrainer,
     tokenizer: Any,
     *,
     described: dict[str, Any],
@@ -54,18 +57,23 @@ def carry_out(
     label: str,
     quiet: bool,
     started: float,
+    files: Sequence[Lines] = (),
 ) -> Outcome:
     """Train from the start or the checkpoint, and save.
 
     `begin` is called when the folder is ready and gives the run's own callbacks; `finish` evaluates what was saved.
+    `files` are those of the run's own that grow with it.
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
+    metrics_file = Lines(folder / "metrics.jsonl")
+    keep = KeepCallback(trainer, [metrics_file, *files], config, described)
     settle_fsdp(trainer)
     settle_ddp(trainer)
     refuse_to_lose_the_model(trainer)
     if checkpoint is not None:
         refuse_another_engine(trainer, checkpoint)
         refuse_other_data(described, checkpoint)
+        keep.check(checkpoint)
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
     if main:
@@ -74,13 +82,15 @@ def carry_out(
     progress_callback, stop = ProgressCallback(label, enabled=not quiet), StopCallback()
     record = Record(folder, described, device=config.device, enabled=main, resumed=checkpoint is not None)
     try:
+        keep.restore(checkpoint)
         own = begin(progress_callback)
         for callback in (
             *own,
             FiniteGradientCallback(),
-            MetricsCallback(folder / "metrics.jsonl"),
+            MetricsCallback(metrics_file),
             progress_callback,
             stop,
+            keep,
             SealCallback(),
         ):
             trainer.add_callback(callback)

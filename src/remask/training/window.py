@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import Trainer
 
 MAXIMA = ("ratio_max", "grad_norm_max")
 
 
 class Window:
     """Gathers steps. `seconds_<part>` of a step become `share_<part>` of the window's seconds, `tokens` a rate, the
-    gradient norm its mean, spread and maximum; the rest are means over the steps that have them.
+    gradient norm its mean, spread and maximum; the rest are means over the steps that have them. `loss` is the sum of
+    the losses of all steps since the run's first.
     """
 
     def __init__(self, every: int) -> None:
-        self.every = every
+        self.every, self.loss = every, 0.0
         self.steps: list[dict[str, float]] = []
 
     def add(self, step: dict[str, float]) -> None:
-        """`step` has `seconds`; of other numbers what there is."""
+        """`step` has `seconds` and `loss`; of other numbers what there is."""
         self.steps.append(step)
+        self.loss += step["loss"]
 
-    def is_full(self, step: int, *, stops: bool) -> bool:
-        """`stops`: no further step is taken, at the run's end or before."""
-        return step % self.every == 0 or stops
+    def is_full(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"loss": self.loss, "steps": self.steps}
+
+    def restore(self, everywhere: Sequence[dict[str, Any]], rank: int, world: int) -> None:
+        """Go on from what the processes of a checkpoint kept. Another number of them now share the means."""
+        steps = [each["steps"] for each in everywhere]
+        same = len(everywhere) == world
+        self.loss = everywhere[0]["loss"]  # the same for all
+        self.steps = steps[rank] if same else [mean_of(step) for step in zip(*steps, strict=True)]
 
     def averaged(self) -> dict[str, float]:
         """Empties the window."""
@@ -52,6 +66,36 @@ class Window:
             elif name not in ("seconds", "epoch"):
                 shown[name] = sum(values) / len(values)
         return shown
+
+
+class WindowTrainer(Trainer):
+    """Logs what it measured of its steps once in a window of them, and its losses' mean over all steps of the run when
+    training is over. A window that is not full then is logged too, after the last checkpoint, which keeps its steps: a
+    run that goes on from there fills it, and logs what one that was never stopped does.
+    """
+
+    window: Window
+
+    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
+        """What is known of the step that the engine logs, `seconds` and the engine's own numbers among it."""
+        raise NotImplementedError
+
+    def averaged(self) -> dict[str, float]:
+        """The window over all processes, which take part; it is empty afterwards."""
+        return over_ranks(self.window.averaged())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The engine logs each step. Other logs, such as an evaluation's, pass at once."""
+        if "loss" in logs:
+            self.window.add(self.of_step(logs))
+            if self.window.is_full(self.state.global_step):
+                super().log(self.averaged(), start_time)
+            return
+        if "train_loss" in logs:
+            if self.window.steps:
+                super().log(self.averaged(), start_time)
+            logs["train_loss"] = self.window.loss / max(self.state.global_step, 1)  # the engine's begins on resuming
+        super().log(logs, start_time)
 
 
 def over_ranks(shown: dict[str, float]) -> dict[str, float]:
