@@ -31,6 +31,7 @@ import pytest
 from remask.errors import UserError
 from remask.sandbox import Limits, Outcome, Program, Sandbox, box
 from remask.sandbox.inside import wire
+from remask.sandbox.inside.limits import stack_size
 from remask.sandbox.syscalls import NUMBERS, filter_for
 
 needs_bubblewrap = pytest.mark.skipif(
@@ -547,10 +548,54 @@ def test_forks_threads_memory_and_files_are_limited(sandbox: Sandbox) -> None:
             return written >> 20
     """
     tests = (
-        "assert forks() == 0\nassert 1 <= memory() <= 512 << 20\nassert 1 <= files() <= 32\nassert 1 <= threads() < 64"
+        "assert forks() == 0\nassert 1 <= memory() <= 512 << 20\nassert 1 <= files() <= 32\nassert 60 <= threads() < 64"
     )
     outcome = sandbox.run(program(source, tests, "forks", "threads", "memory", "files"))
     assert outcome.passed, outcome.message
+
+
+THREADS = """
+    import threading
+
+    def together(count):
+        everyone, done = threading.Barrier(count), []
+
+        def work(number):
+            numbers = sorted(range(1000), reverse=True)
+            everyone.wait()
+            done.append(number + numbers[-1])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sorted(done) == list(range(count))
+"""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("memory_mb", [256, 512, 1024])
+def test_threads_run_together_up_to_the_limit(sandbox: Sandbox, memory_mb: int) -> None:
+    """What the C library sets aside for each thread (its own heap, 8 MB of stack) is not to use up the memory."""
+    tests = "assert together(20)\nassert together(40)\nassert together(60)"
+    outcome = sandbox.run(program(THREADS, tests, "together"), limits=replace(QUICK, memory_mb=memory_mb))
+    assert outcome.passed, outcome.message
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "threads", "kib"),
+    [(4096, 64, 8192), (1024, 64, 8192), (256, 64, 2048), (512, 100, 2620), (64, 512, 256)],
+)
+def test_stacks_of_all_threads_take_half_of_the_memory_at_most(memory_mb: int, threads: int, kib: int) -> None:
+    assert stack_size(memory=memory_mb << 20, processes=threads, cpu=1) == kib << 10
+
+
+@needs_bubblewrap
+def test_programs_side_by_side_do_not_count_each_others_threads(sandbox: Sandbox) -> None:
+    waiting = THREADS.replace("everyone.wait()", "everyone.wait()\n            import time; time.sleep(1)")
+    outcomes = sandbox.run_all([program(waiting, "assert together(50)", "together")] * 2)
+    assert [outcome.message for outcome in outcomes if not outcome.passed] == []
 
 
 @needs_bubblewrap

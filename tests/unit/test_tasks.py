@@ -218,7 +218,10 @@ def test_odd_answers_print_no_warnings(expression: str) -> None:
         ("<answer>3*7</answer>", False, 0.0),
         ("<answer>2*7+12</answer>", False, 0.0),  # 26 of other numbers
         ("<answer>37-11</answer>", False, 0.0),
-        ("3*7+5", False, 0.0),  # no tag
+        ("3*7+5", True, 1.0),  # neither box nor tag: the whole text, as published
+        (" (3*7) + 5.\n", True, 1.0),
+        ("It is 3*7+5", False, 0.0),  # which holds nothing else
+        ("3*5+7", False, 0.1),
     ],
 )
 def test_countdown_by_hand(completion: str, correct: bool, score: float) -> None:
@@ -243,7 +246,12 @@ def test_reading_an_expression_by_hand() -> None:
     assert read_expression(r"<answer>\boxed{12 \div 4}</answer>") == "12 / 4"
     assert read_expression("<answer>6−2=4</answer>") == "6-2"
     assert read_expression("<answer>=4</answer>") is None
-    assert read_expression("4+4") is None
+    assert read_expression("4+4") == "4+4"
+    assert read_expression("4+4 apples") is None
+    assert read_expression("a <answer>4+4") is None  # one letter is a word
+    assert read_expression("A: <answer>4+4</answer>") is None
+    assert read_expression("1. <answer>4+4") == "4+4"
+    assert read_expression("") is read_expression(" \n") is None
 
 
 # ---- every task -----------------------------------------------------------------------------------------------

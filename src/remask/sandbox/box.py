@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,9 +29,14 @@ ENVIRONMENT = {
     "PYTHONPATH": "/box:/box/packages",
     "PYTHONHASHSEED": "0",  # sets of strings in the same order every time: the same program gets the same grade
     "PYTHONDONTWRITEBYTECODE": "1",
+    "MALLOC_ARENA_MAX": "1",  # the C library sets 64 MB of addresses aside for each thread's own; they would count
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+USERS = range(0x70000000, 0x7FFFFFFF)
+"""User ids that systems give to nobody. Of these each box that root starts has one of its own: a limit on threads
+counts all threads of a user, and boxes of one user would take each other's."""
+
 OLDEST = (0, 8)
 """The oldest bubblewrap this has been tried with; old ones cannot limit the size of a tmpfs (`--size`)."""
 
@@ -62,7 +68,8 @@ class Box:
     """A Python process that sees its interpreter, numpy, two small folders of its own and the pipes it is given."""
 
     def __init__(self, script: str, given: dict[str, Any], pipes: tuple[int, ...], limits: Limits) -> None:
-        settings = _memory_file(json.dumps(given | {"limits": limits.as_resources()}).encode())
+        given = given | {"limits": limits.as_resources(), "user": secrets.choice(USERS)}
+        settings = _memory_file(json.dumps(given).encode())
         try:
             seccomp = _memory_file(filter_for(platform.machine()))
             try:
@@ -129,8 +136,8 @@ def command(script: str, seccomp: int, limits: Limits) -> list[str]:
     """The call of bubblewrap that runs `inside.<script>` in a new box."""
     executable, mounts = interpreter()
     size = str(limits.file_mb << 20)
-    # Run by root, bubblewrap needs no user namespace; its process then becomes nobody (inside/limits.py), and keeps
-    # just the two capabilities that takes until it has.
+    # Run by root, bubblewrap needs no user namespace; its process gives up being root by itself (inside/limits.py), and
+    # keeps just the two capabilities that takes until it has.
     user = (
         ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         if os.getuid() == 0

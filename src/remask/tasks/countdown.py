@@ -1,8 +1,9 @@
 """Countdown: reach a target from given numbers with + − × ÷, each number used exactly once.
 
-Graded as d1 does: the expression of the last box, or the first that the text sets equal to a number
-(`read_expression`), must use the numbers and come within `TOLERANCE` of the target. Arithmetic is exact (fractions); an
-expression is parsed, never evaluated as code, and `**`, `//` and decimals, which d1 leaves to Python, are not taken.
+Graded as d1 does (eval/parse_and_get_acc.py): the expression that `read_expression` finds must use each number once and
+come within `TOLERANCE` of the target. In three things this differs from d1, which evaluates expressions as Python:
+`**`, `//` and decimals (0.5) are not taken, as the task allows + - * / only; arithmetic is exact (fractions), and an
+expression is parsed, never run; and answers without words are read as `read_expression` says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MAX_EXPRESSION = 400
 LATEX = {r"\div": "/", r"\times": "*", r"\cdot": "*"}
 SIGNS = {"÷": "/", "×": "*", "−": "-"}
 BEFORE_EQUALS = "0123456789+-*/() "
+WRITTEN = re.compile(r"[0-9+\-*/().\s]*")
 EQUATION = re.compile(f"[{re.escape(BEFORE_EQUALS)}]=[0-9. ]")
 FULL_STOP = re.compile(r"(?<=[0-9])\.(?![0-9])")
 
@@ -38,8 +40,9 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
 
     Raises ValueError for anything but whole numbers, + - * /, and brackets, and for division by zero.
     """
-    if len(expression) > MAX_EXPRESSION:
-        raise ValueError(f"an expression of {len(expression)} characters")
+    length = len("".join(expression.split()))
+    if length > MAX_EXPRESSION:
+        raise ValueError(f"an expression of {length} characters")
     if not re.fullmatch(r"[0-9+\-*/()\s]*", expression):
         raise ValueError("holds more than numbers, + - * / and brackets")
     try:
@@ -191,22 +194,29 @@ def value_of(expression: str | None, numbers: Sequence[int]) -> Fraction | None:
 
 
 def read_expression(completion: str) -> str | None:
-    """What stands in the last box (where that never closes, in the first answer tag) and, of an equation there, its
-    left side. Without a box it is the left side of the first equation in the text, and no answer tag counts.
+    """The expression of an answer; None where there is nothing that could be one.
 
-    An answer without words, such as the compact style's, is the exception: without a box, its answer tag counts.
+    It is looked for in the last box; where that never closes, in the first closed answer tag; else, and where there is
+    no box, in the whole text: an answer tag counts for nothing then. Of an equation there, the first that a number
+    follows, its left side is the expression; without an equation all of it is.
+
+    An answer tag with neither a box nor a single letter outside it, the form of the compact style, is the exception:
+    what stands in the tag counts (d1 would take the first equation of the work before it).
     """
-    if not has_box(completion) and is_wordless(completion):
+    boxed = has_box(completion)
+    if not boxed and is_wordless(completion):
         return tagged_expression(completion)
-    answer = last_boxed(completion) if has_box(completion) else None
-    if answer is None and has_box(completion):
+    answer = last_boxed(completion) if boxed else None
+    if answer is None and boxed:
         answer = first_answer(completion)
     text = _plain(completion if answer is None else answer, LATEX)
     equation = EQUATION.search(text)
     if equation is not None:
         end = equation.start() + 1
         return text[len(text[:end].rstrip(BEFORE_EQUALS)) : end].strip() or None
-    return None if answer is None else FULL_STOP.sub("", text).strip() or None
+    if answer is None and not WRITTEN.fullmatch(text):
+        return None  # prose
+    return FULL_STOP.sub("", text).strip() or None
 
 
 def tagged_expression(completion: str) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 STOPS = ("<|eot_id|>", "<|endoftext|>")
 SPECIAL = re.compile(r"<\|\w+\|>")
 TAG = re.compile(r"</?[a-z]+>|<\|\w+\|>")
-WORD = re.compile(r"[^\W\d_]{2}")
+LETTER = re.compile(r"[^\W\d_]")
 BOX = r"\boxed{"
 BRACE = re.compile(r"[{}]")
 
@@ -69,7 +69,8 @@ def format_score(text: str) -> float:
 
 
 def is_wordless(text: str) -> bool:
-    """Whether there is an answer tag and no word outside it: the form of worked answers, which is not that of prose."""
+    """Whether there is an answer tag and not one letter outside it: the form of worked answers, which is not that of
+    prose."""
     before, opened, rest = text.rpartition("<answer>")
     around = TAG.sub("", before + "\n" + rest.partition("</answer>")[2])
-    return bool(opened) and WORD.search(around) is None
+    return bool(opened) and LETTER.search(around) is None

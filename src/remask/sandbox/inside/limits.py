@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 from typing import Any
 
 NOBODY = 65534
+PAGE = 4096
+SMALLEST_STACK, LARGEST_STACK = 256 << 10, 8 << 20
 NAMES = {
     "memory": resource.RLIMIT_AS,
     "cpu": resource.RLIMIT_CPU,
@@ -30,9 +33,24 @@ def settings() -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    if os.getuid() == 0:  # bubblewrap run by root without a user namespace: become nobody for good
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.environ.pop("MALLOC_ARENA_MAX", None)  # read by the C library before this; not the program's to see
+    threading.stack_size(stack_size(**given["limits"]))
+    if os.getuid() == 0:  # bubblewrap run by root without a user namespace
+        become(given["user"])
     sys.set_int_max_str_digits(0)
     return given
+
+
+def stack_size(memory: int, processes: int, **others: int) -> int:
+    """Bytes of a thread's stack: as many threads as are allowed take no more than half of the memory for theirs."""
+    return max(SMALLEST_STACK, min(LARGEST_STACK, memory // 2 // processes // PAGE * PAGE))
+
+
+def become(user: int) -> None:
+    """Stop being root, for good; where this machine does not know the user (a container has few), become nobody."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    try:
+        os.setresuid(user, user, user)
+    except OSError:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
