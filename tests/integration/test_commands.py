@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import pytest
 from remask import generate
 from remask import load as load_model
 from remask.cli import COMMANDS, main
-from remask.commands.tour import TOUR_RL, TOUR_RUN
-from remask.config import RlConfig, SftConfig, load
+from remask.commands.tour import RECIPE, study_of
+from remask.config import StudyConfig, TourConfig, load
 from remask.tasks import get
 
 SMALL = ["--decoding.max-new-tokens", "24", "--decoding.steps", "6", "--n", "4"]
@@ -190,25 +189,39 @@ def test_a_tour_into_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert f"{file}: is a file, not a folder" in capsys.readouterr().err
 
 
-def test_a_tour_may_write_over_a_tour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "--n",
-        "2",
-        "--rows",
-        "4",
-        "--objectives",
-        "sft",
-        "--seeds",
-        "0",
-        "--max-steps",
-        "1",
-        "--reinforce",
-        "none",
-        "--output-dir",
-    ]
-    for _ in range(2):
-        assert main(["tour", *flags, str(tmp_path / "tour")]) == 0
-        assert "tour/report.html" in capsys.readouterr().out
+def test_a_tour_says_what_was_found_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "tour"
+    flags = ["--seeds", "0", "--n", "4", "--rows", "16", "--steps", "1", "--output-dir", str(folder)]
+    assert main(["tour", *flags]) == 0
+    first = capsys.readouterr()
+    assert "fine-tuning and evaluating: " in first.err
+    assert "GIFT on the wrong tokens" in first.out
+    assert "ESPO after GIFT" in first.out
+    assert f"--model {folder / 'espo-0'}" in first.out
+    assert (folder / "espo-0" / "model.safetensors").is_file()
+    page = (folder / "report.html").read_text()
+    assert page.count("1 seed)") >= 3
+    assert page.index("1 seed)") < page.index("<main>")
+    stamp = (folder / "gift-0" / "model.safetensors").stat().st_mtime_ns
+    assert main(["tour", *flags]) == 0
+    assert capsys.readouterr().out.split("  (")[0] == first.out.split("  (")[0]
+    assert (folder / "gift-0" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_tour_is_the_study_of_its_recipe() -> None:
+    study = load(StudyConfig, RECIPE)
+    assert study_of(TourConfig()) == study
+    quick = study_of(TourConfig(quick=True))
+    assert (quick.seeds, list(quick.arms), quick.base["eval"]["n"]) == ((0,), ["sft", "gift", "gift-permuted"], 200)
+    assert quick.base["sft"] == study.base["sft"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--n", "1"], ["--rows", "0"], ["--steps", "-1"], ["--seeds", "0", "0"], ["--processes", "0"]]
+)
+def test_a_tour_of_impossible_numbers_is_refused(flags: list[str], tmp_path: Path) -> None:
+    assert main(["tour", *flags, "--output-dir", str(tmp_path / "tour")]) == 2
+    assert not (tmp_path / "tour").exists()
 
 
 def test_inspect_colours_writes_json_and_html(
@@ -259,17 +272,6 @@ def test_inspect_refuses_to_class_what_gives_no_interval(
     assert not (tmp_path / "i.json").exists()
 
 
-@pytest.mark.parametrize("objective", ["sft", "gift"])
-def test_the_tiny_recipes_say_what_the_tour_does(objective: str) -> None:
-    recipe = load(SftConfig, Path(__file__).parents[2] / f"recipes/tiny/{objective}.yaml")
-    assert recipe == replace(TOUR_RUN, objective=objective, output_dir=f"runs/tiny-{objective}")
-
-
-def test_the_tiny_rl_recipe_says_what_the_tour_does() -> None:
-    recipe = load(RlConfig, Path(__file__).parents[2] / "recipes/tiny/espo.yaml")
-    assert recipe == replace(TOUR_RL, output_dir="runs/tiny-espo")
-
-
 def test_the_embedded_model_answers_in_its_format() -> None:
     model, tokenizer = load_model("tiny")
     problem = get("sudoku").generate(1, split="test", seed=0)[0]
@@ -318,10 +320,10 @@ def test_a_bad_config_is_one_line_and_exit_code_2(
     [
         ("", "holds no usable rows"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "line 2: not JSON"),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}', "line 2: the response is empty"),
-        ('{"prompt": "a", "completion": 3}', "line 1: completion is a int"),
-        ('{"input": "a", "output": "b"}', "line 1: no columns Remask knows"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "line 1: messages do not end with an assistant"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}', "line 2: the answer is empty"),
+        ('{"prompt": "a", "completion": 3}', "line 1: completion is a number, not text"),
+        ('{"inputs": "a", "outputs": "b"}', "line 1: no columns Remask knows"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 1: messages does not end with an assistant"),
     ],
 )
 def test_bad_data_names_file_and_line(

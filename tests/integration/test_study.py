@@ -174,7 +174,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yam
 def test_recipes_say_what_can_be_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study(tmp_path, str(recipe), "--dry-run") == 0
     trained = [line for line in capsys.readouterr().out.splitlines() if "seed None" not in line]
-    assert {line.partition(" seed ")[2].partition(":")[0] for line in trained} in (set(), set("01234"))
+    assert {line.partition(" seed ")[2].partition(":")[0] for line in trained} in (set(), set("01234"), set("012"))
 
 
 def test_another_embedded_checkpoint_is_another_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_sigterm_leaves_no_job_behind(tmp_path: Path) -> None:
     process = subprocess.Popen([*begin, "--processes", "2"], stderr=subprocess.PIPE)
     cells = tmp_path / "studies" / "cells"
     deadline = time.monotonic() + 120
-    while len(list(cells.glob("sft-*/metrics.jsonl"))) < 2:
+    while sum(path.stat().st_size > 0 for path in cells.glob("sft-*/metrics.jsonl")) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -213,7 +213,7 @@ def test_many_arms_are_counted_at_the_top_and_folded_below(tmp_path: Path) -> No
     arms = ["sft", "gift", "gift-raw", "gift-log", "dft", "rho1", "cart", "lift2"]
     runs = [run_dir(tmp_path, arm, 0, 0.9 if arm == "dft" else 0.4) for arm in arms]
     page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "7 comparisons of accuracy with the baseline: 1 higher, 0 lower, 6 with no difference found." in page
+    assert "7 comparisons with the baseline: 1 higher, 0 lower, 6 with no difference found." in page
     assert page.count('class="verdict') - page.count('class="verdicts') == 1
     assert page.count("<summary>5 more</summary>") == 3
     parser = Balance()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
-from remask.evaluation.arms import ACCURACY, Arm, load_evaluation, pool
+from remask.evaluation.arms import Arm, load_evaluation, pool
 from remask.evaluation.compare import TaskComparison, compare_arms, told_apart, unshared
 from remask.report.words import p_value, plural
 
@@ -102,7 +102,7 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
     terminal = console()
     terminal.print(table)
     for c in found:
-        if c.metric == ACCURACY:
+        if c.leads:
             terminal.print(verdict(c, baseline, candidate), highlight=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,9 @@ EXAMPLES = """Examples:
   remask eval --model runs/x --tasks sudoku=4x4_test_sudoku.csv --n 200
   remask eval --model GSAI-ML/LLaDA-8B-Instruct --dtype bfloat16 --tasks gsm8k,math500 --json base.json \\
     --adapter runs/gift-lora --decoding.max-new-tokens 256 --decoding.steps 128 --decoding.block-length 32
+  remask eval --model runs/x --tasks match=held_out.jsonl --json mine.json     # rows of your own: is it right?
+  remask eval --model runs/x --data held_out.jsonl --likelihood --json l.json  # rows of your own: how likely?
+  remask eval --model runs/x --tasks my_task.py:MyTask=problems.jsonl
   remask eval --model runs/x --tasks humaneval --allow-code-execution --processes 2 --json code.json
   remask eval --model tiny --decoding.steps 80 --decoding.reveal margin"""
 
@@ -110,6 +114,13 @@ def show(record: dict[str, Any]) -> None:
     terminal.print(table)
     settings = ", ".join(f"{key} {value}" for key, value in in_force(record["decoding"]).items())
     for name, task in record["tasks"].items():
+        if "nats_per_token" in task:
+            nats = task["nats_per_token"]
+            terminal.print(
+                f"{name}: at most {nats:.3f} nats a token, perplexity {math.exp(nats):.2f} "
+                f"(ELBO, {task['draws']} draws); the score is the geometric mean of a row's token probabilities",
+                highlight=False,
+            )
         if unended := task["generation"]["unended"]:
             terminal.print(
                 f"{name}: {unended} of {task['n']} answers fill the whole canvas without an end: cut off? "

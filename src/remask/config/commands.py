@@ -19,8 +19,15 @@ class EvalConfig:
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
-    tasks: str = "sudoku,countdown"
-    """Comma-separated: a task's name for generated problems, or name=FILE for a published file."""
+    tasks: str | None = None
+    """Comma-separated: a task's name for generated problems, name=FILE for a published file, match=FILE for rows of
+    your own, file.py:Class for a task of your own (default: sudoku,countdown, or none beside likelihood)."""
+    data: str | None = None
+    """Rows whose answers' likelihood is read, with likelihood: a file or any source that `remask sft` trains on."""
+    likelihood: bool = False
+    """How likely the model finds the answers in data: the ELBO of each row, on noise that all models share."""
+    draws: int = 16
+    """Noise draws of each row, with likelihood."""
     n: int | None = None
     """Problems per task (default: 100 generated ones, or the whole file)."""
     split: Literal["validation", "test"] = "test"
@@ -51,6 +58,11 @@ class EvalConfig:
     """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
     device: Device = "auto"
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def named_tasks(self) -> list[str]:
+        """What to answer, one task each."""
+        default = "" if self.likelihood else "sudoku,countdown"
+        return [text.strip() for text in (default if self.tasks is None else self.tasks).split(",") if text.strip()]
 
 
 @dataclass(frozen=True)

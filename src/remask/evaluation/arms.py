@@ -44,17 +44,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All problems of one task in one evaluation; `source` says where they came from."""
+    """All problems of one task in one evaluation; `source` says where they came from.
+
+    lead is the metric that the task is judged by: accuracy, but where nothing is answered (likelihoods of rows).
+    """
 
     task: str
     source: str
     problems: tuple[Answer, ...]
+    lead: str = ACCURACY
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """`accuracy`, then the further metrics that every problem has."""
+        """The leading metric, then the further ones that every problem has."""
         shared = [name for name in self.problems[0].metrics if all(name in p.metrics for p in self.problems)]
-        return (ACCURACY, *(name for name in shared if name != ACCURACY))
+        return (self.lead, *(name for name in shared if name != self.lead))
 
     def scores(self, metric: str) -> dict[str, float]:
         """Problem id → score, in the file's order."""
@@ -103,19 +107,25 @@ class Arm:
         first, *rest = self.results(task)
         return tuple(name for name in first.metrics if all(name in result.metrics for result in rest))
 
-    def problem_ids(self, task: str) -> list[str]:
-        return list(self.results(task)[0].scores(ACCURACY))
+    def lead(self, task: str) -> str:
+        """The metric that the task is judged by."""
+        return self.results(task)[0].lead
 
-    def scores(self, task: str, metric: str = ACCURACY) -> Scores:
-        """Scores [S, P]: rows as `seeds(task)`, columns as `problem_ids(task)`."""
+    def problem_ids(self, task: str) -> list[str]:
+        return [problem.id for problem in self.results(task)[0].problems]
+
+    def scores(self, task: str, metric: str | None = None) -> Scores:
+        """Scores [S, P] by a metric (the leading one): rows as `seeds(task)`, columns as `problem_ids(task)`."""
+        metric = metric or self.lead(task)
         ids = self.problem_ids(task)
         by_seed = [result.scores(metric) for result in self.results(task)]
         return np.array([[scores[id] for id in ids] for scores in by_seed])
 
     def interval(
-        self, task: str, metric: str = ACCURACY, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+        self, task: str, metric: str | None = None, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
     ) -> Interval:
         """Wilson's interval for one seed's accuracy, else the bootstrap over problems (and seeds, if several)."""
+        metric = metric or self.lead(task)
         scores = self.scores(task, metric)
         if metric == ACCURACY and len(scores) == 1:
             return wilson(int(scores.sum()), scores.shape[1], level)
@@ -174,16 +184,19 @@ def parse_evaluation(data: Mapping[str, Any], path: Path) -> Evaluation:
 
 
 def _task(name: str, block: Mapping[str, Any], path: Path) -> TaskResult:
-    answers = tuple(_answer(problem) for problem in block["problems"])
+    lead = str(block.get("lead", ACCURACY))
+    answers = tuple(_answer(problem, lead) for problem in block["problems"])
     if not answers:
         raise UserError(f"task {name} holds no problems", where=str(path), mend="evaluate again")
     if len({answer.id for answer in answers}) < len(answers):
         raise UserError(f"task {name} holds a problem id twice", where=str(path), mend="evaluate again")
-    return TaskResult(name, str(block.get("source", "")), answers)
+    return TaskResult(name, str(block.get("source", "")), answers, lead)
 
 
-def _answer(problem: Mapping[str, Any]) -> Answer:
+def _answer(problem: Mapping[str, Any], lead: str) -> Answer:
     correct = problem["correct"]
+    if lead != ACCURACY and correct is None:
+        correct, _ = False, problem["metrics"][lead]
     if not isinstance(correct, bool):
         raise ValueError(f"correct is {correct!r}, not true or false")
     reference, answer, tokens = problem.get("reference"), problem.get("answer"), problem.get("tokens")

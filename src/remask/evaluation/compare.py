@@ -28,6 +28,8 @@ class TaskComparison:
     candidate: Interval
     difference: Difference
     gain: RelativeGain
+    leads: bool
+    """Whether it is the metric that the task is judged by."""
 
 
 def compare_arms(
@@ -79,6 +81,7 @@ def compare_arms(
                     gain=relative_gain(
                         float(c.mean()), float(b.mean()), None if from_start is None else float(from_start.mean())
                     ),
+                    leads=metric == baseline.lead(task),
                 )
             )
     return comparisons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,8 @@ from remask.config import EvalConfig
 from remask.errors import UserError
 from remask.evaluation.arms import KIND
 from remask.evaluation.journal import Journal, fingerprint, weights_stamp
+from remask.evaluation.likelihood import TASK as LIKELIHOOD
+from remask.evaluation.likelihood import evaluate_likelihood
 from remask.evaluation.run import Shard, evaluate, identity
 from remask.files import refuse_unwritable, write_atomically
 from remask.locks import locked
@@ -36,6 +39,15 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
+    if config.draws < 1:
+        raise UserError(f"draws = {config.draws}", mend="it is 1 or more")
+    if config.likelihood != (config.data is not None):
+        raise UserError(
+            "likelihood and data belong together",
+            mend="give --data FILE --likelihood; to have rows answered, give --tasks match=FILE",
+        )
+    if not config.likelihood and not config.named_tasks():
+        raise UserError("there is no task", mend="name one with --tasks")
     refuse_unwritable(config.json)
     shard = Shard.from_environment()
     if shard.world > 1 and not config.json:
@@ -61,6 +73,8 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
     folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
     stamps = [weights_stamp(folder) for folder in folders if folder]
     problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
+    if config.data is not None and Path(config.data).is_file():
+        problems.append([LIKELIHOOD, hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), []])
     request = fingerprint([_asked(config), template, stamps, problems])
     if finished is not None:
         if finished.get("request") == request:
@@ -106,6 +120,17 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
         quiet=quiet or shard.rank != 0,
         label=label,
     )
+    if record is not None and config.data is not None:
+        record["tasks"][LIKELIHOOD] = evaluate_likelihood(
+            model,
+            tokenizer,
+            config.data,
+            count=config.n,
+            draws=config.draws,
+            batch_size=config.batch_size,
+            quiet=quiet,
+            label=label,
+        )
     if record is not None and config.json:
         write_atomically(Path(config.json), json.dumps({**record, "request": request}, ensure_ascii=False))
         journal.remove()
@@ -147,8 +172,8 @@ def _benchmarks(config: EvalConfig) -> list[Benchmark]:
         sandbox = Sandbox()
         sandbox.check()
     benchmarks = [
-        Benchmark.parse(text.strip(), count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
-        for text in config.tasks.split(",")
+        Benchmark.parse(text, count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
+        for text in config.named_tasks()
     ]
     names = [benchmark.task.name for benchmark in benchmarks]
     if len(set(names)) < len(names):

@@ -117,7 +117,7 @@ def _items(
     items = []
     for benchmark in benchmarks:
         prompts = [asking.prompt(benchmark.task, problem) for problem in benchmark.problems]
-        turns = [asking.messages(prompt) for prompt in prompts]
+        turns = [asking.turns(benchmark.task, problem) for problem in benchmark.problems]
         try:
             encoded = encode_prompts(model, tokenizer, turns, decoding, prefill=asking.prefill)
         except UserError as error:

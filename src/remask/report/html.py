@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from remask.errors import UserError
-from remask.evaluation.arms import START, Evaluation, load_evaluation
+from remask.evaluation.arms import ACCURACY, START, Evaluation, load_evaluation
 from remask.report import figures
 from remask.report.calibration import calibration_section
 from remask.report.class_accuracy import class_accuracy_section
@@ -101,6 +101,7 @@ def render(
     variables = {method: f"--c{i % figures.SERIES}" for i, method in enumerate(trained)} | {START: "--muted"}
     placeholders = {method: figures.series_colour(i) for i, method in enumerate(trained)} | {START: figures.MUTED}
     groups = comparable_groups(evaluations)
+    answered = [group for group in groups if group.baseline.lead(group.task) == ACCURACY]
     benchmarks = [benchmark(group) for group in groups]
     verdicts = [verdict for b in benchmarks for verdict in b["verdicts"]]
     training, missing = training_sections(runs, placeholders)
@@ -108,7 +109,7 @@ def render(
     rollouts = samples(runs)
     learned = class_accuracy_section(runs, placeholders)
     unmasking = strips(evaluations)
-    confidence, unrecorded = calibration_section(groups, placeholders)
+    confidence, unrecorded = calibration_section(answered, placeholders)
     missing += unrecorded
     if not evaluations:
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
@@ -146,7 +147,7 @@ def render(
         calibration=confidence,
         strips=unmasking,
         rollouts=rollouts,
-        completions=[completions(group) for group in groups],
+        completions=[completions(group) for group in answered],
         settings=[_settings(run) for run in runs],
         missing=missing,
         level=f"{100 * LEVEL:.0f}%",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remask.evaluation.arms import ACCURACY, START, Answer, Arm, Evaluation, pool
+from remask.evaluation.arms import START, Answer, Arm, Evaluation, pool
 from remask.evaluation.compare import TaskComparison, compare_arms
 from remask.evaluation.settings import comparable_decoding, in_force
 from remask.evaluation.statistics import Difference, Interval
@@ -51,7 +51,8 @@ def comparable_groups(evaluations: Iterable[Evaluation]) -> list[Group]:
 def benchmark(group: Group) -> dict[str, Any]:
     """What the template needs for one group: scores, differences to the baseline, verdicts, conditions."""
     task, baseline, start = group.task, group.baseline, group.arms.get(START)
-    metrics = list(dict.fromkeys(m for arm in group.arms.values() for m in arm.metrics(task) if m != ACCURACY))
+    lead = baseline.lead(task)
+    metrics = list(dict.fromkeys(m for arm in group.arms.values() for m in arm.metrics(task) if m != lead))
     intervals = {name: arm.interval(task) for name, arm in group.arms.items()}
     low, high = _axis(intervals.values())
     rows = [
@@ -81,10 +82,11 @@ def benchmark(group: Group) -> dict[str, Any]:
         "source": group.source,
         "problems": problems,
         "baseline": baseline.name,
+        "lead": lead,
         "metrics": metrics,
         "rows": rows,
         "differences": [_difference(name, c, reach) for name, c in compared],
-        "verdicts": [_verdict(group, name, c) for name, c in compared if name != START and c.metric == ACCURACY],
+        "verdicts": [_verdict(group, name, c) for name, c in compared if name != START and c.metric == lead],
         "one_seed": any(len(arm.results(task)) == 1 for name, arm in group.arms.items() if name != START),
         "few_seeds": any(1 < len(arm.results(task)) < FEW_SEEDS for arm in group.arms.values()),
         "gain": start is not None and baseline is not start,
@@ -130,6 +132,7 @@ def _verdict(group: Group, name: str, comparison: TaskComparison) -> dict[str, A
     return {
         "task": group.task,
         "arm": name,
+        "metric": comparison.metric,
         "words": words,
         "found": difference.found,
         "points": signed(100 * difference.mean),
@@ -146,7 +149,7 @@ def tally(verdicts: Sequence[dict[str, Any]]) -> str:
     higher = sum(v["found"] and v["points"].startswith("+") for v in verdicts)
     found = sum(v["found"] for v in verdicts)
     return (
-        f"{len(verdicts)} comparisons of accuracy with the baseline: {higher} higher, {found - higher} lower, "
+        f"{len(verdicts)} comparisons with the baseline: {higher} higher, {found - higher} lower, "
         f"{len(verdicts) - found} with no difference found."
     )
 

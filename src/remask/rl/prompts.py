@@ -34,7 +34,8 @@ def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, askin
     prompts = []
     for problem in benchmark.problems:
         text = asking.prompt(benchmark.task, problem)
-        ids = encode_prompt(tokenizer, asking.messages(text), prefill=asking.prefill)
+        turns = asking.turns(benchmark.task, problem)
+        ids = encode_prompt(tokenizer, turns, prefill=asking.prefill, where=problem.key)
         prompts.append(Prompt(problem.key, text, ids, dict(problem.fields), benchmark.task, problem))
     return prompts
 

@@ -176,7 +176,10 @@ def _check_objective(config: Any) -> None:
 
 def _check_tasks(config: Any) -> None:
     """Raises UserError for a task or its file that is not there: now, too."""
-    if isinstance(config, EvalConfig) or (isinstance(config, RlConfig) and config.data is None):
+    if isinstance(config, EvalConfig):
+        for text in config.named_tasks():
+            named(text)
+    elif isinstance(config, RlConfig) and config.data is None:
         for text in config.tasks.split(","):
             named(text.strip())
 

@@ -20,8 +20,6 @@ from remask.report.words import p_value, plural
 from remask.study.figure import draw, numbers
 from remask.study.results import Found
 
-FIRST_METRIC = "accuracy"
-
 
 def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Path, command: str) -> dict[str, Path]:
     """Every form of the results, in `folder`; what was written, by its kind."""
@@ -39,7 +37,7 @@ def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Pat
     write_atomically(files["json"], json.dumps(record, indent=1, ensure_ascii=False))
     write_atomically(files["csv"], as_csv(found))
     write_atomically(files["md"], markdown(study, name, found, command))
-    draw(name, study.baseline, [f for f in found if f.metric == FIRST_METRIC], files)
+    draw(name, study.baseline, [f for f in found if f.leads], files)
     write_atomically(files["html"], as_html(study, name, found, command, files["svg"].read_text(encoding="utf-8")))
     return files
 
@@ -48,7 +46,7 @@ def answer(study: StudyConfig, found: Sequence[Found]) -> list[str]:
     """One sentence per arm, level and task that was compared: what was found, or that nothing was."""
     sentences = []
     for f in found:
-        if f.metric != FIRST_METRIC or f.against is None:
+        if not f.leads or f.against is None:
             continue
         at = "".join(f", {axis} {level}" for axis, level in f.levels.items())
         size = f"{difference(f.against.difference)} points, p {p_value(f.p_holm)}"

@@ -35,6 +35,8 @@ class Found:
     against: TaskComparison | None
     seconds: float
     gradient: tuple[float, float, float] | None
+    leads: bool = True
+    """Whether the metric is the one that the task is judged by."""
     p_holm: float = 1.0
 
     @property
@@ -82,7 +84,10 @@ def _level(study: StudyConfig, levels: Levels, cells: Sequence[Cell], folder: Pa
         for task in arms[name].tasks:
             for metric in arms[name].metrics(task):
                 score, compared = arms[name].interval(task, metric), against.get((task, metric))
-                found.append(Found(dict(levels), name, task, metric, len(own), score, compared, seconds, gradient))
+                leads = metric == arms[name].lead(task)
+                found.append(
+                    Found(dict(levels), name, task, metric, len(own), score, compared, seconds, gradient, leads)
+                )
     return found
 
 

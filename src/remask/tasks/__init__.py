@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from remask.errors import UserError
+from remask.tasks import own
 from remask.tasks.base import Grade, Problem, Task
 from remask.tasks.code import HumanEval, Mbpp
 from remask.tasks.code_plus import HumanEvalPlus, MbppPlus
 from remask.tasks.countdown import Countdown, Countdown4, Countdown5
 from remask.tasks.generator import GeneratedTask, Split
 from remask.tasks.gsm8k import Gsm8k
+from remask.tasks.match import Match, MatchExact, MatchNumeric, MatchRegex
 from remask.tasks.math500 import Math, Math500
 from remask.tasks.sudoku import Sudoku
 
@@ -26,13 +28,24 @@ TASKS: dict[str, Callable[[], Task]] = {
     "humaneval_plus": HumanEvalPlus,
     "mbpp": Mbpp,
     "mbpp_plus": MbppPlus,
+    "match": Match,
+    "match_exact": MatchExact,
+    "match_numeric": MatchNumeric,
+    "match_regex": MatchRegex,
 }
 
 
 def get(name: str) -> Task:
-    """The task of that name. Raises UserError listing the known ones."""
+    """The task of that name, or one of the user's own (`file.py:Class`). Raises UserError listing the known ones."""
+    if own.is_own(name):
+        task = own.load(name)
+        if task.name in TASKS:
+            raise UserError(
+                f"its name {task.name!r} is that of a task of Remask's", where=name, mend="give another name"
+            )
+        return task
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}", mend=f"the tasks are {', '.join(TASKS)}")
+        raise UserError(f"unknown task {name!r}", mend=f"the tasks are {', '.join(TASKS)}, and file.py:Class")
     return TASKS[name]()
 
 
@@ -46,6 +59,10 @@ __all__ = [
     "Gsm8k",
     "HumanEval",
     "HumanEvalPlus",
+    "Match",
+    "MatchExact",
+    "MatchNumeric",
+    "MatchRegex",
     "Math",
     "Math500",
     "Mbpp",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from remask.chat_template import Message
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
 from remask.tasks import form
@@ -76,6 +77,10 @@ class Task(ABC):
     @abstractmethod
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         """The user's turn, in this task's own wording."""
+
+    def turns(self, problem: Problem) -> list[Message] | None:
+        """The conversation that a problem is, where it is more than one question; None where `prompt` says it all."""
+        return None
 
     @abstractmethod
     def grade(self, problem: Problem, completion: str) -> Grade:

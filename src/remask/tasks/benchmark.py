@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remask.chat_template import Message
-from remask.data.files import FILE_KINDS
+from remask.data.files import FILE_KINDS, is_there
 from remask.errors import UserError
-from remask.tasks import GeneratedTask, Problem, Split, Task, get
+from remask.tasks import GeneratedTask, Problem, Split, Task, get, own
 from remask.tasks.base import PromptStyle, fill_template
 
 if TYPE_CHECKING:
@@ -47,14 +47,15 @@ class Benchmark:
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
         problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
-        return cls(task, problems[:count] if count else problems, source or str(task.hub))
+        version = f" (version {own.stamp(text.partition('=')[0])})" if own.is_own(text) else ""
+        return cls(task, problems[:count] if count else problems, f"{source or task.hub}{version}")
 
 
 def named(text: str) -> tuple[Task, str | None]:
     """The task and the source that `name` or `name=SOURCE` says; raises UserError for a task or a file that is not."""
     name, given, source = text.partition("=")
     task = get(name)
-    if given and not Path(source).exists() and not is_hub_id(source):
+    if given and not is_hub_id(source) and not is_there(source):
         raise UserError("no such file", where=source, mend=f"give {name}=FILE with a file that is there")
     return task, source if given else None
 
@@ -91,6 +92,15 @@ class Asking:
 
     def prompt(self, task: Task, problem: Problem) -> str:
         return task.prompt(problem, self.style) if self.template is None else fill_template(self.template, problem)
+
+    def turns(self, task: Task, problem: Problem) -> list[Message]:
+        """The conversation to be answered: the problem's own, or the prompt as the user's turn."""
+        whole = task.turns(problem) if self.template is None else None
+        if whole is None:
+            return self.messages(self.prompt(task, problem))
+        if self.system and whole[0]["role"] != "system":
+            return [{"role": "system", "content": self.system}, *whole]
+        return whole
 
     def messages(self, prompt: str) -> list[Message]:
         turns = [{"role": "system", "content": self.system}] if self.system else []

@@ -1,0 +1,117 @@
+"""How likely a model finds the answers of rows: the ELBO of each, which bounds its log-likelihood from below.
+
+The noise of a row depends on the row's place and the draw alone, so that two models are compared on the same noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from remask.data.canvas import Fill, Row, build_rows, tell_faults
+from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.sources import Example, load_examples
+from remask.diffusion.likelihood import elbo_coupled_views, estimate
+from remask.errors import UserError
+from remask.evaluation.statistics import mean_interval
+from remask.models.facts import first_eos
+from remask.progress import progress
+from remask.tasks.generator import digest
+
+TASK = "likelihood"
+NOISE_SEED = 1 << 22
+"""Seeds the noise that rows are read on, the same for every model."""
+
+
+def evaluate_likelihood(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    *,
+    count: int | None,
+    draws: int,
+    batch_size: int,
+    quiet: bool = False,
+    label: str = "reading",
+) -> dict[str, Any]:
+    """The task block of an evaluation record: the likelihood of each row's answer, its end token included.
+
+    `likelihood` is exp(ELBO / tokens), the geometric mean of the tokens' probabilities, and `nats_per_token` of the
+    block is −ΣELBO / Σtokens over all rows. Each draw reads a mask and its complement (`elbo_coupled_views`). Raises
+    UserError for rows that cannot be read or do not fit the model.
+    """
+    started = time.perf_counter()
+    loaded = load_examples(source)
+    loaded.examples = loaded.examples[:count]
+    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    mask_id = model.config.mask_token_id
+    built = build_rows(loaded.examples, tokenizer, max_length=limit, over_long="error", mask_id=mask_id)
+    if not quiet:
+        tell_faults(source, loaded, built)
+    rows, collator = built.rows, Collator(Fill("none"), first_eos(model.config), limit, NOISE_SEED)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    elbo = [0.0] * len(rows)
+    with progress(f"{label} {TASK}", len(rows) * draws, enabled=not quiet) as tick:
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            for draw in range(draws):
+                visits = [Visit(i, draw, i * draws + draw) for i in members]
+                for i, value in zip(members, _elbo(model, collator, [rows[i] for i in members], visits), strict=True):
+                    elbo[i] += value / draws
+                tick(start * draws + (draw + 1) * len(members))
+    return _block(source, loaded.examples, rows, elbo, draws, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def _elbo(model: Any, collator: Collator, rows: Sequence[Row], visits: Sequence[Visit]) -> list[float]:
+    """One draw of each row's ELBO, in nats."""
+    batch = {name: value.to(model.device) for name, value in collator(list(zip(rows, visits, strict=True))).items()}
+    canvas = canvas_of(batch)
+    views = elbo_coupled_views(canvas, noise_of(batch), model.config.mask_token_id)
+    values = estimate(model, canvas, [views]).sequence
+    if not bool(torch.isfinite(values).all()):
+        raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")
+    return [float(value) for value in values]
+
+
+def _block(
+    source: str, examples: Sequence[Example], rows: Sequence[Row], elbo: Sequence[float], draws: int, seconds: float
+) -> dict[str, Any]:
+    tokens = [len(row.response) for row in rows]
+    likelihoods = [math.exp(min(0.0, value / n)) for value, n in zip(elbo, tokens, strict=True)]
+    seen: dict[str, int] = {}
+    problems = []
+    for example, value, n, likelihood in zip(examples, elbo, tokens, likelihoods, strict=True):
+        said = [f"{turn['role']}: {turn['content']}" for turn in example.messages]
+        key = f"{TASK}:{digest(chr(10).join([*said, example.completion])).hex()}"
+        seen[key] = seen.get(key, 0) + 1
+        problems.append(
+            {
+                "id": key if seen[key] == 1 else f"{key}#{seen[key]}",
+                "prompt": example.messages[-1]["content"],
+                "completion": example.completion,
+                "correct": None,
+                "score": likelihood,
+                "metrics": {TASK: likelihood},
+                "answer": None,
+                "tokens": n,
+                "elbo": value,
+            }
+        )
+    return {
+        "source": source,
+        "n": len(rows),
+        "lead": TASK,
+        "published_metric": TASK,
+        "metrics": {TASK: asdict(mean_interval(likelihoods))},
+        "nats_per_token": -sum(elbo) / sum(tokens),
+        "draws": draws,
+        "generation": {"forwards": 2 * draws, "tokens": sum(tokens), "seconds": round(seconds, 3), "unended": 0},
+        "problems": problems,
+    }

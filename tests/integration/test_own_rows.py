@@ -1,0 +1,88 @@
+"""Is a model better on rows of one's own? From training to the comparison, by answers and by likelihood."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remask.cli import main
+from remask.data.canvas import Fill, build_rows
+from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.sources import load_examples
+from remask.diffusion.likelihood import elbo_coupled_views, estimate
+from remask.evaluation.likelihood import NOISE_SEED, evaluate_likelihood
+
+SMALL = ["--decoding.max-new-tokens", "4", "--decoding.steps", "2", "--batch-size", "8"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    words = ("ab", "abc", "a", "bbbb", "cab", "ba")
+    path.write_text("".join(json.dumps({"prompt": word, "completion": word[0]}) + "\n" for word in words))
+    return path
+
+
+def test_likelihood_is_the_mean_of_its_draws_whatever_the_batch(random_model: Any, tokenizer: Any, rows: Path) -> None:
+    settings: Any = {"count": None, "draws": 3, "quiet": True}
+    block = evaluate_likelihood(random_model, tokenizer, str(rows), batch_size=4, **settings)
+    built = build_rows(load_examples(str(rows)).examples, tokenizer, max_length=99, over_long="error").rows
+    collator = Collator(Fill("none"), tokenizer.eos_token_id, 99, NOISE_SEED)
+    for i, (row, problem) in enumerate(zip(built, block["problems"], strict=True)):
+        draws = []
+        for draw in range(3):
+            batch = collator([(row, Visit(i, draw, 3 * i + draw))])
+            views = elbo_coupled_views(canvas_of(batch), noise_of(batch), tokenizer.mask_token_id)
+            with torch.no_grad():
+                draws.append(estimate(random_model, canvas_of(batch), [views]).sequence.item())
+        assert problem["elbo"] == pytest.approx(sum(draws) / 3, rel=1e-4)
+        assert problem["metrics"]["likelihood"] == pytest.approx(math.exp(sum(draws) / 3 / len(row.response)), rel=1e-4)
+    assert block["nats_per_token"] == pytest.approx(
+        -sum(p["elbo"] for p in block["problems"]) / sum(p["tokens"] for p in block["problems"])
+    )
+    alone = evaluate_likelihood(random_model, tokenizer, str(rows), batch_size=1, **settings)
+    for one, other in zip(alone["problems"], block["problems"], strict=True):
+        assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
+
+
+def test_better_on_my_data(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fine-tune on rows, then evaluate start and run on rows of the same kind: likelier and better, and it is said."""
+    run = tmp_path / "run"
+    flags = ["--data", str(rows), "--output-dir", str(run), "--max-steps", "40", "--trainer.learning-rate", "3e-3"]
+    assert main(["sft", "--model", "tiny-direct", *flags, "--trainer.report-to", "none"]) == 0
+    files = []
+    for model in ("tiny-direct", str(run)):
+        files.append(str(tmp_path / f"{len(files)}.json"))
+        asked = ["--tasks", f"match={rows}", "--data", str(rows), "--likelihood", "--draws", "4"]
+        assert main(["eval", "--model", model, *asked, "--json", files[-1], *SMALL]) == 0
+        assert "nats a token" in capsys.readouterr().out
+    before, after = (json.loads(Path(file).read_text())["tasks"] for file in files)
+    assert after["likelihood"]["nats_per_token"] < before["likelihood"]["nats_per_token"] - 0.5
+    assert [p["id"] for p in after["likelihood"]["problems"]] == [p["id"] for p in before["likelihood"]["problems"]]
+    assert main(["compare", *files]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "likelihood: sft is better than start by" in said
+    assert main(["report", str(run), *files, "--output", str(tmp_path / "report.html")]) == 0
+    assert "likelihood, %" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "x.jsonl"], "likelihood and data belong together"),
+        (["--likelihood"], "likelihood and data belong together"),
+        (["--tasks", ""], "there is no task"),
+        (["--likelihood", "--data", "x.jsonl", "--draws", "0"], "draws = 0"),
+        (["--likelihood", "--data", "gone.jsonl"], "gone.jsonl: no such file"),
+        (["--tasks", "match=gone.jsonl"], "gone.jsonl: no such file"),
+        (["--tasks", "match"], "match has no data set on the hub; give match=FILE"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *flags]) == 2
+    assert said in capsys.readouterr().err
