@@ -45,6 +45,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
     config = SftConfig(
         model="models/Größe",
+        model_attention="full",
         data="data.jsonl",
         eval_data="held_out.jsonl",
         objective="gift-elbo",
@@ -80,7 +81,7 @@ def test_given_choices_are_the_ones_that_were_set() -> None:
     [
         (
             "seed: true\ntrainer: {learning_rate: yes}",
-            r"seed: should be no .* \(got True\); trainer\.learning_rate: .*True",
+            r"seed: expected no .* \(got true\); trainer\.learning_rate: .*true",
         ),
         ("objectve: gift", r"unknown key 'objectve' \(did you mean 'objective'\?\)"),
         ("trainer: {learning_rat: 1}", r"unknown key 'trainer.learning_rat' \(did you mean 'learning_rate'\?\)"),

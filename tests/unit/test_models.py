@@ -32,6 +32,7 @@ from remask.models.llada import LLaDAModelLM
 from remask.models.llada_moe import LLaDAMoEModelLM
 from remask.models.load import load_model
 from remask.models.lora import add_adapter, load_adapter
+from remask.models.registry import model_class
 from remask.sampling import denoise
 
 
@@ -41,7 +42,10 @@ def saved(tokenizer: Any, tmp_path: Path) -> Callable[..., Path]:
 
     def save(family: str, **keywords: Any) -> Path:
         folder = tmp_path / family
-        FAMILIES[family](tokenizer).save_pretrained(folder, **keywords)
+        model = FAMILIES[family](tokenizer)
+        if family.startswith("a2d"):
+            model.config.attention = "full"
+        model.save_pretrained(folder, **keywords)
         tokenizer.save_pretrained(folder)
         return folder
 
@@ -229,7 +233,11 @@ def change_config(folder: Path, **changes: Any) -> None:
         ("llada", {"model_type": "mamba"}, "mamba"),
         ("llada", {"model_type": "nonsense"}, "nonsense"),
         ("llada-moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size=64"),
-        ("dream", {"model_type": "qwen2", "is_causal": ...}, "causal model.*remask convert --to-diffusion"),
+        (
+            "dream",
+            {"model_type": "qwen2", "is_causal": ..., "architectures": ...},
+            "causal model.*remask convert --to-diffusion",
+        ),
         ("llada", {"n_layers": 4}, "weights are missing"),
         ("llada", {"n_layers": 2}, r"has no place for: model\.layers\.2"),
         ("llada", {"mlp_hidden_size": 40}, r"of another shape: .*gate_proj"),
@@ -637,3 +645,89 @@ def test_a_config_without_its_sizes_is_refused_and_no_published_one_is_taken_for
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "d_model": 8, "num_hidden_layers": 2}))
     with pytest.raises(UserError, match=r"config\.json lacks num_attention_heads"):
         load_model(str(tmp_path))
+
+
+# ---- checkpoints that may be something else ---------------------------------------------------------------------
+
+
+def rewritten(folder: Path, **changes: Any) -> Path:
+    """The folder with keys of its config changed; None takes one out."""
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return folder
+
+
+def test_a_model_that_may_be_a_block_model_is_read_when_told_how_it_attends(saved: Any, tmp_path: Path) -> None:
+    folder = rewritten(saved("a2d-qwen3"), attention=None)
+    with pytest.raises(UserError, match=r"does not say how this a2d-qwen3 attends.*--model-attention full"):
+        remask.load(folder)
+    assert main(["generate", "--model", str(folder), "hi"]) == 2
+    model, tokenizer = remask.load(folder, attention="full")
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    again, _ = remask.load(tmp_path / "again")  # it is asked once
+    assert torch.equal(logits(model, IDS), logits(again, IDS))
+    with pytest.raises(UserError, match="attention"):
+        remask.load(rewritten(folder, attention="block"))
+    small = ["--decoding.max-new-tokens", "2", "--decoding.steps", "1"]
+    assert main(["generate", "--model", str(saved("a2d-qwen3")), "--model-attention", "full", "hi", *small]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"architectures": ["StableDiffcoderForCausalLM"]}),
+        ("qwen3", {"auto_map": {"AutoModelForCausalLM": "modeling_efficient_dlm.EfficientDLM"}}),
+        ("llama", {"auto_map": {"AutoModel": "modeling.X"}, "architectures": ["LlamaForCausalLM"]}),
+    ],
+)
+def test_a_causal_models_type_with_code_of_its_own_is_refused(
+    kind: str, changes: dict[str, Any], tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stable-DiffCoder calls itself llama and Efficient-DLM qwen3; both attend in blocks."""
+    config = transformers.AutoConfig.for_model(
+        kind, **SIZES, vocab_size=len(tokenizer), intermediate_size=48, head_dim=8
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    folder = rewritten(tmp_path / "m", **changes)
+    for arguments in (["generate", "--model", str(folder), "hi"], ["convert", "--to-diffusion", str(folder)]):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert f"it calls itself a {kind} and names code of its own" in said
+        assert "remask convert --to-diffusion" not in said
+    rewritten(folder, architectures=None, auto_map=None)
+    assert main(["convert", "--to-diffusion", str(folder), "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_adapters_of_tied_weights_are_merged_into_the_layer_they_adapt(
+    target: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The output layer and the input embedding share their weights; the adapter is on one of them."""
+    config = transformers.AutoConfig.for_model(
+        "llama",
+        **SIZES,
+        vocab_size=len(tokenizer),
+        intermediate_size=48,
+        tie_word_embeddings=True,
+        is_causal=False,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    base = model_class(config)(config)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, _ = remask.load(tmp_path / "base")
+    wrapped = get_peft_model(model, PeftLoraConfig(r=4, lora_alpha=8, target_modules=[target]))
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.5)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    expected = logits(wrapped, IDS)
+    flags = ["--base", str(tmp_path / "base"), "--output", str(tmp_path / "merged")]
+    assert main(["convert", "--merge", str(tmp_path / "adapter"), *flags]) == 0
+    assert (logits(remask.load(tmp_path / "base")[0], IDS) - expected).abs().max() > 0.01
+    assert torch.allclose(logits(remask.load(tmp_path / "merged")[0], IDS), expected, atol=1e-5)

@@ -158,6 +158,7 @@ def load_named(config: Any) -> tuple[Any, Any]:
         device=config.device,
         adapter=config.adapter,
         quantization=config.quantization,
+        attention=config.model_attention,
     )
 
 

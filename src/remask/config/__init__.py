@@ -13,6 +13,7 @@ from remask.config.commands import (
     TourConfig,
 )
 from remask.config.common import (
+    Attention,
     DecodingConfig,
     Device,
     Dtype,
@@ -40,6 +41,7 @@ from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileC
 from remask.config.study import StudyConfig
 
 __all__ = [
+    "Attention",
     "CanvasConfig",
     "ChoicesConfig",
     "ConvertConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remask.config.common import DecodingConfig, Device, Dtype, Quantization
+from remask.config.common import Attention, DecodingConfig, Device, Dtype, Quantization
 from remask.config.read import STRICT
 
 
@@ -17,6 +17,8 @@ class EvalConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
@@ -72,6 +74,8 @@ class GenerateConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
     json: bool = False
     """Print texts, token ids and statistics as JSON on stdout."""
@@ -113,6 +117,8 @@ class InspectConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
     data: str | None = None
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""

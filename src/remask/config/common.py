@@ -12,6 +12,7 @@ OnBadRow = Literal["error", "skip"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
 Device = Literal["auto", "cpu", "cuda"]
+Attention = Literal["full"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from remask.config.common import Device, Dtype, Quantization
+from remask.config.common import Attention, Device, Dtype, Quantization
 from remask.config.read import STRICT
 
 
@@ -19,6 +19,8 @@ class EstimatorsConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
     data: str | None = None
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from remask.config.common import Device, Dtype, LoraConfig, OnBadRow, Quantization, RowEngineConfig
+from remask.config.common import Attention, Device, Dtype, LoraConfig, OnBadRow, Quantization, RowEngineConfig
 from remask.config.read import STRICT
 from remask.config.sft import CanvasConfig
 
@@ -60,6 +60,8 @@ class DpoConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the reference."""
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from remask.config.common import DecodingConfig, Device, Dtype, EngineConfig, LoraConfig, Quantization
+from remask.config.common import Attention, DecodingConfig, Device, Dtype, EngineConfig, LoraConfig, Quantization
 from remask.config.read import STRICT
 
 
@@ -135,6 +135,8 @@ class RlConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
     name=SOURCE for a file or a folder."""

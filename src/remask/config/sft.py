@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from remask.config.common import Device, Dtype, LoraConfig, OnBadRow, OverLong, Quantization, TrainerConfig
+from remask.config.common import Attention, Device, Dtype, LoraConfig, OnBadRow, OverLong, Quantization, TrainerConfig
 from remask.config.read import STRICT
 
 
@@ -74,6 +74,8 @@ class SftConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    model_attention: Attention | None = None
+    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     data: str = "generated:sudoku+countdown:1000"
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
     eval_data: str | None = None

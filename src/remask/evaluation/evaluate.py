@@ -92,6 +92,7 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
         device=device_of(config.device, shard.local_rank),
         adapter=config.adapter,
         quantization=config.quantization,
+        attention=config.model_attention,
     )
     decoding = decoding_for(model, **config.decoding.given())
     style = config.prompt_style or facts(model, tokenizer).prompt_style

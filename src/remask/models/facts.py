@@ -26,6 +26,7 @@ class OwnKeys:
     shift: bool | None = None
     prompt_style: Literal["compact", "instruct"] | None = None
     default_decoding: DecodingConfig | None = None
+    attention: Literal["full"] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,13 +23,14 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import logging as transformers_logging
 
-from remask.config import Dtype, Quantization
+from remask.config import Attention, Dtype, Quantization
 from remask.errors import UserError, first_line
+from remask.models.converted import A2D
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
 from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import base_of, is_adapter, load_adapter, merge
-from remask.models.registry import is_convertible, known_types, model_class
+from remask.models.registry import convertible_types, is_convertible, known_types, model_class
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
 """Models that come with the package, by the names they are loaded by."""
@@ -59,12 +61,13 @@ def load(
     device: str = "auto",
     adapter: str | Path | None = None,
     quantization: Quantization | None = None,
+    attention: Attention | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model, in evaluation mode, and its tokenizer.
 
     `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or an embedded model's
     name. `adapter`: a folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8
-    bits (bitsandbytes).
+    bits (bitsandbytes). `attention`: `full` says that every token sees every other, of a checkpoint that does not say.
     Raises UserError naming what is missing.
     """
     folder = resolve(path)
@@ -81,10 +84,10 @@ def load(
                 where=folder,
                 mend="merge the lower one first: remask convert --merge",
             )
-        lower, tokenizer = load(folder, dtype=dtype, device="cpu")
+        lower, tokenizer = load(folder, dtype=dtype, device="cpu", attention=attention)
         model = merge(lower, where=folder)
     else:
-        model = load_model(folder, dtype=dtype, device=device, quantization=quantization)
+        model = load_model(folder, dtype=dtype, device=device, quantization=quantization, attention=attention)
         tokenizer = load_tokenizer(folder, model.config.model_type)
     facts(model, tokenizer, where=str(path))
     if adapter is not None:
@@ -98,6 +101,7 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     quantization: Quantization | None = None,
+    attention: Attention | None = None,
     config: Any = None,
 ) -> PreTrainedModel:
     """The bare model, by its own config or a changed one.
@@ -118,6 +122,15 @@ def load_model(
             where=folder,
             mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
         )
+    if config.model_type in UNSAID and getattr(config, "attention", None) is None:
+        if attention is None:
+            raise UserError(
+                f"its config does not say how this {config.model_type} attends: dllm makes models of full attention "
+                "and block models of that type, and Remask reads the first kind only",
+                where=folder,
+                mend='where attention is full say so: --model-attention full, or "attention": "full" in config.json',
+            )
+        config.attention = attention
     keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if quantization is not None:
         keywords |= {"quantization_config": _quantized(quantization, dtype), "device_map": {"": device}}
@@ -140,6 +153,9 @@ def load_model(
     return model
 
 
+UNSAID = tuple(model.config_class.model_type for model in A2D)
+"""Model types of which there are models of full attention and block models, and the config does not say which."""
+
 SIZES = (
     ("hidden_size", "d_model", "dim", "n_embd"),
     ("num_hidden_layers", "n_layers", "n_layer"),
@@ -156,6 +172,7 @@ def load_config(folder: str) -> Any:
             raise UserError(
                 f"config.json lacks {', '.join(lacking)}", where=folder, mend="take the whole config of the checkpoint"
             )
+        _refuse_own_code(values, folder)
         if values.get("num_experts") and values.get("model_type") in LLADA_TYPES:
             published = values["model_type"] if values["model_type"] != LLaDAMoEConfig.model_type else None
             return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})
@@ -164,6 +181,24 @@ def load_config(folder: str) -> Any:
         raise
     except Exception as error:  # strict configs raise errors of many kinds
         raise UserError(f"not a model Remask can load ({first_line(error)})", where=folder) from error
+
+
+def _refuse_own_code(values: dict[str, Any], folder: str) -> None:
+    """Raises UserError for a config of a causal model's type that names other code than that model's: so do diffusion
+    models with attention of their own (Stable-DiffCoder is a `llama`, Efficient-DLM a `qwen3`).
+    """
+    if values.get("model_type") not in convertible_types() or values.get("is_causal") is False:
+        return
+    named = [name for name in values.get("architectures") or [] if not hasattr(transformers, str(name))]
+    auto = values.get("auto_map")
+    named += sorted(map(str, auto.values())) if isinstance(auto, dict) else []
+    if named:
+        raise UserError(
+            f"it calls itself a {values['model_type']} and names code of its own for that ({', '.join(named)}): it may "
+            "be a diffusion model with attention of its own, and Remask runs no code of a checkpoint's",
+            where=folder,
+            mend="of a plain causal model take architectures and auto_map out of its config.json",
+        )
 
 
 def _dtype(name: str) -> Any:

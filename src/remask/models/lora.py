@@ -59,12 +59,27 @@ def merge(model: Any, *, where: str) -> Any:
     """The base model with its adapters' change added to its weights. Says on stderr where rounding takes a hundredth
     of the change or more.
     """
+    _untie_adapted(model)
     merged, lost = merged_and_lost(model)
     if lost >= 0.01 and os.environ.get("RANK", "0") == "0":
         kind = str(merged.dtype).removeprefix("torch.")
         said = f"rounding to {kind} took {100 * lost:.0f} % of the adapter's change; --dtype float32 keeps it"
         print(f"{where}: merged; {said}", file=sys.stderr)
     return merged
+
+
+def _untie_adapted(model: Any) -> None:
+    """Give the output layer weights of its own where it shares the input embedding's and one of the two is adapted: a
+    change added to the shared weights would change both layers, and the adapter changed one.
+    """
+    base = model.get_base_model()
+    layers = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if not all(layers) or not any(hasattr(layer, "base_layer") for layer in layers):
+        return
+    inner, outer = (getattr(layer, "base_layer", layer) for layer in layers)
+    if inner.weight is outer.weight:
+        outer.weight = nn.Parameter(outer.weight.detach().clone(), requires_grad=outer.weight.requires_grad)
+        base.config.tie_word_embeddings = False
 
 
 def merged_and_lost(model: Any) -> tuple[Any, float]:

@@ -140,7 +140,12 @@ def _build(
         dataloader_num_workers=t.dataloader_num_workers,
     )
     model, tokenizer, known = load_trainable(
-        config.model, dtype=config.dtype, quantization=config.quantization, lora=config.lora, device=args.device
+        config.model,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        lora=config.lora,
+        device=args.device,
+        attention=config.model_attention,
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _pairs(config, tokenizer, known)

@@ -174,7 +174,12 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
     parse_rewards(config.rewards.functions, config.rewards.weights, canvas=sys.maxsize)
     benchmarks = benchmarks_of(config)
     model, tokenizer, known = load_trainable(
-        config.model, dtype=config.dtype, quantization=config.quantization, lora=config.lora, device=args.device
+        config.model,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        lora=config.lora,
+        device=args.device,
+        attention=config.model_attention,
     )
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, rollout.decoding, temperature=SAMPLED)

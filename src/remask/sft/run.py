@@ -182,6 +182,7 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
         quantization=config.quantization,
         lora=config.lora,
         device=args.device,
+        attention=config.model_attention,
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _rows(config, tokenizer, known)

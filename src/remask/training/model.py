@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import prepare_model_for_kbit_training
 
-from remask.config import Dtype, LoraConfig, Quantization
+from remask.config import Attention, Dtype, LoraConfig, Quantization
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
@@ -18,7 +18,13 @@ from remask.training.sharding import loaded_whole
 
 
 def load_trainable(
-    name: str, *, dtype: Dtype, quantization: Quantization | None, lora: LoraConfig, device: torch.device
+    name: str,
+    *,
+    dtype: Dtype,
+    quantization: Quantization | None,
+    lora: LoraConfig,
+    device: torch.device,
+    attention: Attention | None = None,
 ) -> tuple[Any, Any, Facts]:
     """(model, tokenizer, facts), the model on the CPU unless quantised. A LoRA run's model is its merged weights.
 
@@ -33,7 +39,7 @@ def load_trainable(
         )
     place = str(device) if quantization else "cpu"
     with loaded_whole():
-        model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization)
+        model, tokenizer = load(name, dtype=dtype, device=place, quantization=quantization, attention=attention)
     if hasattr(model, "merge_and_unload"):
         model = merge(model, where=name)
     return model, tokenizer, facts(model, tokenizer, where=name)
