@@ -26,7 +26,7 @@ from remask.config.common import (
 )
 from remask.config.instruments import EstimatorsConfig
 from remask.config.preference import DpoConfig, PreferenceChoicesConfig, PreferenceEngineConfig
-from remask.config.read import dump, from_dict, load, refuse_altered, sealed
+from remask.config.read import dump, from_dict, load, refuse_altered, refuse_impossible, sealed
 from remask.config.rl import (
     HeldOutConfig,
     PolicyChoicesConfig,
@@ -78,5 +78,6 @@ __all__ = [
     "from_dict",
     "load",
     "refuse_altered",
+    "refuse_impossible",
     "sealed",
 ]

@@ -32,15 +32,18 @@ from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
+    MOST,
+    MOST_DRAWS,
     check_engine,
     check_least,
+    check_most,
     digest,
     is_finished,
     rows_per_step,
     starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
-from remask.training.rows import EpochCallback, tell_beyond, tell_faults
+from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond, tell_faults
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 from remask.training.sharding import whole
 
@@ -126,6 +129,13 @@ def check_numbers(config: SftConfig) -> None:
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
         }
     )
+    check_most(
+        {
+            "trainer.eval_draws": (t.eval_draws, MOST_DRAWS),
+            "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, MOST),
+            "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, MOST),
+        }
+    )
     if not 0 < t.num_train_epochs < float("inf"):
         raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
     if config.eval_data is not None and config.eval_data == config.data and "generated:" not in config.data:
@@ -185,7 +195,9 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _rows(config, tokenizer, known)
-    tell_beyond(model, config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows)))
+    longest = config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows))
+    refuse_beyond_memory(model, t.per_device_train_batch_size, longest, args.device)
+    tell_beyond(model, longest)
     compares = objective.uses_reference_model and not config.lora.rank  # with LoRA the reference is the base
     reference = frozen_copy(model).to(args.device) if compares else None
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
