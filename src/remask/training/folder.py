@@ -23,6 +23,7 @@ from remask.files import refuse_unwritable_folder, write_atomically
 from remask.models.load import pick_device
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
 from remask.training.checkpoints import checkpoints, find, refuse_files, step_of
+from remask.training.saving import WEIGHTS
 
 
 class RunConfig(Protocol):
@@ -284,7 +285,6 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
     write_atomically(folder / CONFIG, configs.sealed(configs.dump(replace(config, resume=None, overwrite=False))))
 
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 WRITTEN = (
     "metrics.jsonl",
     "completions.jsonl",
