@@ -36,7 +36,7 @@ from remask.config.rl import (
     RlConfig,
     RolloutConfig,
 )
-from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, SftConfig
+from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, ReportConfig, SftConfig
 from remask.config.study import StudyConfig
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "ProfileConfig",
     "Quantization",
     "ReferenceConfig",
+    "ReportConfig",
     "RewardsConfig",
     "RlConfig",
     "RolloutConfig",

@@ -23,7 +23,7 @@ from remask.files import write_atomically
 from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.sft.class_accuracy import ClassAccuracy
-from remask.sft.diagnostics import masking_by_entropy
+from remask.sft.diagnostics import extent_of, masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
@@ -50,6 +50,7 @@ from remask.training.sharding import whole
 FREE_ON_RESUME = frozenset(
     {
         "eval_data",
+        "report.diagnostics",
         "trainer.num_train_epochs",
         "trainer.per_device_eval_batch_size",
         "trainer.eval_draws",
@@ -79,23 +80,26 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
     if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
-    by_class = ClassAccuracy(trainer, tokenizer, folder)
+    extent = extent_of(trainer, config.report.diagnostics, quiet=quiet or checkpoint is not None)
+    by_class = ClassAccuracy(trainer, tokenizer, folder, count=extent.classes, quiet=quiet)
 
     probe = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
 
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         if probe is not None:
             probe.begin()
-        if checkpoint is None:
+        if checkpoint is None and extent.masking:
             with whole(trainer):
                 if trainer.is_world_process_zero():
-                    write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
+                    counts = masking_by_entropy(trainer, rows=extent.masking, quiet=quiet)
+                    write_atomically(folder / "masking.json", json.dumps(counts))
                     by_class.before()
         return [EpochCallback(trainer.sampler), *([probe] if probe else [])]
 
     def finish() -> dict[str, float]:
-        with whole(trainer):
-            by_class.after()
+        if extent.classes:
+            with whole(trainer):
+                by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
     return carry_out(
