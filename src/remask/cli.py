@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from remask import __version__
-from remask.errors import UserError
+from remask.faults import refuse_lost_folder, what_went_wrong
+from remask.streams import drop_output, flush, prepare_streams, quiet_libraries, say
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
@@ -58,7 +60,10 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0 on success, 2 on a user's mistake (one line on stderr), 128 + n when signal n stopped it."""
+    """Run a command. 0 on success, 2 on a user's mistake or where the machine fails (one line on stderr), 128 + n when
+    signal n stopped it. A mistake of this program keeps its traceback; with REMASK_TRACEBACK=1 all have one.
+    """
+    prepare_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -67,20 +72,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"remask {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"remask: unknown command {arguments[0]!r}. The commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        say(f"remask: unknown command {arguments[0]!r}. The commands are {', '.join(COMMANDS)}")
         return 2
+    if not any("quantization" in argument for argument in arguments):
+        quiet_libraries()
     try:
+        refuse_lost_folder()
         run: Callable[[list[str]], int] = importlib.import_module(COMMANDS[arguments[0]][0]).run
-        return run(arguments[1:])
-    except UserError as error:
-        print(f"remask {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        code = run(arguments[1:])
+        flush()
+        return code
     except KeyboardInterrupt:
-        print(f"remask {arguments[0]}: interrupted", file=sys.stderr)
+        say(f"remask {arguments[0]}: interrupted")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
+    except Exception as error:
+        said = what_went_wrong(error)
+        if said is None:
+            raise
+        if os.environ.get("REMASK_TRACEBACK") == "1":
+            traceback.print_exception(error)
+        say(f"remask {arguments[0]}: {said}")
+        return 2
 
 
 if __name__ == "__main__":

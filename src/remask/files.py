@@ -25,6 +25,7 @@ def refuse_unwritable_folder(path: str | Path) -> None:
     """Raises UserError where nothing could be written into a folder, which may yet have to be made, before the work
     that would fill it.
     """
+    _refuse_dangling(path)
     place = Path(path).resolve()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -34,8 +35,21 @@ def refuse_unwritable_folder(path: str | Path) -> None:
         raise UserError("cannot be written to", where=str(place), mend="give another folder")
 
 
+def _refuse_dangling(path: str | Path) -> None:
+    """Raises UserError for a path that leads over a link to nothing."""
+    for place in (Path(path), *Path(path).parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"is a link to nothing ({os.readlink(place)})",
+                where=str(place),
+                mend="make what it leads to, or remove it",
+            )
+
+
 def refuse_unwritable(path: str | None) -> None:
     """Raises UserError where a file could not be written, before the work that would fill it."""
+    if path is not None:
+        _refuse_dangling(path)
     if path is not None and Path(path).is_dir():
         raise UserError("is a folder, not a file", where=path, mend="give a file's name")
     if path is not None and not Path(path).resolve().parent.is_dir():

@@ -24,6 +24,7 @@ from remask.errors import UserError
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 TAKEN = {errno.EACCES, errno.EAGAIN}
+TRIES = 100
 COMMAND = 100
 """Characters of the holder's command line that are told."""
 _HELD: set[Path] = set()
@@ -75,8 +76,6 @@ def _taken(lock: Path, holding: Path, wait: bool, make: bool) -> int:
     """The lock's file, open and locked. One that was removed while it was waited for is another's past."""
     while True:
         descriptor = _opened(lock, make)
-        if descriptor is None:
-            continue
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -99,16 +98,17 @@ def _taken(lock: Path, holding: Path, wait: bool, make: bool) -> int:
         os.close(descriptor)
 
 
-def _opened(lock: Path, make: bool) -> int | None:
-    """None where its folder went away just now."""
-    try:
-        if make:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:
-        if make:
-            return None
-        raise
+def _opened(lock: Path, make: bool) -> int:
+    """Its folder may go away just now, with the one who made it."""
+    for last in (False,) * TRIES + (True,):
+        try:
+            if make:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if last or not make:
+                raise
+    raise AssertionError
 
 
 def _describe(descriptor: int) -> None:

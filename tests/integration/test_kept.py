@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from remask.rl.run import run_rl
 from remask.sft.run import run_sft
 from remask.training.begun import KEPT
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
+from remask.training.lines import Lines
 
 MakeConfig = Callable[..., SftConfig]
 Untimed = Callable[[Path], list[dict[str, Any]]]
@@ -259,3 +262,63 @@ def test_of_two_evaluations_for_one_file_the_second_is_refused(checkpoint: Path,
     assert f"{record}: is being worked on by process {found[0][0]} on " in found[1][2]
     assert len(json.loads(record.read_text())["tasks"]["countdown"]["problems"]) == 40
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+# ---- no room ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As where the disk is full: what is longer cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [12_000, 30_000, 100_000])
+@pytest.mark.parametrize("kind", RUN)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    kind: str, size: int, make_run: Callable[..., Any], weights: Weights
+) -> None:
+    """Too little room for the weights, or for the optimiser's state after them."""
+    config = make_run(kind, save_steps=4, save_total_limit=None)
+    folder = Path(config.output_dir)
+    whole = RUN[kind](replace(config, output_dir=f"{folder}-whole"), quiet=True)
+    RUN[kind](config, quiet=True)
+    forget_after(folder, 4)
+    with files_of_at_most(size), pytest.raises(UserError) as error:
+        RUN[kind](replace(config, resume="auto"), quiet=True)
+    said = str(error.value)
+    assert said.startswith(f"{folder}/checkpoint-8: could not be written (")
+    assert said.endswith(
+        f"and go on from {folder}/checkpoint-4: remask {kind} --config {folder}/config.yaml --resume auto"
+    )
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-4"]
+    assert main([*said.rpartition(": remask ")[2].split()]) == 0
+    a, b = weights(folder), weights(whole.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_model_that_cannot_be_written_leaves_no_part_of_it(make_run: Callable[..., Any]) -> None:
+    config = make_run("sft", save_steps=0)
+    folder = Path(config.output_dir)
+    with files_of_at_most(12_000), pytest.raises(UserError) as error:
+        run_sft(config, quiet=True)
+    assert str(error.value).startswith(f"{folder}: could not be written (")
+    assert str(error.value).endswith("start anew with --overwrite: there is no checkpoint before it")
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_metrics_that_cannot_be_written_are_one_error(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "metrics.jsonl")
+    lines.go_back(None)
+    lines.append([{"step": 1, "loss": 1.0}])
+    before = lines.path.read_bytes()
+    with files_of_at_most(len(before) + 9), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):
+        lines.append([{"step": 2, "loss": 1.0}])
+    assert lines.path.read_bytes() == before
+    lines.append([{"step": 2, "loss": 1.0}])
+    assert [json.loads(line)["step"] for line in lines.path.read_text().splitlines()] == [1, 2]

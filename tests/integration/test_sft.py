@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from remask import load
-from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, SftConfig
+from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, ReportConfig, SftConfig
 from remask.errors import UserError
-from remask.sft.presets import PRESETS
-from remask.sft.run import run_sft
+from remask.sft import diagnostics
+from remask.sft.diagnostics import Extent, extent_of
+from remask.sft.presets import PRESETS, resolve
+from remask.sft.run import build, run_sft
+from remask.sft.trainer import SftTrainer
 from remask.training.checkpoints import find, step_of
 
 MakeConfig = Callable[..., SftConfig]
@@ -161,6 +164,49 @@ def test_right_tokens_are_counted_by_class_before_and_after(make_config: MakeCon
     held_out = table(eval_data=str(data), objective="gift", seed=1)
     assert held_out["held_out"]
     assert held_out["before"] == trained["before"]
+
+
+def test_what_is_read_for_the_report_is_a_share_of_the_training(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 rows, four a step: 24·5 passes of a row for masks and 24·4 for classes, against three for a row trained on."""
+
+    def extent(asked: Any, **keywords: Any) -> Extent:
+        config = make_config(**keywords)
+        trainer, _, _ = build(config, Path(config.output_dir), resolve(config.objective), SftTrainer)
+        return extent_of(trainer, asked, quiet=False)
+
+    assert extent("auto") == extent("on") == Extent(24, 24)  # a model so small takes no time
+    assert extent("off") == Extent(0, 0)
+    monkeypatch.setattr(diagnostics, "FREE", 0.0)
+    assert extent("auto", max_steps=361) == Extent(24, 24)  # 0.05 · 3 · 4 · 361 = 216.6
+    assert extent("auto", max_steps=181) == Extent(12, 12)  # 108.6 of 216
+    assert capsys.readouterr().err == ""
+    assert extent("auto", max_steps=100) == Extent(0, 0)  # 60 of 216: 6 rows tell nothing of classes
+    assert "left out: they would outlast so short a training (--report.diagnostics on" in capsys.readouterr().err
+    monkeypatch.setattr(diagnostics, "LARGE", 1000)
+    assert extent("auto", max_steps=361) == Extent(0, 0)
+    assert "left out: the model has 0.0 B weights" in capsys.readouterr().err
+    assert extent("on", max_steps=1) == Extent(24, 24)
+
+
+def test_a_run_made_longer_reads_the_rows_it_read_before(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnostics, "FREE", 0.0)
+    config = make_config({"save_steps": 181}, max_steps=181)
+    path = run_sft(config, quiet=True).folder / "class_accuracy.json"
+    short = json.loads(path.read_text())
+    assert {len(counts) for counts in short["tokens"].values()} == {12}
+    run_sft(replace(config, max_steps=361, resume="auto"), quiet=True)
+    longer = json.loads(path.read_text())
+    assert (longer["tokens"], longer["before"]) == (short["tokens"], short["before"])
+    assert longer["after"] != short["after"]
+
+
+def test_nothing_is_read_for_the_report_where_it_is_off(make_config: MakeConfig) -> None:
+    folder = run_sft(make_config(report=ReportConfig(diagnostics="off")), quiet=True).folder
+    assert not [*folder.glob("masking.json"), *folder.glob("class_accuracy.json")]
 
 
 def test_a_tokenizer_that_cannot_be_classed_is_passed_over(

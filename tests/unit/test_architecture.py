@@ -15,11 +15,13 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "config", "progress", "environment", "imports", "chat_template", "locks"}
+BASE = {"files", "errors", "faults", "config", "progress", "environment", "imports", "chat_template", "locks"}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
     "errors": set(),
+    "faults": {"errors"},
+    "streams": {"errors"},
     "progress": set(),
     "imports": set(),
     "environment": {"kernels"},

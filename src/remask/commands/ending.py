@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 def tell(outcome: Outcome, *, command: str, objective: str, names: Sequence[str]) -> int:
     """0, or 128 + the signal that stopped the run. Of the metrics those of the given names are shown."""
     if outcome.signal is not None:
+        from remask.training.saving import go_on_with
+
         print(
             f"stopped by signal {outcome.signal}; a checkpoint is saved. "
-            f"Go on with: remask {command} --config {outcome.folder}/config.yaml --resume auto",
+            f"Go on with: {go_on_with(command, outcome.folder)}",
             file=sys.stderr,
         )
         return 128 + outcome.signal

@@ -49,6 +49,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
         if leave.code in (0, None):
             raise
         raise UserError(_plain(said.getvalue()), mend=f"`remask {command} --help` lists the options") from None
+    configs.refuse_impossible(made)
     if path is not None and getattr(made, "resume", None):
         configs.refuse_altered(Path(path), must=False)
     return made

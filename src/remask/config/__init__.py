@@ -27,7 +27,7 @@ from remask.config.common import (
 )
 from remask.config.instruments import EstimatorsConfig
 from remask.config.preference import DpoConfig, PreferenceChoicesConfig, PreferenceEngineConfig
-from remask.config.read import dump, from_dict, load, refuse_altered, sealed
+from remask.config.read import dump, from_dict, load, refuse_altered, refuse_impossible, sealed
 from remask.config.rl import (
     HeldOutConfig,
     PolicyChoicesConfig,
@@ -37,7 +37,7 @@ from remask.config.rl import (
     RlConfig,
     RolloutConfig,
 )
-from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, SftConfig
+from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, ReportConfig, SftConfig
 from remask.config.study import StudyConfig
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "ProfileConfig",
     "Quantization",
     "ReferenceConfig",
+    "ReportConfig",
     "RewardsConfig",
     "RlConfig",
     "RolloutConfig",
@@ -80,5 +81,6 @@ __all__ = [
     "from_dict",
     "load",
     "refuse_altered",
+    "refuse_impossible",
     "sealed",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -38,7 +38,31 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
                 problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
     if problems:
         raise UserError("; ".join(problems), where=where)
+    refuse_impossible(made, where=where)
     return made
+
+
+def refuse_impossible(config: Any, *, where: str | None = None) -> None:
+    """Raises UserError naming whole numbers that no machine counts to, and texts that are no file's name or model's:
+    what works with them would fail anywhere.
+    """
+    values = list(_leaves(asdict(config)))
+    if huge := [key for key, value in values if type(value) is int and value.bit_length() > 62]:
+        raise UserError(f"{', '.join(huge)}: too large a number", where=where, mend="give less than 2^62")
+    if cut := [key for key, value in values if isinstance(value, str) and "\0" in value]:
+        raise UserError(f"{', '.join(cut)}: holds a NUL character", where=where, mend="leave it out")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that a config is made of."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
 
 
 def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, bool]]:
@@ -115,10 +139,10 @@ def load(kind: type[C], path: str | Path) -> C:
     """Read a config from YAML, a packaged recipe by its name too. Raises UserError naming the file and its fault."""
     path = packaged(path)
     try:
-        values = yaml.load(path.read_text(), _OnceLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError:
         raise UserError("no such config file", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"not readable as YAML ({_said(error)})", where=str(path)) from None
     if values is None:
         values = {}

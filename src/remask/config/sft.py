@@ -67,6 +67,17 @@ class CanvasConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """What is read for the report besides training."""
+
+    __pydantic_config__ = STRICT
+
+    diagnostics: Literal["auto", "on", "off"] = "auto"
+    """Which tokens are masked, and which are right before and after training. auto: on as many rows as take a twentieth
+    of the training's arithmetic or a few seconds, and none of a model above 1 B weights."""
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """Supervised fine-tuning of a diffusion language model."""
 
@@ -104,6 +115,7 @@ class SftConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     canvas: CanvasConfig = field(default_factory=CanvasConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 

@@ -21,15 +21,18 @@ from remask.preference.trainer import PreferenceTrainer
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.folder import (
+    MOST,
+    MOST_DRAWS,
     check_engine,
     check_least,
+    check_most,
     digest,
     is_finished,
     rows_per_step,
     starting_point,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
-from remask.training.rows import EpochCallback, tell_beyond
+from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
@@ -87,6 +90,14 @@ def check_numbers(config: DpoConfig) -> None:
             "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, 1),
             "trainer.eval_draws": (t.eval_draws, 1),
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
+        }
+    )
+    check_most(
+        {
+            "choices.draws": (config.choices.draws, MOST_DRAWS),
+            "trainer.eval_draws": (t.eval_draws, MOST_DRAWS),
+            "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, MOST),
+            "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, MOST),
         }
     )
     if not 0 < t.num_train_epochs < float("inf"):
@@ -149,7 +160,9 @@ def _build(
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _pairs(config, tokenizer, known)
-    tell_beyond(model, config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows)))
+    longest = config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows))
+    refuse_beyond_memory(model, 2 * t.per_device_train_batch_size, longest, args.device)
+    tell_beyond(model, longest)
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     collator = PairCollator(
         fill, known.eos_ids[0], config.canvas.max_length, config.seed, objective.draws, objective.shared_noise

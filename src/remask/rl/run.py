@@ -39,7 +39,16 @@ from remask.sampling.schedule import Decoding
 from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
-from remask.training.folder import check_engine, check_least, digest, is_finished, starting_point
+from remask.training.folder import (
+    MOST,
+    MOST_DRAWS,
+    check_engine,
+    check_least,
+    check_most,
+    digest,
+    is_finished,
+    starting_point,
+)
 from remask.training.lines import Lines
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
@@ -125,6 +134,16 @@ def check_numbers(config: RlConfig) -> None:
             "held_out.n": (config.held_out.n, 1),
             "held_out.batch_size": (config.held_out.batch_size, 1),
             "reference.sync_every": (config.reference.sync_every, 0),
+        }
+    )
+    check_most(
+        {
+            "rollout.prompts × rollout.completions": (rollout.prompts * rollout.completions, MOST),
+            "rollout.inner_updates": (rollout.inner_updates, MOST),
+            "rollout.minibatches": (rollout.minibatches, MOST),
+            "held_out.n": (config.held_out.n, MOST),
+            "problems": (config.problems, MOST),
+            "choices.draws": (config.choices.draws, MOST_DRAWS),
         }
     )
     if rollout.completions < 2:

@@ -13,13 +13,11 @@ from remask.data.collate import RowDataset, Visit, canvas_of, noise_of
 from remask.data.token_classes import classes_of
 from remask.diffusion.halves import score_in_halves
 from remask.files import write_atomically
+from remask.progress import progress
 from remask.training.rows import EVALUATION_SEED
 
 if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer
-
-ROWS = 64
-"""Looked at, evenly spaced among the held-out rows, or among those trained on where none are held out."""
 
 NAME = "class_accuracy.json"
 Counts = dict[str, list[int]]
@@ -27,16 +25,17 @@ Counts = dict[str, list[int]]
 
 
 class ClassAccuracy:
-    """Reads a run's model before and after it, on the same rows and the same noise in every run.
+    """Reads a run's model before and after it, on the same noise in every run, and on the same rows: `count` of them,
+    evenly spaced among the held-out ones, or among those trained on where none are held out.
 
     Only the first process does, and the weights must be whole. Nothing is read or written where the tokenizer does not
     tell which text its tokens stand for.
     """
 
-    def __init__(self, trainer: SftTrainer, tokenizer: Any, folder: Path) -> None:
-        self.trainer, self.tokenizer, self.path = trainer, tokenizer, folder / NAME
-        self.rows = spaced(trainer.eval_rows or trainer.rows, ROWS)
-        self.enabled = trainer.is_world_process_zero() and self._classable()
+    def __init__(self, trainer: SftTrainer, tokenizer: Any, folder: Path, *, count: int, quiet: bool = True) -> None:
+        self.trainer, self.tokenizer, self.path, self.quiet = trainer, tokenizer, folder / NAME, quiet
+        self.rows = spaced(trainer.eval_rows or trainer.rows, count)
+        self.enabled = count > 0 and trainer.is_world_process_zero() and self._classable()
 
     def _classable(self) -> bool:
         try:
@@ -53,14 +52,16 @@ class ClassAccuracy:
 
     def after(self) -> None:
         """Read it again and write both. What an earlier process read before training of other rows is left out."""
-        if not self.enabled:
-            return
-        tokens, right = self.read()
         try:
             found = json.loads(self.path.read_text())
-            before = found["before"] if found["tokens"] == tokens else None
-        except (OSError, ValueError, KeyError, TypeError):
-            before = None
+            count = len(next(iter(found["tokens"].values())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            return  # nothing was read before
+        if not self.enabled:
+            return
+        self.rows = spaced(self.trainer.eval_rows or self.trainer.rows, count)  # the run may have been made longer
+        tokens, right = self.read()
+        before = found["before"] if found["tokens"] == tokens else None
         self._write({"tokens": tokens, "before": before, "after": right})
 
     def _write(self, counts: dict[str, Any]) -> None:
@@ -69,27 +70,31 @@ class ClassAccuracy:
 
     def read(self) -> tuple[Counts, Counts]:
         """(tokens, right ones) of each class in each row; the EOS fill is a class."""
-        trainer = self.trainer
-        device, size = trainer.args.device, trainer.args.per_device_train_batch_size  # what is known to fit
-        network = trainer.predict(trainer.model).read_only()
-        collator, dataset = replace(trainer.collator, seed=EVALUATION_SEED), RowDataset(self.rows)
+        size = self.trainer.args.per_device_train_batch_size  # what is known to fit
         tokens: Counts = {}
         right: Counts = {}
-        for start in range(0, len(self.rows), size):
-            members = range(start, min(start + size, len(self.rows)))
-            batch = collator([dataset[Visit(i, 0, i)] for i in members])
-            batch = {name: value.to(device) for name, value in batch.items()}
-            canvas, noise = canvas_of(batch), noise_of(batch)
-            wrong, _ = score_in_halves(network, canvas, noise.u, trainer.mask_id)
-            for place, i in enumerate(members):
-                errors = wrong[place][canvas.corruptible[place]].tolist()
-                response = self.rows[i].response
-                classes = classes_of(self.tokenizer, response, fill=len(errors) - len(response))
-                for names, error in zip(classes, errors, strict=True):
-                    for name in names:
-                        for counts, one in ((tokens, 1), (right, 1 - error)):
-                            counts.setdefault(name, [0] * len(self.rows))[i] += one
+        with progress("right tokens by class", len(self.rows), enabled=not self.quiet) as tick:
+            for start in range(0, len(self.rows), size):
+                members = range(start, min(start + size, len(self.rows)))
+                self._count(members, tokens, right)
+                tick(members.stop)
         return tokens, right
+
+    def _count(self, members: range, tokens: Counts, right: Counts) -> None:
+        """Add those of some rows."""
+        trainer, dataset = self.trainer, RowDataset(self.rows)
+        batch = replace(trainer.collator, seed=EVALUATION_SEED)([dataset[Visit(i, 0, i)] for i in members])
+        batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
+        canvas, noise = canvas_of(batch), noise_of(batch)
+        wrong, _ = score_in_halves(trainer.predict(trainer.model).read_only(), canvas, noise.u, trainer.mask_id)
+        for place, i in enumerate(members):
+            errors = wrong[place][canvas.corruptible[place]].tolist()
+            response = self.rows[i].response
+            classes = classes_of(self.tokenizer, response, fill=len(errors) - len(response))
+            for names, error in zip(classes, errors, strict=True):
+                for name in names:
+                    for counts, one in ((tokens, 1), (right, 1 - error)):
+                        counts.setdefault(name, [0] * len(self.rows))[i] += one
 
 
 def spaced(rows: Sequence[Row], count: int) -> list[Row]:

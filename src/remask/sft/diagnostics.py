@@ -1,19 +1,75 @@
-"""Which tokens a method masks: the masked fraction by decile of the starting model's entropy."""
+"""What is read of a run for its report: how much of it, and which tokens a method masks by the first model's entropy.
+
+The reading is bounded by a share of the training's arithmetic, counted and not timed: it is the same wherever the same
+run is made, and however often it is stopped.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from remask.data.collate import RowDataset, Visit, canvas_of
 from remask.diffusion.importance import probe_signal
+from remask.progress import progress
 
 if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer
 
+MASKING_ROWS, CLASS_ROWS, DRAWS = 128, 64, 4
+"""Read where nothing bounds it."""
+LEAST = 8
+"""Rows that tell something of classes of tokens."""
+SHARE = 0.05
+"""Of the training's arithmetic, that the reading may take."""
+FREE = 3e11
+"""Arithmetic (floating-point operations) that takes a few seconds anywhere, and is not counted against it."""
+LARGE = 1_000_000_000
+"""Weights above which nothing is read unless it is asked for."""
 
-def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Extent:
+    """Rows to read: those whose masks are counted, and those whose tokens are classed."""
+
+    masking: int
+    classes: int
+
+
+def extent_of(trainer: SftTrainer, asked: Literal["auto", "on", "off"], *, quiet: bool) -> Extent:
+    """How much is read. What auto leaves out altogether is told in one line."""
+    whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
+    if asked != "auto":
+        return whole if asked == "on" else Extent(0, 0)
+    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    share = _share(trainer, whole, weights)
+    found = Extent(int(whole.masking * share), int(whole.classes * share))
+    if weights <= LARGE and (share == 1 or found.classes >= LEAST):
+        return found
+    if not quiet and trainer.is_world_process_zero():
+        size = f"the model has {weights / 1e9:.1f} B weights"
+        why = size if weights > LARGE else "they would outlast so short a training"
+        print(f"diagnostics for the report are left out: {why} (--report.diagnostics on reads them)", file=sys.stderr)
+    return Extent(0, 0)
+
+
+def _share(trainer: SftTrainer, whole: Extent, weights: int) -> float:
+    """Of the whole reading, that fits its bounds, in forward passes of one row: a training step takes three, masks are
+    drawn from an entropy and one pass a draw, and classes are read in two halves, before and after.
+    """
+    args, rows, collator = trainer.args, trainer.rows, trainer.collator
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(len(rows) / step) * args.num_train_epochs
+    tokens = collator.max_length if collator.fill.kind == "max" else sum(map(len, rows)) / len(rows)
+    allowed = max(SHARE * 3 * steps * step, FREE / (2 * weights * tokens))
+    return min(1.0, allowed / (whole.masking * (1 + DRAWS) + whole.classes * 4))
+
+
+def masking_by_entropy(trainer: SftTrainer, *, rows: int, draws: int = DRAWS, quiet: bool = True) -> dict[str, Any]:
     """Corrupt up to `rows` training rows `draws` times as training will, and count masked tokens by entropy decile.
 
     Entropies are read with the whole response masked; deciles have equal numbers of tokens.
@@ -23,7 +79,7 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) 
     entropies, masked = [], []
     predict = trainer.predict(trainer.model).read_only()
     count = min(rows, len(trainer.rows))
-    with torch.no_grad():
+    with torch.no_grad(), progress("counting masks by entropy", count, enabled=not quiet) as tick:
         size = trainer.args.per_device_train_batch_size  # what is known to fit
         for start in range(0, count, size):
             members = range(start, min(start + size, count))
@@ -35,6 +91,7 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int = 128, draws: int = 4) 
                     entropy = probe_signal(predict, canvas, trainer.mask_id, "entropy")[canvas.corruptible]
                 entropies.append(entropy.cpu())
                 masked.append(prepared.corrupted.mask[prepared.canvas.corruptible].cpu())
+            tick(members.stop)
     entropy, hit = torch.cat(entropies), torch.cat(masked)
     order = entropy.argsort(stable=True)
     deciles = [

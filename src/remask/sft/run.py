@@ -23,7 +23,7 @@ from remask.files import write_atomically
 from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.sft.class_accuracy import ClassAccuracy
-from remask.sft.diagnostics import masking_by_entropy
+from remask.sft.diagnostics import extent_of, masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
@@ -32,21 +32,25 @@ from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
+    MOST,
+    MOST_DRAWS,
     check_engine,
     check_least,
+    check_most,
     digest,
     is_finished,
     rows_per_step,
     starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
-from remask.training.rows import EpochCallback, tell_beyond
+from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 from remask.training.sharding import whole
 
 FREE_ON_RESUME = frozenset(
     {
         "eval_data",
+        "report.diagnostics",
         "trainer.num_train_epochs",
         "trainer.per_device_eval_batch_size",
         "trainer.eval_draws",
@@ -76,23 +80,26 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
     if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
         return already_finished(folder)
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
-    by_class = ClassAccuracy(trainer, tokenizer, folder)
+    extent = extent_of(trainer, config.report.diagnostics, quiet=quiet or checkpoint is not None)
+    by_class = ClassAccuracy(trainer, tokenizer, folder, count=extent.classes, quiet=quiet)
 
     probe = frozen_probe(config, trainer, tokenizer, folder, checkpoint, quiet)
 
     def begin(_: ProgressCallback) -> Sequence[TrainerCallback]:
         if probe is not None:
             probe.begin()
-        if checkpoint is None:
+        if checkpoint is None and extent.masking:
             with whole(trainer):
                 if trainer.is_world_process_zero():
-                    write_atomically(folder / "masking.json", json.dumps(masking_by_entropy(trainer)))
+                    counts = masking_by_entropy(trainer, rows=extent.masking, quiet=quiet)
+                    write_atomically(folder / "masking.json", json.dumps(counts))
                     by_class.before()
         return [EpochCallback(trainer.sampler), *([probe] if probe else [])]
 
     def finish() -> dict[str, float]:
-        with whole(trainer):
-            by_class.after()
+        if extent.classes:
+            with whole(trainer):
+                by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
     return carry_out(
@@ -124,6 +131,13 @@ def check_numbers(config: SftConfig) -> None:
             "trainer.eval_draws": (t.eval_draws, 1),
             "trainer.micro_batch_tokens": (t.micro_batch_tokens, 0),
             "trainer.dataloader_num_workers": (t.dataloader_num_workers, 0),
+        }
+    )
+    check_most(
+        {
+            "trainer.eval_draws": (t.eval_draws, MOST_DRAWS),
+            "trainer.per_device_train_batch_size": (t.per_device_train_batch_size, MOST),
+            "trainer.gradient_accumulation_steps": (t.gradient_accumulation_steps, MOST),
         }
     )
     if not 0 < t.num_train_epochs < float("inf"):
@@ -186,7 +200,9 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
     train, held_out = _rows(config, tokenizer, known)
-    tell_beyond(model, config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows)))
+    longest = config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows))
+    refuse_beyond_memory(model, t.per_device_train_batch_size, longest, args.device)
+    tell_beyond(model, longest)
     compares = objective.uses_reference_model and not config.lora.rank  # with LoRA the reference is the base
     reference = frozen_copy(model).to(args.device) if compares else None
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)

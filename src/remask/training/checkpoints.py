@@ -63,6 +63,13 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in run.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0), key=step_of)
 
 
+def refuse_files(run: Path) -> None:
+    """Raises UserError for a file where a checkpoint's folder would be."""
+    for path in sorted(run.glob("checkpoint-*")):
+        if step_of(path) >= 0 and not path.is_dir():
+            raise UserError("is a file, where a checkpoint will be", where=str(path), mend="move it elsewhere")
+
+
 def find(run: Path, resume: str) -> Path | None:
     """The checkpoint to resume from: the one named, or with `auto` the newest (None where there is none yet).
 

@@ -22,7 +22,8 @@ from remask.errors import UserError
 from remask.files import refuse_unwritable_folder, write_atomically
 from remask.models.load import pick_device
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
-from remask.training.checkpoints import checkpoints, find, step_of
+from remask.training.checkpoints import checkpoints, find, refuse_files, step_of
+from remask.training.saving import WEIGHTS
 
 
 class RunConfig(Protocol):
@@ -51,6 +52,20 @@ def check_least(least: dict[str, tuple[float | None, float]]) -> None:
     for name, (value, low) in least.items():
         if value is not None and not value >= low:  # NaN is refused too
             raise UserError(f"{name} = {value}", mend=f"it is {low} or more")
+
+
+MOST = 1_000_000
+"""Of what is counted in a step: what asks for more means something else, and would be at it in silence for days."""
+
+MOST_DRAWS = 4096
+"""Noise draws of one likelihood, which is read from as many forward passes."""
+
+
+def check_most(most: dict[str, tuple[int | None, int]]) -> None:
+    """Raises UserError for a number (where given) that is above what any run can do."""
+    for name, (value, high) in most.items():
+        if value is not None and value > high:
+            raise UserError(f"{name} = {value}", mend=f"it is {high} or less")
 
 
 def check_finite(values: dict[str, float]) -> None:
@@ -168,6 +183,7 @@ def starting_point(
     """
     if folder.resolve() == Path(config.model).resolve():
         raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
+    refuse_files(folder)
     if config.resume:
         check_config(folder)
         recorded(folder)
@@ -269,7 +285,6 @@ def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
     write_atomically(folder / CONFIG, configs.sealed(configs.dump(replace(config, resume=None, overwrite=False))))
 
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 WRITTEN = (
     "metrics.jsonl",
     "completions.jsonl",

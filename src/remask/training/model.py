@@ -49,6 +49,9 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
     """The model with all weights to train, or with fresh adapters drawn from the seed."""
     if not lora.rank:
         return model.requires_grad_(True)
+    widest = max(max(m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear))
+    if lora.rank > widest:
+        raise UserError(f"lora.rank = {lora.rank}: no layer is wider than {widest}", mend="16 is a usual rank")
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(seed)
         if quantization:

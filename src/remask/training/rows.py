@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -98,3 +99,25 @@ def tell_beyond(model: Any, longest: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and longest > limit:
         print(f"rows of up to {longest} tokens go beyond the {limit} positions the model was made for", file=sys.stderr)
+
+
+def refuse_beyond_memory(model: Any, rows: int, longest: int, device: torch.device) -> None:
+    """Raises UserError where the machine could not hold even one layer's input of a batch of so many tokens a row."""
+    width = int(getattr(model.config, "hidden_size", 0) or getattr(model.config, "d_model", 1))
+    needed, there = rows * longest * width * model.dtype.itemsize, _memory(device)
+    if there is not None and needed > there:
+        raise UserError(
+            f"{rows} rows of {longest} tokens take {needed >> 30} GiB for one layer's input alone, of {there >> 30}",
+            where=str(device),
+            mend="lower canvas.max_length, or let canvas.fill be batch",
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of the device; None where it does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from remask.errors import UserError
 from remask.models.load import copy_code, quiet_transformers
 from remask.models.load import resolve as resolve_model
 from remask.training.callbacks import (
@@ -24,6 +26,7 @@ from remask.training.callbacks import (
 from remask.training.folder import Record, prepare_folder, refuse_other_data
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
+from remask.training.saving import whole_checkpoints, whole_model
 from remask.training.sharding import (
     refuse_another_engine,
     refuse_to_lose_the_model,
@@ -65,6 +68,7 @@ def carry_out(
     `files` are those of the run's own that grow with it.
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
+    kind = described.get("training", "sft")
     metrics_file = Lines(folder / "metrics.jsonl")
     keep = KeepCallback(trainer, [metrics_file, *files], config, described)
     settle_fsdp(trainer)
@@ -94,26 +98,32 @@ def carry_out(
             SealCallback(),
         ):
             trainer.add_callback(callback)
-        with stop, quiet_transformers():
+        with stop, quiet_transformers(), whole_checkpoints(trainer, kind):
             metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
             if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
                 seconds = time.perf_counter() - started
                 record.write("stopped", seconds)
                 return Outcome(folder, False, int(stop.stopped), metrics, seconds)
             # Every step is done: save first, so that nothing that happens in the evaluation can lose the model.
-            save_whole(trainer, folder)
-            if main:
-                tokenizer.save_pretrained(str(folder))
-                if not config.lora.rank:
-                    copy_code(resolve_model(config.model), folder)
+            with whole_model(folder, kind):
+                _save(config, trainer, tokenizer, folder)
             metrics |= finish()
     except BaseException:
-        record.write("failed", time.perf_counter() - started)
+        with suppress(UserError):  # no room for it either: the first error is the one to tell
+            record.write("failed", time.perf_counter() - started)
         raise
     finally:
         progress_callback.close()
     record.write("finished", time.perf_counter() - started, metrics)
     return Outcome(folder, True, None, metrics, time.perf_counter() - started)
+
+
+def _save(config: Any, trainer: Trainer, tokenizer: Any, folder: Path) -> None:
+    save_whole(trainer, folder)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(str(folder))
+        if not config.lora.rank:
+            copy_code(resolve_model(config.model), folder)
 
 
 def already_finished(folder: Path) -> Outcome:

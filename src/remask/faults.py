@@ -1,0 +1,76 @@
+"""Which errors are the user's or the machine's, and what they say in one line. All others are this program's own."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+from remask.errors import UserError, first_line
+
+LONGEST = 160
+"""Characters of a file's name that are told."""
+NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "Invalid buffer size")
+"""What torch says where memory is short; elsewhere it has an error of its own."""
+NO_ROOM = ("PytorchStreamWriter", "inline_container", "basic_ios::clear")
+"""What torch says where a file cannot be written."""
+NESTED = ("json", "yaml", "ast")
+"""Readers of nested texts, which are as deep as a user makes them."""
+
+
+def what_went_wrong(error: BaseException) -> str | None:
+    """One line for an error that is the user's or the machine's; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"not enough memory ({shortened(first_line(error))}); take a smaller batch, length or model"
+    if isinstance(error, OSError):
+        return _of_system(error)
+    if isinstance(error, UnicodeError):
+        return f"text that cannot be read or written ({shortened(str(error))})"
+    if isinstance(error, OverflowError):
+        return f"a number is too large ({first_line(error)})"
+    if is_unwritable(error) or (isinstance(error, RuntimeError) and "can't start new thread" in str(error)):
+        return shortened(first_line(error))
+    if isinstance(error, RecursionError) and _module(error) in NESTED:
+        return "a file is nested too deeply to be read"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    named = type(error).__name__ == "OutOfMemoryError"
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return isinstance(error, MemoryError) or named or said
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether a file could not be written (or, of tensors, read): whoever said so."""
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_ROOM)
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or said
+
+
+def refuse_lost_folder() -> None:
+    """Raises UserError where the working directory is gone: no relative path, and much else, has a meaning there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working directory is gone", mend="go to another one: cd") from error
+
+
+def shortened(text: str) -> str:
+    """Its beginning and its end, where it is long."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
+
+
+def _of_system(error: OSError) -> str:
+    said = error.strerror or first_line(error)
+    names = [
+        shortened(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    ]
+    return f"{' → '.join(names)}: {said}" if names else said
+
+
+def _module(error: BaseException) -> str:
+    """The package of the code that an error was raised in."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] if frames else ""

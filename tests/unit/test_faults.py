@@ -1,0 +1,206 @@
+"""What a command says of an error: one line for the user's and the machine's, a traceback for this program's own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import SafetensorError
+
+from remask import cli, config
+from remask.cli import main
+from remask.config import LoraConfig, RlConfig
+from remask.errors import UserError
+from remask.faults import shortened, what_went_wrong
+from remask.files import refuse_unwritable, refuse_unwritable_folder
+from remask.training.model import trainable
+from remask.training.rows import refuse_beyond_memory
+
+EVAL = ["eval", "--model", "tiny-direct", "--tasks", "countdown", "--n", "1", "--decoding.max-new-tokens", "4"]
+
+
+def raised(call: Callable[[], object]) -> BaseException:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def undecodable() -> None:
+    b"\xff".decode()
+
+
+MACHINE: dict[str, tuple[Callable[[], object], str]] = {
+    "no such file": (lambda: Path("/no/such/file").read_bytes(), "/no/such/file: No such file or directory"),
+    "a long name": (lambda: Path("/x" * 300).read_bytes(), "No such file"),
+    "a name too long": (lambda: Path("y" * 300).read_bytes(), "File name too long"),
+    "no room": (lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), "No space left"),
+    "memory of torch": (lambda: torch.empty(1 << 60), "not enough memory"),
+    "memory of numpy": (lambda: bytearray(1 << 62), "not enough memory"),
+    "sizes beyond all": (lambda: torch.empty(1 << 62, 1 << 62), "not enough memory"),
+    "bytes that are no text": (undecodable, "text that cannot be read or written"),
+    "tensors": (lambda: (_ for _ in ()).throw(SafetensorError("I/O error: No space left")), "I/O error: No space left"),
+    "depth": (lambda: json.loads("[" * 100_000), "nested too deeply"),
+    "depth of YAML": (lambda: yaml.safe_load("[" * 20_000), "nested too deeply"),
+    "a number": (lambda: float(10**400), "a number is too large"),
+}
+
+
+@pytest.mark.parametrize("case", MACHINE)
+def test_the_users_and_the_machines_errors_are_one_line(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, said = MACHINE[case]
+    monkeypatch.setattr("remask.commands.evaluate.run", lambda _: call())
+    assert main(["eval"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("remask eval: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 500
+
+
+def deeper(n: int) -> int:
+    return deeper(n + 1)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: None.x, lambda: {}["x"], lambda: deeper(0), lambda: 1 // 0, lambda: torch.ones(2) @ torch.ones(3)]
+)
+def test_mistakes_of_the_program_keep_their_traceback(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = raised(call)
+    assert what_went_wrong(error) is None
+    monkeypatch.setattr("remask.commands.evaluate.run", lambda _: call())
+    with pytest.raises(type(error)):
+        main(["eval"])
+
+
+def test_all_have_a_traceback_where_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REMASK_TRACEBACK", "1")
+    assert main(["eval", "--n", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.splitlines()[-1].startswith("remask eval: n = 0")
+
+
+def test_long_texts_are_shortened_in_the_middle() -> None:
+    assert shortened("a" * 160) == "a" * 160
+    assert shortened("a" * 200 + "z") == "a" * 80 + " … " + "a" * 79 + "z"
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = line.replace("REMASK", f"{sys.executable} -m remask.cli").replace("EVAL", " ".join(EVAL))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_terminal_of_ascii_gets_the_result(tmp_path: Path) -> None:
+    done = shell("REMASK EVAL", tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "0.0 \\u2013 " in done.stdout  # the dash of an interval
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_harm_no_file(closed: str, tmp_path: Path) -> None:
+    """The next file that is opened would get their numbers, and what is said would go into it."""
+    done = shell(f"REMASK EVAL --json x.json {closed}", tmp_path)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "x.json").read_text())["kind"] == "remask.evaluation"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_output_is_one_line(tmp_path: Path) -> None:
+    done = shell("REMASK --help > /dev/full; REMASK EVAL --json x.json > /dev/full", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("No space left on device")
+    assert (tmp_path / "x.json").exists()
+
+
+def test_a_lost_working_directory_is_said(tmp_path: Path) -> None:
+    done = shell(
+        f"mkdir gone; cd gone; rmdir ../gone; PYTHONPATH={Path(cli.__file__).parents[1]} REMASK EVAL", tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "remask eval: the working directory is gone; go to another one: cd"
+
+
+# ---- what is found before the work -----------------------------------------------------------------------------------
+
+
+def test_links_to_nothing_are_named(tmp_path: Path) -> None:
+    link, loop = tmp_path / "link", tmp_path / "loop"
+    link.symlink_to("nowhere")
+    loop.symlink_to("loop")
+    for path in (link, link / "run", loop / "run"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/l(ink|oop): is a link to nothing"):
+            refuse_unwritable_folder(path)
+    with pytest.raises(UserError, match="is a link to nothing"):
+        refuse_unwritable(str(link))
+    (tmp_path / "nowhere").mkdir()
+    refuse_unwritable_folder(link / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rollout": {"prompts": 10**400}}, r"rollout\.prompts: too large a number"),
+        ({"seed": 1 << 62, "max_steps": -(1 << 70)}, r"seed, max_steps: too large a number"),
+        ({"output_dir": "a\0b"}, r"output_dir: holds a NUL character"),
+        ({"trainer": {"extra": {"x": 10**50}}}, r"trainer\.extra\.x: too large a number"),
+    ],
+)
+def test_values_that_nothing_can_work_with(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config.from_dict(RlConfig, values, where="x.yaml")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["rl", "--rollout.prompts", "9" * 400],
+        ["rl", "--rollout.prompts", "1000000000000"],
+        ["rl", "--rollout.minibatches", "2147483648"],
+        ["rl", "--held-out.n", "2147483648"],
+        ["rl", "--choices.draws", "2147483648"],
+        ["dpo", "--choices.draws", "2147483648"],
+        ["dpo", "--trainer.eval-draws", "2147483648"],
+        ["sft", "--trainer.eval-draws", "2147483648"],
+        ["sft", "--trainer.gradient-accumulation-steps", "2147483648"],
+        ["sft", "--trainer.per-device-train-batch-size", "2147483648"],
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused_at_once(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--output-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert flags[1].removeprefix("--").replace("-", "_") in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_wider_than_every_layer_are_refused(random_model: Any) -> None:
+    with pytest.raises(UserError, match=r"lora\.rank = 100000000: no layer is wider than \d+"):
+        trainable(random_model, "x", quantization=None, lora=LoraConfig(rank=100_000_000), seed=0)
+
+
+def test_rows_beyond_the_machines_memory_are_refused(random_model: Any) -> None:
+    with pytest.raises(UserError, match=r"16 rows of 100000000 tokens take \d+ GiB"):
+        refuse_beyond_memory(random_model, 16, 100_000_000, torch.device("cpu"))
+    refuse_beyond_memory(random_model, 16, 4096, torch.device("cpu"))
