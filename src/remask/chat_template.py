@@ -10,8 +10,11 @@ called marked.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any
@@ -24,12 +27,31 @@ Message = dict[str, Any]
 """One turn: role, content (text), and what else the chat template may read (`tool_calls`, `reasoning_content`, …)."""
 
 MARK = re.compile("\ufdd0(\\d+)\ufdd1")
+DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 THOUGHT_TAGS = ("<think>", "</think>")
 """Added tokens that answers are meant to spell; templates write them too."""
 ANCHORS = ("\n", "0")
 """Texts after which a tokenizer reads what follows as the inside of a text."""
 ANSWER, QUESTION = "remask-answer", "remask-question"
 """What stands for the text of a turn where only the template's own text is looked for."""
+
+
+_DATE: ContextVar[datetime | None] = ContextVar("date", default=None)
+
+
+def today() -> datetime:
+    """The time that templates are told where they write a date: now, or the one that `on_date` holds still."""
+    return _DATE.get() or datetime.now()
+
+
+@contextmanager
+def on_date(date: datetime) -> Iterator[None]:
+    """Templates that write a date (Llama 3's do) write this one, so that a run's rows are the same on another day."""
+    token = _DATE.set(date)
+    try:
+        yield
+    finally:
+        _DATE.reset(token)
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,11 @@ class Template:
         """
         try:
             return self.tokenizer.apply_chat_template(
-                self.marked(list(messages)), tools=self.marked(tools), tokenize=False, add_generation_prompt=opened
+                self.marked(list(messages)),
+                tools=self.marked(tools),
+                tokenize=False,
+                add_generation_prompt=opened,
+                chat_template=self._on_date(tools),
             )
         except Exception as error:  # a template is a program that comes with the checkpoint
             raise UserError(
@@ -87,6 +113,13 @@ class Template:
                 where=where,
                 mend="change these turns, or the chat template of the model",
             ) from error
+
+    def _on_date(self, tools: Any) -> str | None:
+        """The template with the date of `today` written into it; None where it writes no date, and stays as it is."""
+        if "strftime_now" not in str(self.tokenizer.chat_template):
+            return None
+        source: str = self.tokenizer.get_chat_template(None, tools)
+        return DATE_CALL.sub(lambda match: repr(today().strftime(match[2])), source)
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a marked text, without those that a tokenizer adds around one."""
@@ -160,7 +193,13 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def check_text(text: str, name: str, where: str | None) -> None:
-    """Raises UserError for text that cannot be written as UTF-8: half of a surrogate pair."""
+    """Raises UserError for text that cannot be written as UTF-8 (half of a surrogate pair), and for the characters
+    that marks are made of.
+    """
+    if found := re.search("[\ufdd0-\ufdd2]", text):
+        raise UserError(
+            f"{name} holds {found[0]!r}, which Unicode reserves and no text has", where=where, mend="take it out"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

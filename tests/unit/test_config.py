@@ -15,6 +15,7 @@ from remask.config import (
     GenerateConfig,
     LoraConfig,
     ProbeConfig,
+    ReportConfig,
     RlConfig,
     SftConfig,
     StudyConfig,
@@ -65,6 +66,7 @@ def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
         trainer=TrainerConfig(
             learning_rate=1e-5, save_total_limit=None, report_to=(), extra={"optim": "sgd", "n": [1, None]}
         ),
+        report=ReportConfig(diagnostics="off"),
     )
     assert all(getattr(config, name) != getattr(SftConfig(), name) for name in vars(config))
     again = load(SftConfig, write(tmp_path, dump(config)))

@@ -20,6 +20,7 @@ from remask.preference.presets import resolve
 from remask.preference.trainer import PreferenceTrainer
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
+from remask.training.begun import dated
 from remask.training.folder import (
     MOST,
     MOST_DRAWS,
@@ -51,7 +52,7 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)):
+    with alone_in(Path(config.output_dir)), dated(config):
         return _run(config, label=label, quiet=quiet, started=started)
 
 

@@ -38,6 +38,7 @@ from remask.rl.trainer import PolicyTrainer
 from remask.sampling.schedule import Decoding
 from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
+from remask.training.begun import dated
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
     MOST,
@@ -70,7 +71,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)):
+    with alone_in(Path(config.output_dir)), dated(config):
         return _run(config, label=label, quiet=quiet, started=started)
 
 

@@ -30,6 +30,7 @@ from remask.sft.trainer import SftTrainer
 from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
+from remask.training.begun import dated
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
     MOST,
@@ -64,7 +65,7 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)):
+    with alone_in(Path(config.output_dir)), dated(config):
         return _run(config, label=label, quiet=quiet, started=started)
 
 

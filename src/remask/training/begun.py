@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from remask import config as configs
+from remask.chat_template import on_date
 from remask.errors import UserError
+from remask.training.checkpoints import find
 
 CONFIG, RECORD, KEPT = "config.yaml", "run.json", "remask_run.json"
 STATUSES = ("running", "finished", "stopped", "failed")
@@ -44,6 +49,18 @@ class Begun:
     def _made(cls, folder: Path, config: Any, said: dict[str, Any]) -> Begun:
         rows, alike = said.get("rows_per_step"), said.get("splits_alike")
         return cls(folder, config, rows, alike, said.get("data", {}).get("digest"))
+
+
+@contextmanager
+def dated(config: Any) -> Iterator[None]:
+    """Chat templates write the date on which the run began, also where it is resumed on another day."""
+    date = datetime.now()
+    if config.resume:
+        with suppress(UserError, KeyError, ValueError, TypeError):  # what is wrong with it is said when it is resumed
+            checkpoint = find(Path(config.output_dir), config.resume)
+            date = datetime.fromisoformat(read_kept(checkpoint)["date"]) if checkpoint else date
+    with on_date(date):
+        yield
 
 
 def read_kept(checkpoint: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class KeepCallback(TrainerCallback):
         self.trainer, self.files = trainer, files
         self.of_run: dict[str, Any] = {
             "config": asdict(replace(config, resume=None, overwrite=False)),
-            **{name: described[name] for name in ("rows_per_step", "splits_alike") if name in described},
+            **{name: described[name] for name in ("rows_per_step", "splits_alike", "date") if name in described},
             "data": {"digest": described["data"]["digest"]},
         }
 

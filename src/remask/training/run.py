@@ -13,6 +13,7 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from remask.chat_template import today
 from remask.errors import UserError
 from remask.models.load import copy_code, quiet_transformers
 from remask.models.load import resolve as resolve_model
@@ -68,6 +69,7 @@ def carry_out(
     `files` are those of the run's own that grow with it.
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
+    described = {**described, "date": today().isoformat(timespec="seconds")}
     kind = described.get("training", "sft")
     metrics_file = Lines(folder / "metrics.jsonl")
     keep = KeepCallback(trainer, [metrics_file, *files], config, described)
