@@ -13,6 +13,10 @@ from remask.models.load import load, load_config, load_model, load_tokenizer
 from remask.models.lora import is_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, model_class
 
+FILL = "multiple:32"
+"""How far a converted model's answers are extended with EOS. Nothing has taught it yet to fill longer canvases, as LLaDA
+was; filled up to a batch's longest row, about half of all tokens of rows like GSM8K's are EOS."""
+
 
 def to_diffusion(
     folder: str, *, shift: bool = True, mask_token: str = "<|mask|>", dtype: str = "auto"
@@ -45,6 +49,8 @@ def to_diffusion(
             )
         tokenizer.add_special_tokens({"mask_token": mask_token})
     config.mask_token_id = tokenizer.mask_token_id
+    if getattr(config, "fill", None) is None:
+        config.fill = FILL
     model: Any = load_model(folder, dtype=dtype, config=config)
     if tokenizer.mask_token_id >= config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -219,6 +219,8 @@ class SftTrainer(WindowTrainer):
         for part in parts:
             rows, members = self.loss_rows(model, part), [self.rows[n] for n in part.index.tolist()]
             refuse_nonfinite(self, rows, members)
+            own = torch.tensor([len(row.response) for row in members], device=rows.device)
+            part.statistics["filled"] = float((part.canvas.corruptible.sum(-1) - own).clamp(min=0).sum())
             self._statistics.append(part.statistics)
             total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
             loss = rows.sum() / total * self.args.world_size
@@ -291,7 +293,10 @@ class SftTrainer(WindowTrainer):
     # ---- logging ----------------------------------------------------------------------------------------------
 
     def of_step(self, logs: dict[str, float]) -> dict[str, float]:
-        step = {name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "seconds_probe")}
+        step = {
+            name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "filled", "seconds_probe")
+        }
+        step["fill"] = step.pop("filled") / step["computed"]
         step["padding"] = 1 - step["tokens"] / step.pop("computed")
         for name in ("masked_fraction", "rate_mean", "beta_mean", "beta_std", "beta_max"):
             parts = [(s["response"], s[name]) for s in self._statistics if name in s]
