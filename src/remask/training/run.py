@@ -24,6 +24,7 @@ from remask.training.callbacks import (
     SealCallback,
     StopCallback,
 )
+from remask.training.card import write_card
 from remask.training.folder import Record, prepare_folder, refuse_other_data
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
@@ -119,6 +120,8 @@ def carry_out(
     finally:
         progress_callback.close()
     record.write("finished", time.perf_counter() - started, metrics)
+    if main:
+        write_card(folder, config, record.values)
     return Outcome(folder, True, None, metrics, time.perf_counter() - started)
 
 
