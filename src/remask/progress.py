@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 
@@ -69,14 +69,13 @@ def _lines(label: str, total: int) -> Iterator[Tracker]:
     def tick(done: int, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
-        if done and (now - last >= LINE_SECONDS or done >= total):
+        if (done or note) and (now - last >= LINE_SECONDS or done >= total):
             last = now
-            left = (now - started) / done * (total - done)
+            left = f", {duration((now - started) / done * (total - done))} left" if done else ""
             tail = f"  {note}" if note else ""
-            print(
-                f"{label}: {done}/{total}  {duration(now - started)} gone, {duration(left)} left{tail}",
-                file=sys.stderr,
-                flush=True,
-            )
+            with suppress(OSError):  # nobody reads it any more: no reason to stop
+                print(
+                    f"{label}: {done}/{total}  {duration(now - started)} gone{left}{tail}", file=sys.stderr, flush=True
+                )
 
     yield tick

@@ -40,6 +40,14 @@ Metrics = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 
 OWN = """
+    import time
+
+    def later(prompts, completions, state=[], **columns):
+        state.append(1)
+        if len(state) > 2:
+            time.sleep(1000)
+        return [float(len(set(text))) for text in completions]
+
     def letters(prompts, completions, **columns):
         return [sum(c.isascii() and c.isalpha() for c in text) / 8 for text in completions]
 
@@ -354,6 +362,47 @@ def test_a_reward_that_raises_stops_the_run_and_says_so(make_rl: MakeRl, capsys:
         run_rl(make_rl(reward="breaks"), quiet=True)
     record = json.loads((Path(make_rl().output_dir) / "run.json").read_text())
     assert record["status"] == "failed"
+
+
+@pytest.mark.parametrize("steps", [5, 2])
+def test_a_run_without_any_signal_says_so(steps: int, make_rl: MakeRl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once after five rollouts, or at the end of a shorter run."""
+    run_rl(make_rl(reward="zero", max_steps=steps), quiet=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "nothing is learned" in line]
+    assert len(said) == 1
+    assert f"no group of the last {steps} rollouts had rewards that differ" in said[0]
+    run_rl(make_rl(max_steps=steps, overwrite=True), quiet=True)
+    assert "nothing is learned" not in capsys.readouterr().err
+
+
+def test_a_reward_that_hangs_stops_the_run_and_keeps_its_checkpoint(make_rl: MakeRl) -> None:
+    config = make_rl(reward="later", trainer={"save_steps": 1})
+    config = replace(config, rewards=replace(config.rewards, timeout=1.0))
+    with pytest.raises(UserError, match=r"in rollout 2, the reward function did not return within 1 s"):
+        run_rl(config, quiet=True)
+    assert [path.name for path in checkpoints(Path(config.output_dir))] == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_grading_is_shown_and_ctrl_c_works_meanwhile(make_rl: MakeRl, tmp_path: Path) -> None:
+    """The first one says what it waits for; the second one does not wait, names the checkpoint, and leaves nothing."""
+    config = make_rl(reward="later", trainer={"save_steps": 1})
+    process = launched(config, tmp_path)
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        said.append(line)
+        if "grading" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    while "press Ctrl-C once more" not in said[-1]:
+        said.append(process.stderr.readline())
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert f"the newest checkpoint is {config.output_dir}/checkpoint-2. Go on with: remask rl --config" in rest
+    assert "Traceback" not in rest
+    assert not (Path(config.output_dir) / ".remask.lock").exists()
+    assert json.loads((Path(config.output_dir) / "run.json").read_text())["status"] == "stopped"
 
 
 def test_a_reward_that_raises_in_an_evaluation_says_where(make_rl: MakeRl) -> None:

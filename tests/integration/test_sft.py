@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from remask import load
@@ -233,6 +234,30 @@ def test_lora_trains_only_adapters_and_loads_by_the_runs_folder(
     assert not torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
     with model.disable_adapter():
         assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_runs_card_says_what_it_is(
+    rank: int, make_config: MakeConfig, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no hub is asked for anything."""
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *_: pytest.fail("looked up"))
+    config = make_config({"save_steps": 2}, model="tiny-direct", eval_data=str(data), lora=LoraConfig(rank=rank))
+    config = replace(config, max_steps=2)
+    outcome = run_sft(config, quiet=True)
+    card = (outcome.folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head == {"library_name": "peft" if rank else "transformers", "tags": ["remask", "diffusion", "sft"]}
+    assert ("adapters (LoRA, rank 2) for `tiny-direct`" in card) == bool(rank)
+    assert f"| data | {data} |\n| rows | 24 |" in card
+    assert f"| eval_nll | {outcome.metrics['eval_nll']:.4g} |" in card
+    assert yaml.safe_load(card.partition("```yaml")[2].partition("```")[0])["lora"]["rank"] == rank
+    assert "More Information Needed" not in card
+    assert not list(outcome.folder.glob("checkpoint-*/README.md"))
+    load(outcome.folder)
+    (outcome.folder / "README.md").write_text("my own words")
+    run_sft(replace(config, max_steps=3, resume="auto"), quiet=True)
+    assert (outcome.folder / "README.md").read_text() == "my own words"
 
 
 def test_a_lora_target_that_matches_nothing_is_an_error(make_config: MakeConfig) -> None:

@@ -534,6 +534,8 @@ BAD = [
     (np.ones(1), r"gave a ndarray"),
     (torch.ones(1), r"gave a Tensor"),
     (10**400, r"gave a int that is no number \(int too large to convert to float\)"),
+    (1e308, r"gave 1e\+308, which is beyond ±1e\+15 with its weight,"),
+    (-2e15, r"gave -2e\+15, which is beyond"),
     (KeyError("level"), r"raised KeyError: 'level' \(test_rewards\.py, line \d+\)"),
     (ZeroDivisionError(), r"raised ZeroDivisionError: ZeroDivisionError"),
 ]

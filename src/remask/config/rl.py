@@ -57,6 +57,8 @@ class RewardsConfig:
     """One weight a function (default: 1 each)."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do when a function raises or gives NaN: stop, or leave that completion out and count it."""
+    timeout: float = 300.0
+    """Seconds that a call of a function of your own may take (0: no limit)."""
 
 
 @dataclass(frozen=True)

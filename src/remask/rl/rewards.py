@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import difflib
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from remask.errors import UserError, first_line
 from remask.rl import own_rewards
 from remask.rl.completions import Batch, Completion
+from remask.rl.faults import said_of
 from remask.rl.own_rewards import OwnFunction
 from remask.tasks import form
 
 OnBad = Literal["error", "skip"]
 
 NAMES = "task, correct, format, length, length:<n>, share:<text>, module:function, file.py:function"
-WITHIN = str(Path(__file__).parents[1])
+LARGEST = 1e15
+"""In size, of a reward times its weight: squares of larger ones overflow where they are averaged."""
 FAULTS_TOLD = 5
 EXCERPT = 60
 
@@ -226,7 +226,7 @@ def _values(reward: Reward, batch: Batch, on_bad: OnBad, faults: list[str]) -> I
         raise
     except (Exception, SystemExit) as error:
         if len(batch.completions) == 1:
-            yield Fault(_said(error), error)
+            yield Fault(said_of(error), error)
             return
         some = False
         for one in batch.one_by_one():
@@ -234,7 +234,7 @@ def _values(reward: Reward, batch: Batch, on_bad: OnBad, faults: list[str]) -> I
                 some |= isinstance(value, Fault)
                 yield value
         if not some:
-            what = f"{_said(error)} for {len(batch.completions)} completions together, and for none of them alone"
+            what = f"{said_of(error)} for {len(batch.completions)} completions together, and for none of them alone"
             if on_bad == "error":
                 raise _error(reward, what) from error
             faults.append(f"{reward.name}: {what}")
@@ -246,10 +246,11 @@ def _values(reward: Reward, batch: Batch, on_bad: OnBad, faults: list[str]) -> I
             where=reward.name,
             mend="return a list with one number or None for each completion",
         )
-    yield from map(_number, returned)
+    for value in returned:
+        yield _number(value, reward.weight)
 
 
-def _number(value: Any) -> float | Fault | None:
+def _number(value: Any, weight: float) -> float | Fault | None:
     if value is None:
         return None
     try:
@@ -258,15 +259,9 @@ def _number(value: Any) -> float | Fault | None:
         number = float(value)
     except Exception as error:
         return Fault(f"gave a {type(value).__name__} that is no number ({first_line(error)})", error)
+    if math.isfinite(number) and abs(number * weight) > LARGEST:
+        return Fault(f"gave {number:g}, which is beyond ±{LARGEST:g} with its weight,")
     return number if math.isfinite(number) else Fault(f"gave {number}")
-
-
-def _said(error: BaseException) -> str:
-    """What was raised, and the line of the user's that it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame for frame in frames if not frame.filename.startswith(WITHIN)), None)
-    place = f" ({Path(line.filename).name}, line {line.lineno})" if line else ""
-    return f"raised {type(error).__name__}: {first_line(error)}{place}"
 
 
 def _error(reward: Reward, what: str) -> UserError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remask.models.facts import stop_token_ids
+from remask.progress import LINE_SECONDS
 from remask.rl.advantage import AdvantageName, advantages, informative
 from remask.rl.completions import Completion
 from remask.rl.policy_loss import Scope
@@ -90,8 +91,10 @@ class Sampler:
     batch_size: int
     prefill: str = ""
     keep: int = 8
-    on_progress: Callable[[int, int], None] | None = None
-    """Told how many of this process's answers are written, and of how many."""
+    on_progress: Callable[[str], None] = lambda doing: None
+    """Told what it is at, now and then."""
+    on_failure: Callable[[], None] = lambda: None
+    """Called where a rollout is given up while a thread grades: ends what that may be waiting for."""
 
     @cached_property
     def columns(self) -> list[str]:
@@ -126,12 +129,13 @@ class Sampler:
                     answers = self._answers(model, number, batch)
                     timing.sampling += time.perf_counter() - began
                     pending.append((batch, answers, grader.submit(self._score, batch, answers)))
-                    if self.on_progress is not None:
-                        self.on_progress((start + len(batch)) * self.completions, len(asked) * self.completions)
+                    written = (start + len(batch)) * self.completions
+                    self.on_progress(f"sampling {written}/{len(asked) * self.completions}")
                 began = time.perf_counter()
-                graded = [(batch, answers, future.result()) for batch, answers, future in pending]
+                graded = [(batch, answers, self._graded(future)) for batch, answers, future in pending]
                 timing.grading += time.perf_counter() - began
             except BaseException:
+                self.on_failure()
                 grader.shutdown(wait=False, cancel_futures=True)
                 raise
         timing.faults = [fault for _, _, scores in graded for fault in scores.faults]
@@ -140,6 +144,11 @@ class Sampler:
             for batch, answers, scores in graded
             for i, (place, prompt) in enumerate(batch)
         ]
+
+    def _graded(self, future: Future[Scores]) -> Scores:
+        while not wait([future], LINE_SECONDS).done:
+            self.on_progress("grading")
+        return future.result()
 
     def _answers(self, model: Any, number: int, batch: Sequence[tuple[int, int]]) -> list[Answer]:
         rows = [(prompt, place * self.completions + g) for place, prompt in batch for g in range(self.completions)]

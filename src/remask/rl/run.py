@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 from remask.config import RlConfig
 from remask.errors import UserError
 from remask.locks import alone_in
+from remask.rl.apart import set_apart
 from remask.rl.batches import Plan
 from remask.rl.callbacks import ReferenceSync, RolloutState, ShareOfSteps
 from remask.rl.policy_loss import PolicyObjective
@@ -56,6 +58,7 @@ from remask.training.run import Outcome, already_finished, carry_out, last_evalu
 
 FREE_ON_RESUME = frozenset(
     {
+        "rewards.timeout",
         "held_out.tasks",
         "held_out.n",
         "held_out.batch_size",
@@ -81,7 +84,22 @@ def _run(config: RlConfig, *, label: str | None, quiet: bool, started: float) ->
     checkpoint = starting_point(config, folder, free=FREE_ON_RESUME)
     if is_finished(config, folder, free=FREE_ON_RESUME):
         return already_finished(folder)
-    trainer, tokenizer, described = _build(config, folder, objective)
+    with ExitStack() as ending:
+        built = _build(config, folder, objective, ending)
+        return _train(config, folder, checkpoint, built, label=label, quiet=quiet, started=started)
+
+
+def _train(
+    config: RlConfig,
+    folder: Path,
+    checkpoint: Path | None,
+    built: tuple[PolicyTrainer, Any, dict[str, Any]],
+    *,
+    label: str | None,
+    quiet: bool,
+    started: float,
+) -> Outcome:
+    trainer, tokenizer, described = built
     if checkpoint is not None:
         RolloutState(trainer).restore(checkpoint)
         if trainer.reference is not None:
@@ -99,8 +117,13 @@ def _run(config: RlConfig, *, label: str | None, quiet: bool, started: float) ->
                 completions.append({"step": step, **group} for group in rollout.kept)
 
         trainer.on_rollout = on_rollout
-        trainer.sampler.on_progress = lambda done, total: progress.within(f"sampling {done}/{total}")
+        trainer.sampler.on_progress = progress.within
         return own
+
+    def finish() -> dict[str, float]:
+        if 0 < trainer.silence.rollouts == trainer.silence.seen < trainer.silence.FIRST:  # not told before
+            tell(trainer.silence.told())
+        return last_evaluation(trainer) or trainer.evaluate()
 
     return carry_out(
         config,
@@ -109,7 +132,7 @@ def _run(config: RlConfig, *, label: str | None, quiet: bool, started: float) ->
         described=described,
         checkpoint=checkpoint,
         begin=begin,
-        finish=lambda: last_evaluation(trainer) or trainer.evaluate(),
+        finish=finish,
         label=label or config.objective,
         quiet=quiet,
         started=started,
@@ -135,6 +158,7 @@ def check_numbers(config: RlConfig) -> None:
             "held_out.n": (config.held_out.n, 1),
             "held_out.batch_size": (config.held_out.batch_size, 1),
             "reference.sync_every": (config.reference.sync_every, 0),
+            "rewards.timeout": (config.rewards.timeout, 0),
         }
     )
     check_most(
@@ -166,8 +190,12 @@ def check_numbers(config: RlConfig) -> None:
     check_data(config)
 
 
-def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[PolicyTrainer, Any, dict[str, Any]]:
-    """Model, prompts, rewards and trainer, from what the config names, and what run.json says. Writes nothing."""
+def _build(
+    config: RlConfig, folder: Path, objective: PolicyObjective, ending: ExitStack
+) -> tuple[PolicyTrainer, Any, dict[str, Any]]:
+    """Model, prompts, rewards and trainer, from what the config names, and what run.json says. Writes nothing. `ending`
+    ends what is begun for it.
+    """
     state = PartialState(cpu=config.device == "cpu")
     _tell_what_has_no_effect(config, objective)
     rollout, engine = config.rollout, config.trainer
@@ -204,6 +232,9 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, rollout.decoding, temperature=SAMPLED)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
+    rewards, apart = set_apart(rewards, config.rewards.timeout)
+    if apart is not None:
+        ending.callback(apart.end)
     prompts, dropped = prompts_of(config, benchmarks, model, tokenizer, asking, decoding, rewards)
     held_out = held_out_of(config, model, tokenizer, asking, rewards)
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
@@ -224,6 +255,8 @@ def _build(config: RlConfig, folder: Path, objective: PolicyObjective) -> tuple[
         )
     except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
+    if apart is not None:
+        trainer.sampler.on_failure = apart.end
     return trainer, tokenizer, _described(config, objective, decoding, asking, prompts, dropped)
 
 

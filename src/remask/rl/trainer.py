@@ -31,6 +31,33 @@ from remask.training.sharding import whole
 from remask.training.window import Window, WindowTrainer
 
 
+class Silence:
+    """Tells where rollout after rollout has groups of equal rewards alone: from those, no policy gradient follows."""
+
+    FIRST = 5
+
+    def __init__(self) -> None:
+        self.rollouts = self.seen = 0
+        self._next = self.FIRST
+
+    def saw(self, rollout: Rollout) -> str | None:
+        """What there is to tell after this one: after five in a row, and whenever there are twice as many."""
+        self.seen += 1
+        self.rollouts = self.rollouts + 1 if rollout.statistics["zero_spread"] == 1 else 0
+        if self.rollouts < self._next:
+            self._next = self.FIRST if not self.rollouts else self._next
+            return None
+        self._next *= 2
+        return self.told()
+
+    def told(self) -> str:
+        return (
+            f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
+            "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
+            "(--rollout.completions) or a higher temperature (--rollout.decoding.temperature)"
+        )
+
+
 class RolloutLoader:
     """Micro-batches without end. `buffer` holds what is left of the current rollout; `number` is the next rollout's."""
 
@@ -75,7 +102,7 @@ class PolicyTrainer(WindowTrainer):
         self.reference, self.held_out, self.whole_backward = reference, held_out, whole_backward
         self.on_rollout = on_rollout
         self.loader = RolloutLoader(self.roll_out)
-        self.window = Window(log_every)
+        self.window, self.silence = Window(log_every), Silence()
         self._micro: list[dict[str, Tensor]] = []
         self._of_rollout: dict[str, float] = {}
         self._step_started = time.perf_counter()
@@ -94,6 +121,8 @@ class PolicyTrainer(WindowTrainer):
         self.on_rollout(rollout, self.state.global_step + 1)
         for fault in rollout.faults:
             tell(f"rollout {number}: {fault}")
+        if (silent := self.silence.saw(rollout)) is not None:
+            tell(f"rollout {number}: {silent}")
         started = time.perf_counter()
         batches = self.scored(rollout)
         self._of_rollout = {**rollout.statistics, "seconds_scoring": time.perf_counter() - started}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,8 +43,12 @@ class SealCallback(TrainerCallback):
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+FINISHING = (b"\nfinishing this step\n", b"\nfinishing this step; press Ctrl-C once more to stop at once\n")
+
+
 class StopCallback(TrainerCallback, AbstractContextManager):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal.
+    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal. A second Ctrl-C
+    leaves at once, by KeyboardInterrupt; a second SIGTERM, and a third Ctrl-C, end the process.
 
     Processes that train together leave after the same step, whichever of them was told first.
     """
@@ -52,6 +56,7 @@ class StopCallback(TrainerCallback, AbstractContextManager):
     def __init__(self) -> None:
         self.stopped: signal.Signals | None = None
         self._told: signal.Signals | None = None
+        self._twice = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopCallback:
@@ -64,10 +69,17 @@ class StopCallback(TrainerCallback, AbstractContextManager):
             signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._told is not None:  # twice: now
+        if self._told is None:
+            self._told = signal.Signals(number)
+            if os.environ.get("RANK", "0") == "0":
+                with suppress(OSError):  # print may be in the middle of a line
+                    os.write(2, FINISHING[number == signal.SIGINT])
+        elif number == signal.SIGINT and not self._twice:
+            self._twice = True
+            raise KeyboardInterrupt
+        else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._told = signal.Signals(number)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         told = int(self._told or 0)

@@ -22,6 +22,7 @@ from remask.errors import UserError
 from remask.files import refuse_unwritable_folder, write_atomically
 from remask.models.load import pick_device
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
+from remask.training.card import NAME as CARD
 from remask.training.checkpoints import checkpoints, find, refuse_files, step_of
 from remask.training.saving import WEIGHTS
 
@@ -299,6 +300,7 @@ WRITTEN = (
     "model.safetensors.index.json",
     "adapter_config.json",
     "adapter_model.safetensors",
+    CARD,
 )
 """What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
 instead of the new weights."""
@@ -322,7 +324,6 @@ class Record:
         self.write("running", 0.0)
 
     def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
-        if not self.enabled:
-            return
-        values = self.values | {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
-        write_atomically(self.folder / RECORD, json.dumps(values, indent=1))
+        self.values |= {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
+        if self.enabled:
+            write_atomically(self.folder / RECORD, json.dumps(self.values, indent=1))

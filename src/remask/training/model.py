@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
 from remask.config import Attention, Dtype, LoraConfig, Quantization
 from remask.errors import UserError
@@ -56,7 +58,15 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
         torch.random.default_generator.manual_seed(seed)
         if quantization:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return add_adapter(model, lora, base_name=_base_name(name))
+        return _saved_plainly(add_adapter(model, lora, base_name=_base_name(name)), lora)
+
+
+def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
+    """Saving asks no hub whether the base's vocabulary is as it was, which it is, and leaves the card to the run."""
+    of_vocabulary = any(name in EMBEDDING_LAYER_NAMES for name in lora.targets)
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=of_vocabulary)
+    model.create_or_update_model_card = lambda folder: None
+    return model
 
 
 def without_dropout(model: Any) -> Any:

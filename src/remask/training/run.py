@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,10 +25,11 @@ from remask.training.callbacks import (
     SealCallback,
     StopCallback,
 )
+from remask.training.card import write_card
 from remask.training.folder import Record, prepare_folder, refuse_other_data
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
-from remask.training.saving import whole_checkpoints, whole_model
+from remask.training.saving import stopped_at, whole_checkpoints, whole_model
 from remask.training.sharding import (
     refuse_another_engine,
     refuse_to_lose_the_model,
@@ -110,13 +112,18 @@ def carry_out(
             with whole_model(folder, kind):
                 _save(config, trainer, tokenizer, folder)
             metrics |= finish()
-    except BaseException:
+    except BaseException as error:
+        cut = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # no room for it either: the first error is the one to tell
-            record.write("failed", time.perf_counter() - started)
+            record.write("stopped" if cut else "failed", time.perf_counter() - started)
+        if cut and main:
+            print(stopped_at(folder, kind), file=sys.stderr)
         raise
     finally:
         progress_callback.close()
     record.write("finished", time.perf_counter() - started, metrics)
+    if main:
+        write_card(folder, config, record.values)
     return Outcome(folder, True, None, metrics, time.perf_counter() - started)
 
 

@@ -54,6 +54,18 @@ def go_on_with(command: str, folder: Path) -> str:
     return f"remask {command} --config {folder}/config.yaml --resume auto"
 
 
+def stopped_at(run: Path, command: str) -> str:
+    """What there is of a run that was stopped in the middle of a step."""
+    newest = _newest(run)
+    if newest is None:
+        return "stopped at once; no checkpoint was written yet"
+    return f"stopped at once; the newest checkpoint is {newest}. Go on with: {go_on_with(command, run)}"
+
+
+def _newest(run: Path) -> Path | None:
+    return next((path for path in reversed(checkpoints(run)) if (path / MANIFEST).exists()), None)
+
+
 def _is_of(error: BaseException, folder: Path) -> bool:
     """Whether an error says that something in the folder cannot be written."""
     return is_unwritable(error) or (isinstance(error, UserError) and str(error.where).startswith(str(folder)))
@@ -62,10 +74,10 @@ def _is_of(error: BaseException, folder: Path) -> bool:
 def _unsaved(error: BaseException, what: Path, command: str) -> UserError:
     run = what if step_of(what) < 0 else what.parent
     free = shutil.disk_usage(run).free >> 20
-    whole = [path for path in reversed(checkpoints(run)) if (path / MANIFEST).exists()]
+    newest = _newest(run)
     room = f"make room there ({free} MiB are free)"
-    if whole:
-        mend = f"{room} and go on from {whole[0]}: {go_on_with(command, run)}"
+    if newest is not None:
+        mend = f"{room} and go on from {newest}: {go_on_with(command, run)}"
     else:
         mend = f"{room} and start anew with --overwrite: there is no checkpoint before it"
     return UserError(f"could not be written ({_cause(error)})", where=str(what), mend=mend)
