@@ -14,8 +14,8 @@ from remask.models.lora import is_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, model_class
 
 FILL = "multiple:32"
-"""How far a converted model's answers are extended with EOS. Nothing has taught it yet to fill longer canvases, as LLaDA
-was; filled up to a batch's longest row, about half of all tokens of rows like GSM8K's are EOS."""
+"""How far a converted model's answers are extended with EOS. Nothing has taught it yet to fill longer canvases, as
+LLaDA was; filled up to a batch's longest row, about half of all tokens of rows like GSM8K's are EOS."""
 
 
 def to_diffusion(
