@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from remask.analysis.plan import Meter, Need, need
 from remask.cli import main
-from remask.config import LoraConfig
+from remask.commands.plan import plan, remedies
+from remask.config import LoraConfig, PlanConfig
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
 from remask.models.lora import add_adapter
@@ -170,3 +172,18 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
 def test_plans_that_cannot_be(arguments: list[str], message: str, capsys: Any) -> None:
     assert main(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_advice_is_what_helps_on_that_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """On one GPU no sharding; what is named fits when it is planned."""
+    one = PlanConfig(model="tiny", memory_gib=0.02, reserve_gib=0.0, rows=8, length=160)
+    flags = [flag for flag, _ in remedies(one)]
+    assert not any("--strategy" in flag for flag in flags)
+    assert any("--strategy fsdp" in flag for flag, _ in remedies(replace(one, gpus=2)))
+    small = ["--memory-gib", "0.02", "--reserve-gib", "0", "--rows", "8", "--length", "160"]
+    assert main(["plan", "--model", "tiny", *small]) == 2
+    said = capsys.readouterr().err
+    first = said.partition("this would fit: ")[2].partition(";")[0].strip()
+    assert first in flags
+    assert plan(dict(remedies(one))[first])["fits"]
+    assert not plan(one)["fits"]

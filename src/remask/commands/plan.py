@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from remask.config import PlanConfig
 from remask.errors import UserError
 from remask.files import refuse_unwritable
 from remask.imports import uncollected
+from remask.progress import progress
 
 EXAMPLES = """Examples:
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp --gradient-checkpointing
@@ -51,21 +53,54 @@ def run(arguments: Sequence[str]) -> int:
 
         write_atomically(Path(config.json), json.dumps(record, indent=1))
     if not record["fits"]:
-        largest = max(KINDS, key=lambda kind: record["memory_gib"][kind])
         raise UserError(
             f"{record['total_gib']:.1f} GiB do not fit into the {record['usable_gib']:.1f} GiB that a GPU has to spare",
-            mend=f"most of it is {KINDS[largest]}: {ADVICE[largest]}",
+            mend=advice(config, record),
         )
     return 0
 
 
-ADVICE = {
-    "weights": "shard them (--strategy fsdp), or load them in bfloat16",
-    "gradients": "shard them (--strategy zero2 or fsdp), or train adapters (--lora-rank 64)",
-    "optimiser": "shard them (--strategy zero1 or more), or train adapters (--lora-rank 64)",
-    "activations": "--gradient-checkpointing, fewer rows or a shorter length",
-    "working": "fewer rows or a shorter length",
-}
+def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
+    """Changes that need less memory on this machine, the least intrusive first: (their flags, the changed plan)."""
+    single: dict[str, dict[str, Any]] = {
+        "--rows 1": {"rows": 1} if config.rows > 1 else {},
+        "--gradient-checkpointing": {} if config.gradient_checkpointing else {"gradient_checkpointing": True},
+        "--strategy fsdp": {"strategy": "fsdp"} if config.gpus > 1 and config.strategy not in ("fsdp", "zero3") else {},
+        "--lora-rank 64": {} if config.lora_rank else {"lora_rank": 64},
+        "--dtype bfloat16": {"dtype": "bfloat16"} if config.dtype != "bfloat16" else {},
+    }
+    changes = {flag: change for flag, change in single.items() if change}
+    found: list[tuple[str, PlanConfig]] = []
+    for count in range(1, len(changes) + 1):
+        for flags in combinations(changes, count):
+            whole: dict[str, Any] = {key: value for flag in flags for key, value in changes[flag].items()}
+            found.append((" ".join(flags), replace(config, **whole)))
+    return found
+
+
+def advice(config: PlanConfig, record: dict[str, Any]) -> str:
+    """What would fit, by planning it; else by how much the best of it does not."""
+    least = math.inf
+    fitting: list[str] = []
+    candidates = remedies(config)
+    with progress("looking for what fits", len(candidates)) as tick:
+        for number, (flags, changed) in enumerate(candidates, 1):
+            total = plan(changed)["total_gib"]
+            least = min(least, total)
+            if total <= record["usable_gib"] and not any(set(one.split()) <= set(flags.split()) for one in fitting):
+                fitting.append(flags)
+            tick(number)
+            if len(fitting) == MOST_ADVICE:
+                break
+    if fitting:
+        return f"this would fit: {'; or '.join(fitting)}"
+    if least == math.inf:
+        return "use GPUs of more memory"
+    return f"all that is tried takes {least:.1f} GiB: shorten the rows, or use more GPUs or GPUs of more memory"
+
+
+MOST_ADVICE = 2
+"""So many ways out are named."""
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from remask.errors import UserError, first_line
+from remask.errors import UserError
 from remask.models.dream import DreamConfig
 from remask.models.llada import LLaDAConfig
-from remask.models.load import resolve
+from remask.models.load import load_config, resolve
 from remask.models.registry import known_types, model_class
 
 
@@ -35,16 +34,20 @@ PUBLISHED = {"llada-8b": _llada_8b, "dream-7b": _dream_7b}
 
 
 def shape_config(name: str) -> Any:
-    """The config of a published shape or of a local folder. Raises UserError for what is neither."""
+    """The config of a published shape, of a local folder, or of a hub id, of which nothing but its config is fetched.
+
+    Raises UserError for what is none of them.
+    """
     if name in PUBLISHED:
         return PUBLISHED[name]()
     folder = resolve(name)
-    if not Path(folder).is_dir():
-        raise UserError(f"no shape {name!r}", mend=f"give {', '.join(PUBLISHED)} or a local folder with a config.json")
+    known = f"{', '.join(PUBLISHED)}, a local folder with a config.json, or a hub id (owner/name)"
+    if not Path(folder).is_dir() and "/" not in name:
+        raise UserError(f"no shape {name!r}", mend=f"give {known}")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(first_line(error), where=folder, mend="give a folder with a model's config.json") from error
+        return load_config(folder)
+    except UserError as error:
+        raise UserError(error.what, where=folder, mend=f"give {known}") from error
 
 
 def empty_model(config: Any, dtype: str) -> Any:
