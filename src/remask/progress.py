@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,3 +80,25 @@ def _lines(label: str, total: int) -> Iterator[Tracker]:
                 )
 
     yield tick
+
+
+@contextmanager
+def working(label: str, *, enabled: bool = True) -> Iterator[None]:
+    """Say every few seconds, on stderr, that something whose end is not known is still being done."""
+    if not enabled:
+        yield
+        return
+    done, started = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(LINE_SECONDS):
+            with suppress(OSError):
+                print(f"{label}: {duration(time.monotonic() - started)} gone", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=say, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

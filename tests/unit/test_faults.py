@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from remask import cli, config
+from remask import cli, config, progress
 from remask.cli import main
 from remask.config import LoraConfig, RlConfig
 from remask.errors import UserError
@@ -193,6 +193,33 @@ def test_numbers_beyond_all_sense_are_refused_at_once(
     assert flags[1].removeprefix("--").replace("-", "_") in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_what_takes_long_and_has_no_known_end_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("remask.progress.LINE_SECONDS", 0.05)
+    with progress.working("problems of sudoku"):
+        for _ in range(20_000_000):  # work, not a pause
+            pass
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) > 1
+    assert set(said) <= {f"problems of sudoku: {n} s gone" for n in range(60)}
+    with progress.working("nothing to say"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_problems_of_an_evaluation_are_made_in_the_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("remask.progress.LINE_SECONDS", 0.05)
+    assert main(["eval", "--model", "tiny-direct", "--tasks", "countdown", "--n", "999999"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("problems of countdown: ")
+    assert "no more distinct test problems" in said[-1]
+    assert main(["eval", "--n", "1000000000"]) == 2
+    assert "n = 1000000000; it is 1000000 or less" in capsys.readouterr().err
 
 
 def test_adapters_wider_than_every_layer_are_refused(random_model: Any) -> None:

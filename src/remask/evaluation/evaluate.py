@@ -24,9 +24,13 @@ from remask.locks import locked
 from remask.models.facts import facts
 from remask.models.load import load, pick_device
 from remask.models.lora import base_of, is_adapter
+from remask.progress import working
 from remask.sampling.generate import decoding_for
 from remask.sandbox import Sandbox
 from remask.tasks.benchmark import Asking, Benchmark, read_template
+
+MOST = 1_000_000
+"""Problems of a task."""
 
 
 def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
@@ -37,6 +41,8 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     """
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="it is 1 or more")
+    if config.n is not None and config.n > MOST:
+        raise UserError(f"n = {config.n}", mend=f"it is {MOST} or less")
     if config.batch_size < 1:
         raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
     if config.draws < 1:
@@ -67,7 +73,8 @@ def _alone_at(record: str | None, shard: Shard) -> AbstractContextManager[None]:
 def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> dict[str, Any] | None:
     finished = _finished(config)
     template = read_template(config.prompt_template)
-    benchmarks = _benchmarks(config)
+    with working(f"problems of {config.tasks}", enabled=not quiet and shard.rank == 0):
+        benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
     folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]

@@ -19,7 +19,7 @@ from remask.evaluation.calibration import sureness
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
 from remask.models.facts import stop_token_ids
-from remask.progress import progress
+from remask.progress import progress, working
 from remask.sampling.generate import Row, encode_prompts, generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
 from remask.tasks import Problem
@@ -78,7 +78,8 @@ def evaluate(
     """
     started = time.perf_counter()
     journal, shard = journal or Journal(None, ""), shard or Shard()
-    items = _items(model, tokenizer, benchmarks, decoding, asking)
+    with working("prompts", enabled=not quiet):
+        items = _items(model, tokenizer, benchmarks, decoding, asking)
     for benchmark in benchmarks:
         own = [item for item in items if item.benchmark is benchmark]
         todo = [item for item in own[shard.rank :: shard.world] if item.key not in journal.answers]

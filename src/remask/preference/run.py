@@ -18,6 +18,7 @@ from remask.preference.data import Pair, PairCollator, build_pairs, load_pairs
 from remask.preference.loss import PreferenceObjective
 from remask.preference.presets import resolve
 from remask.preference.trainer import PreferenceTrainer
+from remask.progress import working
 from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.begun import dated
@@ -160,7 +161,8 @@ def _build(
         attention=config.model_attention,
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
-    train, held_out = _pairs(config, tokenizer, known)
+    with working("pairs", enabled=args.process_index == 0):
+        train, held_out = _pairs(config, tokenizer, known)
     longest = config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows))
     refuse_beyond_memory(model, 2 * t.per_device_train_batch_size, longest, args.device)
     tell_beyond(model, longest)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from remask.config import RlConfig
 from remask.errors import UserError
 from remask.locks import alone_in
+from remask.progress import working
 from remask.rl.apart import set_apart
 from remask.rl.batches import Plan
 from remask.rl.callbacks import ReferenceSync, RolloutState, ShareOfSteps
@@ -220,7 +221,8 @@ def _build(
     )
     # What can be looked at before weights are loaded is; rewards again below, where the canvas is known.
     parse_rewards(config.rewards.functions, config.rewards.weights, canvas=sys.maxsize)
-    benchmarks = benchmarks_of(config)
+    with working("problems", enabled=state.is_main_process):
+        benchmarks = benchmarks_of(config)
     model, tokenizer, known = load_trainable(
         config.model,
         dtype=config.dtype,

@@ -22,6 +22,7 @@ from remask.errors import UserError
 from remask.files import write_atomically
 from remask.locks import alone_in
 from remask.models.facts import Facts
+from remask.progress import working
 from remask.sft.class_accuracy import ClassAccuracy
 from remask.sft.diagnostics import extent_of, masking_by_entropy
 from remask.sft.presets import resolve
@@ -200,7 +201,8 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
         attention=config.model_attention,
     )
     fill = Fill.parse(config.canvas.fill or known.fill)
-    train, held_out = _rows(config, tokenizer, known)
+    with working("rows", enabled=args.process_index == 0):
+        train, held_out = _rows(config, tokenizer, known)
     longest = config.canvas.max_length if fill.kind == "max" else max(map(len, train.rows))
     refuse_beyond_memory(model, t.per_device_train_batch_size, longest, args.device)
     tell_beyond(model, longest)
