@@ -160,6 +160,10 @@ class Template:
                 return ids[len(start) :]
         return self._encode(text, **how)
 
+    def following(self, text: str) -> list[int]:
+        """The ids of a text, not marked, that stands after a token of its own: none of it steers."""
+        return self._plain(self.marked(text), inside=not self.starts_anew) if text else []
+
     def continuing(self, head: str, tail: str) -> list[int]:
         """The ids of `tail` where it follows `head`, both marked: those of the joint text where no token straddles the
         seam. Raises UserError where no tokens of `tail` alone read as the joint text does.

@@ -15,12 +15,15 @@ from remask.imports import uncollected
 EXAMPLES = """Examples:
   remask generate "sudoku 2031 0002 0013 3004"
   remask generate --model runs/x --decoding.temperature 0.7 "countdown 4 5 9 -> 9"
+  remask generate --infill "sudoku 2031 0002 0013 3004 -> 2<|mask|>31"
   echo "countdown 4 5 9 -> 9" | remask generate --json"""
 
 
 def run(arguments: Sequence[str]) -> int:
     prompts, flags = split_words(GenerateConfig, arguments)
     config = parse(GenerateConfig, flags, command="generate", examples=EXAMPLES, words="[PROMPT...]")
+    if config.infill is not None:
+        return _fill_in(config, prompts)
     if not prompts and not sys.stdin.isatty():
         prompts = _prompts(sys.stdin)
     if not prompts:
@@ -45,6 +48,22 @@ def run(arguments: Sequence[str]) -> int:
             print(texts[-1])
     if config.json:
         print_json(records)
+    return 0
+
+
+def _fill_in(config: GenerateConfig, prompts: Sequence[str]) -> int:
+    if len(prompts) > 1:
+        raise UserError(f"{len(prompts)} prompts before one text to fill in", mend="give one prompt, or none")
+    with uncollected():
+        from remask.sampling.infill import infill
+
+    model, tokenizer = load_named(config)
+    assert config.infill is not None
+    filled = infill(model, tokenizer, config.infill, prompt=next(iter(prompts), None), **config.decoding.given())
+    if config.json:
+        print_json({"infill": config.infill, "prompt": next(iter(prompts), None), **filled})
+    else:
+        print(filled["text"])
     return 0
 
 

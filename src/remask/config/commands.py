@@ -77,6 +77,9 @@ class GenerateConfig:
     model_attention: Attention | None = None
     """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
+    infill: str | None = None
+    """A text to fill in where it has masks: the model's mask token, once for each token to write. A prompt may come
+    before it."""
     json: bool = False
     """Print texts, token ids and statistics as JSON on stdout."""
     stream: bool | None = None

@@ -60,16 +60,18 @@ def run(
     attention_mask: Int[Tensor, "B P"] | None,
     decoding: Decoding,
     *,
+    canvas: Int[Tensor, "B C"] | None = None,
     row_seeds: Sequence[int] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Denoised:
     """Write one canvas per prompt (left-padded, `attention_mask` 0 on the padding) and tell how it went.
 
-    The model is called in evaluation mode and left as it was found. `row_seeds` ties a row's random numbers to the
-    problem instead of its place in the batch.
+    A `canvas` that is given is written where it holds masks, each row at one place or more; its other tokens stay, and
+    no token that ends a text is written. The model is called in evaluation mode and left as it was found. `row_seeds` ties a row's random numbers to the problem
+    instead of its place in the batch.
     """
     started = time.perf_counter()
-    writing = _Writing(model, prompt_ids, attention_mask, decoding, row_seeds)
+    writing = _Writing(model, prompt_ids, attention_mask, decoding, row_seeds, canvas)
     was_training = model.training
     model.eval()
     try:
@@ -97,6 +99,7 @@ class _Writing:
         attention_mask: Tensor | None,
         decoding: Decoding,
         row_seeds: Sequence[int] | None,
+        canvas: Tensor | None = None,
     ) -> None:
         config: Any = model.config
         device = prompt_ids.device
@@ -105,11 +108,14 @@ class _Writing:
         self.model, self.decoding = model, decoding
         self.mask_id, self.fill_id = config.mask_token_id, first_eos(config)
         self.stop_ids = torch.tensor(stop_token_ids(config), device=device)
+        fills = [self.fill_id] if decoding.suppress_eos else []
+        self.never = fills if canvas is None else stop_token_ids(config)  # a text that goes on is not ended inside
         self.noise = RowNoise(decoding.seed, range(B) if row_seeds is None else row_seeds, device)
         prompt_mask = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask
         self.attended = torch.cat([prompt_mask, prompt_mask.new_ones(B, C)], dim=1)
-        self.ids = torch.cat([prompt_ids, prompt_ids.new_full((B, C), self.mask_id)], dim=1)
-        self.masked = torch.ones(B, C, dtype=torch.bool, device=device)
+        canvas = prompt_ids.new_full((B, C), self.mask_id) if canvas is None else canvas
+        self.ids = torch.cat([prompt_ids, canvas], dim=1)
+        self.masked = canvas == self.mask_id
         self.revealed_at = torch.full((B, C), -1, device=device)
         self.confidence = torch.full((B, C), torch.nan, dtype=torch.float64, device=device)
         blocks = decoding.blocks
@@ -188,8 +194,7 @@ class _Writing:
 
         def look(logits: Tensor, part: slice) -> Proposal:
             logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
-            if decoding.suppress_eos:
-                logits[:, self.fill_id] = -torch.inf
+            logits[:, self.never] = -torch.inf
             return propose(
                 logits,
                 decoding.reveal,

@@ -1,0 +1,64 @@
+"""Filling in: a text with masks in it is written where they stand, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from remask.chat_template import Message, template_of
+from remask.data.chat import encode_prompt
+from remask.errors import UserError
+from remask.sampling.denoise import run
+from remask.sampling.generate import decoding_for
+
+
+def infill(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    prompt: str | list[Message] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """`text` with its masks written: {text, token_ids, written (places in token_ids), confidence, forwards}.
+
+    Each of the model's mask token in `text` is one token to write. With a `prompt` the text is the answer to it and is
+    followed by the end token, else it stands alone. Settings are `Decoding`'s; the canvas is the text and one block,
+    and no token that ends a text is written in it. Raises UserError where the text holds no mask.
+    """
+    mask_id = model.config.mask_token_id
+    template, spelled = template_of(tokenizer), tokenizer.decode([mask_id])
+    parts = text.split(spelled)
+    if len(parts) == 1:
+        raise UserError("the text to fill in holds no mask", mend=f"write {spelled} for each token that is missing")
+    ids: list[int] = []
+    for number, part in enumerate(parts):
+        ids += [mask_id] if number else []
+        ids += template.following(part) if number else template.ids(template.marked(part))
+    if prompt is None:
+        before = list(template.before)
+    else:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before = encode_prompt(tokenizer, turns)
+    after = [template.end] if prompt is not None and template.end is not None else []
+    canvas = torch.tensor([ids + after], device=model.device)
+    gaps = ids.count(mask_id)
+    defaults = {"steps": gaps, "temperature": 0.0}
+    given = {key: value for key, value in settings.items() if value is not None and key != "max_new_tokens"}
+    if "block_length" in given:
+        raise UserError("a text is filled in as one block", mend="leave block_length out")
+    decoding = decoding_for(model, **{**defaults, **given, "max_new_tokens": canvas.shape[1]})
+    decoding = replace(decoding, steps=min(decoding.steps or gaps, gaps), block_length=None, stop_early=False)
+    prompt_ids = torch.tensor([before], dtype=torch.long, device=model.device)
+    done = run(model, prompt_ids, None, decoding, canvas=canvas)
+    written = [place for place, token in enumerate(ids) if token == mask_id]
+    return {
+        "text": tokenizer.decode(done.ids[0, : len(ids)].tolist(), skip_special_tokens=False),
+        "token_ids": done.ids[0, : len(ids)].tolist(),
+        "written": written,
+        "confidence": [round(float(done.confidence[0, place]), 4) for place in written],
+        "forwards": done.forwards,
+    }
