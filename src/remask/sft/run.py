@@ -114,6 +114,7 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
         label=label or config.objective,
         quiet=quiet,
         started=started,
+        compares=objective.uses_reference_model,
     )
 
 
