@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from remask import config as configs
 from remask.cli import main
@@ -26,6 +27,7 @@ from remask.config import (
     DecodingConfig,
     DpoConfig,
     HeldOutConfig,
+    LoraConfig,
     PolicyEngineConfig,
     PreferenceEngineConfig,
     ProbeConfig,
@@ -224,6 +226,27 @@ def test_files_that_are_gone_are_told_of_or_not_needed(
     whole = run_sft(replace(stopped, output_dir=f"{folder}-whole"), quiet=True)
     a, b = weights(folder), weights(whole.folder)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("sft", 0), ("sft", 2), ("rl", 0), ("dpo", 0), ("dpo", 2)])
+def test_other_weights_of_the_starting_model_are_refused_where_they_are_read(
+    kind: str, rank: int, make_run: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    """By adapters, which are added to them, and by a reference that is compared with."""
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    config = replace(make_run(kind, save_steps=4), model=str(model), lora=LoraConfig(rank=rank))
+    RUN[kind](config, quiet=True)
+    forget_after(Path(config.output_dir), 4)
+    tensors = load_file(model / "model.safetensors")
+    tensors[min(tensors)] += 0.5
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    again = replace(config, resume="auto")
+    if (kind, rank) == ("sft", 0):
+        assert RUN[kind](again, quiet=True).finished
+    else:
+        with pytest.raises(UserError, match=rf"^{model}: its weights are not those that the run began with"):
+            RUN[kind](again, quiet=True)
 
 
 # ---- two processes at once -------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def _run(config: DpoConfig, *, label: str | None, quiet: bool, started: float) -
         label=label or config.objective,
         quiet=quiet,
         started=started,
+        compares=True,
     )
 
 

@@ -138,6 +138,7 @@ def _train(
         quiet=quiet,
         started=started,
         files=[completions],
+        compares=trainer.reference is not None and not config.reference.sync_every,
     )
 
 

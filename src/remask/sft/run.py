@@ -115,6 +115,7 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
         label=label or config.objective,
         quiet=quiet,
         started=started,
+        compares=objective.uses_reference_model,
     )
 
 

@@ -13,7 +13,7 @@ from remask.files import let_others_read, write_atomically
 MANIFEST = "remask_manifest.json"
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as handle:
         while chunk := handle.read(1 << 22):
@@ -25,7 +25,7 @@ def seal(folder: Path) -> None:
     """Write the manifest: size and digest of every file of a finished checkpoint."""
     let_others_read(folder)
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": digest_of_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
@@ -48,7 +48,7 @@ def fault(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        if _digest(path) != entry["blake2b"]:
+        if digest_of_file(path) != entry["blake2b"]:
             return f"{name} was altered"
     return None
 

@@ -20,10 +20,11 @@ from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
 from remask.files import refuse_unwritable_folder, write_atomically
-from remask.models.load import pick_device
+from remask.models.load import pick_device, resolve
+from remask.models.lora import base_of, is_adapter
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
 from remask.training.card import NAME as CARD
-from remask.training.checkpoints import checkpoints, find, refuse_files, step_of
+from remask.training.checkpoints import checkpoints, digest_of_file, find, refuse_files, step_of
 from remask.training.saving import WEIGHTS
 
 
@@ -255,6 +256,26 @@ def refuse_other_data(described: dict[str, Any], checkpoint: Path) -> None:
             where=str(checkpoint.parent),
             mend="bring the data back as they were, or start anew with --overwrite",
         )
+
+
+def refuse_other_base(digest: str, checkpoint: Path, model: str) -> None:
+    """Raises UserError where the model that the run began with, which it still reads, has other weights now."""
+    if read_kept(checkpoint).get("base") != digest:
+        raise UserError(
+            "its weights are not those that the run began with, and still needs",
+            where=model,
+            mend="bring them back, or start anew with --overwrite",
+        )
+
+
+def digest_of_base(model: str) -> str:
+    """Of the files of a model's weights, and where it is an adapter of those of its base."""
+    folder, found = Path(resolve(model)), hashlib.blake2b(digest_size=16)
+    for path in sorted({path for name in WEIGHTS for path in folder.glob(name)}):
+        found.update(f"{path.name} {digest_of_file(path)}".encode())
+    if is_adapter(str(folder)):
+        found.update(digest_of_base(base_of(str(folder))).encode())
+    return found.hexdigest()
 
 
 def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:

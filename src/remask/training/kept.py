@@ -20,12 +20,15 @@ from remask.training.window import WindowTrainer
 class KeepCallback(TrainerCallback):
     """Writes it into each checkpoint, and makes trainer and files what they were at one."""
 
-    def __init__(self, trainer: WindowTrainer, files: Sequence[Lines], config: Any, described: dict[str, Any]) -> None:
+    def __init__(
+        self, trainer: WindowTrainer, files: Sequence[Lines], config: Any, described: dict[str, Any], base: str | None
+    ) -> None:
         self.trainer, self.files = trainer, files
         self.of_run: dict[str, Any] = {
             "config": asdict(replace(config, resume=None, overwrite=False)),
             **{name: described[name] for name in ("rows_per_step", "splits_alike", "date") if name in described},
             "data": {"digest": described["data"]["digest"]},
+            "base": base,
         }
 
     def check(self, checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from remask.chat_template import today
 from remask.errors import UserError
 from remask.models.load import copy_code, quiet_transformers
 from remask.models.load import resolve as resolve_model
+from remask.progress import working
 from remask.training.callbacks import (
     FiniteGradientCallback,
     MetricsCallback,
@@ -26,7 +27,7 @@ from remask.training.callbacks import (
     StopCallback,
 )
 from remask.training.card import write_card
-from remask.training.folder import Record, prepare_folder, refuse_other_data
+from remask.training.folder import Record, digest_of_base, prepare_folder, refuse_other_base, refuse_other_data
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
 from remask.training.saving import stopped_at, whole_checkpoints, whole_model
@@ -64,23 +65,30 @@ def carry_out(
     quiet: bool,
     started: float,
     files: Sequence[Lines] = (),
+    compares: bool = False,
 ) -> Outcome:
     """Train from the start or the checkpoint, and save.
 
     `begin` is called when the folder is ready and gives the run's own callbacks; `finish` evaluates what was saved.
-    `files` are those of the run's own that grow with it.
+    `files` are those of the run's own that grow with it; `compares` says that it reads the starting model to its end.
     """
     folder, main = Path(config.output_dir), trainer.is_world_process_zero()
     described = {**described, "date": today().isoformat(timespec="seconds")}
     kind = described.get("training", "sft")
     metrics_file = Lines(folder / "metrics.jsonl")
-    keep = KeepCallback(trainer, [metrics_file, *files], config, described)
+    base = None
+    if main and (compares or config.lora.rank):
+        with working("reading the starting model's weights", enabled=not quiet):
+            base = digest_of_base(config.model)
+    keep = KeepCallback(trainer, [metrics_file, *files], config, described, base)
     settle_fsdp(trainer)
     settle_ddp(trainer)
     refuse_to_lose_the_model(trainer)
     if checkpoint is not None:
         refuse_another_engine(trainer, checkpoint)
         refuse_other_data(described, checkpoint)
+        if base is not None:
+            refuse_other_base(base, checkpoint, config.model)
         keep.check(checkpoint)
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
