@@ -11,8 +11,6 @@ not the 3 s of the first harness: a verdict should not depend on how busy the ma
 from __future__ import annotations
 
 import ast
-import re
-import textwrap
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,55 +20,7 @@ from remask.errors import UserError
 from remask.sandbox import Limits, Outcome, Program, Sandbox
 from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
-
-ENDS = re.compile(r"<\|(?:endoftext|eot_id|im_end|end|end_of_text|eom_id)\|>")
-FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
-FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
-INDENT = "    "
-
-
-def extract(completion: str, name: str) -> str | None:
-    """The code of a completion that is to define the function `name`; None where there is nothing.
-
-    The text ends at the first end-of-text token. Of the fenced blocks the last that defines the function counts, else
-    the first; a block left open runs to the end. Without a block it is the whole text. Where the text begins as code
-    and then meets a bare fence, that fence closes it (it was opened in the prompt): what stands before it counts.
-    """
-    text = ENDS.split(completion, maxsplit=1)[0]
-    fence = FENCE.search(text)
-    before, *rest = FENCE.split(text)
-    if fence is None or (fence[0].strip() == "```" and (before.lstrip("\n")[:1].isspace() or defines(before, name))):
-        code = before
-    else:
-        blocks = rest[::2]
-        code = ([block for block in blocks if defines(block, name)] or blocks[:1])[-1]
-    if not code.strip():
-        return None
-    code = code.strip("\n")
-    return textwrap.dedent(code) if defines(code, name) else code
-
-
-def defines(code: str, name: str) -> bool:
-    found = re.search(
-        rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*=", code, re.MULTILINE
-    )
-    return found is not None
-
-
-def after_prompt(prompt: str, code: str, name: str) -> str:
-    """HumanEval's program: the prompt, then the function anew or the continuation of the prompt's own.
-
-    A continuation ends at the first line that is not indented, as HumanEval's stop words have it. Where its very first
-    line has lost its indentation, it is given back.
-    """
-    if defines(code, name):
-        future = FUTURE.findall(code)  # must stand first in a file
-        return "\n".join([*future, prompt, FUTURE.sub("", code)])
-    if not code[0].isspace():
-        code = INDENT + code
-    lines = code.split("\n")
-    end = next((number for number, line in enumerate(lines) if line.strip() and not line[0].isspace()), len(lines))
-    return prompt.rstrip("\n") + "\n" + "\n".join(lines[:end]) + "\n"
+from remask.tasks.code_extraction import after_prompt, blocks, defines, extract, until_end
 
 
 class CodeTask(Task):
@@ -86,6 +36,10 @@ class CodeTask(Task):
     def program(self, problem: Problem, code: str) -> Program:
         """A completion's code, with the tests it is to pass."""
 
+    def names(self, problem: Problem) -> Sequence[str]:
+        """What a completion's program is to bind: the function asked for first."""
+        return (problem.fields["name"],)
+
     def limits(self, limits: Limits) -> Limits:
         """The sandbox's limits, as this task needs them."""
         return limits
@@ -98,15 +52,14 @@ class CodeTask(Task):
         """A quarter for each thing the instruct prompt asks for: one block; opened by ```python; closed; the function
         in it. The text ends at the first end-of-text token, and words around the block are free.
         """
-        text = ENDS.split(completion, maxsplit=1)[0]
-        fences = [fence.strip() for fence in FENCE.findall(text)]
-        block = FENCE.split(text)[1] if fences else ""
+        fenced = blocks(until_end(completion))
+        opening, closing, code = (fenced[0].opening, fenced[0].closing, fenced[0].code) if fenced else ("", None, "")
         return form.share(
             [
-                len(fences) in (1, 2),
-                fences[:1] == ["```python"],
-                fences[1:] == ["```"],
-                defines(block, problem.fields["name"]),
+                len(fenced) == 1,
+                opening == "```python",
+                len(fenced) == 1 and closing == "```",
+                defines(code, problem.fields["name"]),
             ]
         )
 
@@ -119,7 +72,7 @@ class CodeTask(Task):
         """Raises UserError where there is no sandbox: code of a model's is never run without one."""
         if self.sandbox is None:
             raise UserError("running generated code is off", where=self.name, mend="--allow-code-execution")
-        codes = [extract(text, p.fields["name"]) for p, text in zip(problems, completions, strict=True)]
+        codes = [extract(text, *self.names(p)) for p, text in zip(problems, completions, strict=True)]
         programs = [
             self.program(problem, code) for problem, code in zip(problems, codes, strict=True) if code is not None
         ]
