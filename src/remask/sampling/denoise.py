@@ -67,8 +67,8 @@ def run(
     """Write one canvas per prompt (left-padded, `attention_mask` 0 on the padding) and tell how it went.
 
     A `canvas` that is given is written where it holds masks, each row at one place or more; its other tokens stay, and
-    no token that ends a text is written. The model is called in evaluation mode and left as it was found. `row_seeds` ties a row's random numbers to the problem
-    instead of its place in the batch.
+    no token that ends a text is written. The model is called in evaluation mode and left as it was found. `row_seeds`
+    ties a row's random numbers to the problem instead of its place in the batch.
     """
     started = time.perf_counter()
     writing = _Writing(model, prompt_ids, attention_mask, decoding, row_seeds, canvas)
