@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remask.tasks.code import asked_of
 from remask.tasks.code_extraction import after_prompt, blocks, defines, extract
+from remask.tasks.mbpp_tests import asked_of
 
 # ---- the forms that models write ----------------------------------------------------------------------------------
 

@@ -56,6 +56,37 @@ ADDED = {
     "test_imports": ["import math"],
     "test_list": ["assert sum(2, 3) == 5", "assert sum(1, sys.maxsize) == sys.maxsize + 1", "assert sum(0, 0) == 0"],
 }
+CHAIN = {  # the full release's layout, with a class of the program's own and Windows' line ends
+    "task_id": 902,
+    "text": "Write a function to find the longest chain of pairs.",
+    "code": "class Pair(object):\r\n\tdef __init__(self, a, b):\r\n\t\tself.a = a\r\n\t\tself.b = b\r\n"
+    "def longest(arr, n):\r\n\tchain, last = 0, None\r\n\tfor one in sorted(arr, key=lambda p: p.b):\r\n"
+    "\t\tif last is None or one.a > last:\r\n\t\t\tchain, last = chain + 1, one.b\r\n\treturn chain\r\n",
+    "test_setup_code": "",
+    "test_list": [
+        "assert longest([Pair(5, 24), Pair(15, 25), Pair(27, 40), Pair(50, 60)], 4) == 3",
+        "assert longest(arr=[Pair(1, 2), Pair(3, 4)], n=len([Pair(1, 2)])) == 2",
+        "assert not longest([], 0)",
+    ],
+    "challenge_test_list": ["assert longest([], 0) == 1"],
+}
+HEIGHT = {
+    "task_id": 903,
+    "text": "Write a function to calculate the height of a binary tree.",
+    "code": "class Node:\n    def __init__(self, data):\n        self.data = data\n        self.left = self.right = None"
+    "\ndef height(node):\n    return 0 if node is None else 1 + max(height(node.left), height(node.right))",
+    "test_setup_code": "root = Node(1)\nroot.left = Node(2)\nroot.left.right = Node(3)",
+    "test_list": ["assert (height(root)) == 3", "assert (height(root.left)) == 2 ", "assert height(None) == 0"],
+    "challenge_test_list": [],
+}
+DISTANCE = {
+    "task_id": 904,
+    "text": "Write a function to find a distance.",
+    "code": "from math import hypot\ndistance = lambda a, b: hypot(a, b)",
+    "test_setup_code": "import math\nSIDES = (3, 4)",
+    "test_list": ["assert math.isclose(distance(*SIDES), 5)", "assert distance(0, 0) == 0"],
+    "challenge_test_list": [],
+}
 PAIR_PLUS = {
     "task_id": "Mbpp/2",
     "prompt": '"""\nWrite a function to find what two tuples share.\nassert set(shared((1, 2), (2, 3))) == {2}\n"""\n',
@@ -265,6 +296,48 @@ def test_mbpp_by_hand(sandbox: Sandbox) -> None:
 
 
 @needs_bubblewrap
+@pytest.mark.parametrize("row", [CHAIN, HEIGHT, DISTANCE], ids=lambda row: row["text"][19:32])
+def test_the_full_release_of_mbpp(row: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> None:
+    """Setup runs before the tests; objects of the program's class stay with the program."""
+    task = Mbpp(sandbox)
+    (problem,) = task.load(written(tmp_path, [row]))
+    assert row["text"] in task.prompt(problem, "instruct")
+    assert json.loads(json.dumps(problem.fields)) == problem.fields
+    code, name = row["code"], problem.fields["name"]
+    completions = [
+        fenced(code),
+        fenced(code) + "\n```python\nprint(1)\n```",
+        code + NOTHING.format(name=name),
+        f"{code}\n\nclass Equal:\n    def __eq__(self, other): return True\n    def __bool__(self): return False\n"
+        f"def {name}(*arguments, **keywords): return Equal()\n",
+        f"def {name}(*arguments, **keywords): raise SystemExit\n",
+    ]
+    grades = task.grade_all([problem] * len(completions), completions)
+    assert [grade.correct for grade in grades] == [True, True, False, False, False]
+    assert grades[0].metrics == {"tests": 1.0}
+
+
+def test_what_is_expected_stays_with_the_tests() -> None:
+    fields = Mbpp().read(CHAIN).fields
+    assert fields["name"] == "longest"
+    assert fields["names"] == ["longest", "Pair"]
+    assert fields["asked"] == ["_asked_0", "_asked_1"]
+    assert fields["test"] == "assert _asked_0() == 3\nassert _asked_1() == 2\nassert not longest([], 0)"
+    assert "== 3" not in fields["beside"]
+    assert Mbpp().read(HEIGHT).fields["beside"].startswith(HEIGHT["test_setup_code"])
+    assert Mbpp().read(DISTANCE).fields["test"].startswith("import math\nSIDES = (3, 4)\nassert")
+
+
+@needs_bubblewrap
+def test_what_the_setup_imports_is_the_programs_too(sandbox: Sandbox) -> None:
+    """As where all of it runs in one place: MBPP's own protocol."""
+    task = Mbpp(sandbox)
+    assert task.grade(task.read(DISTANCE), "def distance(a, b): return math.hypot(a, b)").correct
+    problem = task.read(ADDED | {"code": "def sum(a, b): return a + b", "test_list": ["assert sum(1, 2) == 3"]})
+    assert task.grade(problem, "def sum(a, b): return math.floor(a) + b").correct
+
+
+@needs_bubblewrap
 def test_base_and_plus_are_told_apart(sandbox: Sandbox) -> None:
     task = HumanEvalPlus(sandbox)
     problem = task.read(HALF_PLUS)
@@ -441,6 +514,10 @@ def test_mbpp_takes_its_solutions_and_none_of_their_spoiled_forms(shared: Path, 
     task = Mbpp(sandbox)
     problems, solutions = task.load(path), [row["code"] for row in rows_of(path)]
     assert len(problems) == 427
+    for row, problem in zip(rows_of(path)[::20], problems[::20], strict=True):  # the same in the full release's layout
+        full = {"text": row["prompt"], "test_setup_code": "\n".join(row["test_imports"]), "challenge_test_list": []}
+        again = task.read(full | {key: row[key] for key in ("task_id", "code", "test_list")})
+        assert again == problem
     problems, solutions = problems[::3], solutions[::3]
     assert failed(task, problems, [fenced(code) for code in solutions]) == []
     assert len(failed(task, problems, spoiled(NOTHING, solutions, problems))) == len(problems)

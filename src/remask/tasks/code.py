@@ -1,4 +1,4 @@
-"""Code benchmarks: HumanEval and MBPP (sanitised); `code_plus` has their EvalPlus versions.
+"""Code benchmarks: HumanEval and MBPP; `code_plus` has their EvalPlus versions.
 
 A completion is graded by running it in a sandbox (`remask.sandbox`) against the published tests; without a sandbox
 grading refuses. `score` is the share of tests passed, where they ran to their end.
@@ -10,8 +10,6 @@ not the 3 s of the first harness: a verdict should not depend on how busy the ma
 
 from __future__ import annotations
 
-import ast
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -21,6 +19,7 @@ from remask.sandbox import Limits, Outcome, Program, Sandbox
 from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
 from remask.tasks.code_extraction import after_prompt, blocks, defines, extract, until_end
+from remask.tasks.mbpp_tests import asked_of
 
 
 class CodeTask(Task):
@@ -118,18 +117,25 @@ class HumanEval(CodeTask):
 
 
 class Mbpp(CodeTask):
-    """Austin et al. 2021 (arXiv:2108.07732), the 427 sanitised problems: a sentence and its tests, shown, zero-shot."""
+    """Austin et al. 2021 (arXiv:2108.07732): a sentence and its tests, shown, zero-shot. The 427 sanitised problems by
+    default; a file may hold the full release's 974."""
 
     name = "mbpp"
     hub = Hub("google-research-datasets/mbpp", "sanitized")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The file of the release and the hub's data set have the same columns."""
+        """The sanitised layout (prompt, code, test_imports, test_list) or the full release's (text, code,
+        test_setup_code, test_list), in the release's files and the hub's alike. The full release's challenge_test_list
+        is not used, as in the paper.
+        """
         shown = texts(row, "test_list")
-        test = "\n".join([*texts(row, "test_imports"), *shown])
-        return self.problem(
-            row, prompt=text(row, "prompt"), shown=shown, test=test, **asked_of(text(row, "code"), test)
-        )
+        setup = text(row, "test_setup_code") if row.get("test_setup_code") else ""
+        imports = texts(row, "test_imports") if row.get("test_imports") else []
+        asked = asked_of(text(row, "code"), "\n".join(shown), "\n".join([*imports, setup]).strip())
+        return self.problem(row, prompt=text(row, "text" if "text" in row else "prompt"), shown=shown, **asked)
+
+    def names(self, problem: Problem) -> Sequence[str]:
+        return problem.fields.get("names") or (problem.fields["name"],)
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
         shown = "\n".join(problem.fields["shown"])
@@ -142,28 +148,9 @@ class Mbpp(CodeTask):
 
     def program(self, problem: Problem, code: str) -> Program:
         fields = problem.fields
-        return Program(code, fields["test"], tuple(fields["names"]), setup=fields["setup"])
-
-
-def asked_of(reference: str, test: str) -> dict[str, Any]:
-    """What MBPP's tests use of the program, told from the reference: its functions (`names`, the first is the `name`
-    asked for), and as `setup` the modules that the tests count on the program to have imported."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # "\d" and its like, in published code
-            used = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
-            body = ast.parse(reference).body
-    except SyntaxError as error:
-        raise ValueError(f"its code is not Python: {error}") from None
-    names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in used]
-    if not names:
-        raise ValueError("the tests use no function of the reference solution")
-    imports = [
-        ast.unparse(node)
-        for node in body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        and any((alias.asname or alias.name).partition(".")[0] in used for alias in node.names)
-    ]
-    return {"name": names[0], "names": names, "setup": "\n".join(imports)}
+        source = f"{code}\n\n{fields['beside']}" if fields.get("beside") else code
+        names = (*fields["names"], *fields.get("asked", ()))
+        return Program(source, fields["test"], names, setup=fields["setup"])
 
 
 def text(row: dict[str, Any], name: str) -> str:

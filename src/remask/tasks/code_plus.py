@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from remask.sandbox import Limits, Outcome, Program
 from remask.tasks import evalplus
 from remask.tasks.base import Grade, Hub, Problem
-from remask.tasks.code import CodeTask, HumanEval, Mbpp, after_prompt, asked_of, text, texts
+from remask.tasks.code import CodeTask, HumanEval, Mbpp, after_prompt, text, texts
+from remask.tasks.mbpp_tests import asked_of
 
 
 class EvalPlusTask(CodeTask):
@@ -85,9 +86,8 @@ class MbppPlus(EvalPlusTask, Mbpp):
 
     def read(self, row: dict[str, Any]) -> Problem:
         if "plus_input" not in row:
-            test = text(row, "test")
-            asked = asked_of(text(row, "code"), test)
-            return self.problem(row, prompt=text(row, "prompt"), shown=texts(row, "test_list"), test=test, **asked)
+            asked = asked_of(text(row, "code"), text(row, "test"))
+            return self.problem(row, prompt=text(row, "prompt"), shown=texts(row, "test_list"), **asked)
         # The prompt is a docstring: a sentence or more, then one of the tests.
         lines = text(row, "prompt").strip().strip('"').strip().split("\n")
         first = next((number for number, line in enumerate(lines) if line.startswith("assert")), len(lines))
