@@ -356,5 +356,5 @@ def test_unknown_flags_and_commands_are_exit_code_2(capsys: pytest.CaptureFixtur
     assert main(["sft", "--learning-rate", "1"]) == 2
     assert main(["sft", "--trainer.learning_rate", "fast"]) == 2
     assert main(["eval", "--tasks", "chess"]) == 2
-    assert main(["eval", "--decoding.steps", "0"]) == 2
+    assert main(["eval", "--n", "1", "--decoding.steps", "0"]) == 2
     assert all(line.startswith("remask") for line in capsys.readouterr().err.strip().splitlines())

@@ -27,7 +27,7 @@ from remask.models.lora import base_of, is_adapter
 from remask.progress import working
 from remask.sampling.generate import decoding_for
 from remask.sandbox import Sandbox
-from remask.tasks.benchmark import Asking, Benchmark, read_template
+from remask.tasks.benchmark import Asking, Benchmark, named, read_template
 
 MOST = 1_000_000
 """Problems of a task."""
@@ -175,20 +175,20 @@ def _finished(config: EvalConfig) -> dict[str, Any] | None:
 
 def _benchmarks(config: EvalConfig) -> list[Benchmark]:
     """What to evaluate on, the sandbox tried out first where code is to be run."""
-    sandbox = None
-    if config.allow_code_execution:
-        sandbox = Sandbox()
-        sandbox.check()
-    benchmarks = [
-        Benchmark.parse(text, count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
-        for text in config.named_tasks()
-    ]
-    names = [benchmark.task.name for benchmark in benchmarks]
+    texts = config.named_tasks()
+    names = [named(text)[0].name for text in texts]
     if len(set(names)) < len(names):
         raise UserError(
             f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
         )
-    return benchmarks
+    sandbox = None
+    if config.allow_code_execution:
+        sandbox = Sandbox()
+        sandbox.check()
+    return [
+        Benchmark.parse(text, count=config.n, split=config.split, seed=config.problem_seed, sandbox=sandbox)
+        for text in texts
+    ]
 
 
 def device_of(device: str, local_rank: int) -> str:
