@@ -1,6 +1,7 @@
-"""Training and sampling as published code does them: what Remask's speed is a ratio of.
+"""Training and sampling written out plainly: what Remask's speed is a ratio of.
 
-Written from the papers' and repositories' descriptions, plainly: logits of every position and of the whole vocabulary,
+It is what published code did in its first versions; some projects do less today (docs/speed.md says which). Written
+from the papers' and repositories' descriptions: logits of every position and of the whole vocabulary,
 right-padding to the longest row, two full forwards for GIFT, a sampler that takes float64 probabilities of the whole
 canvas at every step and adds float64 Gumbel noise to all of it. The model is the same object that Remask runs.
 
