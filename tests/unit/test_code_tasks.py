@@ -73,9 +73,9 @@ CHAIN = {  # the full release's layout, with a class of the program's own and Wi
 HEIGHT = {
     "task_id": 903,
     "text": "Write a function to calculate the height of a binary tree.",
-    "code": "class Node:\n    def __init__(self, data):\n        self.data = data\n"
-    "        self.left = self.right = None"
-    "\ndef height(node):\n    return 0 if node is None else 1 + max(height(node.left), height(node.right))",
+    "code": "class Node:\n    def __init__(self, data):\n        self.data = data\n        self.left = None"
+    "\n        self.right = None\ndef height(node):\n"
+    "    return 0 if node is None else 1 + max(height(node.left), height(node.right))",
     "test_setup_code": "root = Node(1)\nroot.left = Node(2)\nroot.left.right = Node(3)",
     "test_list": ["assert (height(root)) == 3", "assert (height(root.left)) == 2 ", "assert height(None) == 0"],
     "challenge_test_list": [],

@@ -43,8 +43,9 @@ COMPARED = (("gift", "sft"), ("gift-permuted", "sft"), ("espo", "gift"))
 
 NEXT = """What next
   your data        remask sft --objective gift --data my.jsonl --output-dir runs/mine
-  is it better?    remask eval --model runs/mine --tasks match=test.jsonl --json mine.json
-                   remask compare start.json mine.json
+  is it better?    remask eval --model tiny --tasks match=test.jsonl --json before.json
+                   remask eval --model runs/mine --tasks match=test.jsonl --json after.json
+                   remask compare before.json after.json
   your reward      remask rl --model runs/mine --data prompts.jsonl --rewards.functions my_rewards.py:reward
   talk to it       remask generate --model {model} "sudoku 2031 0002 0013 3004\""""
 
@@ -121,14 +122,16 @@ def _carry_out(grid: Sequence[Cell], folder: Path, processes: int) -> None:
     """Train and evaluate, first without reinforcement learning, then with it."""
     from remask.study.schedule import run_all
 
+    reinforced = [cell for cell in grid if cell.arm == REINFORCED]
     stages = (
-        ("fine-tuning and evaluating", [cell for cell in grid if cell.arm != REINFORCED]),
-        ("reinforcing with ESPO", [cell for cell in grid if cell.arm == REINFORCED]),
+        ("fine-tuning and evaluating", [cell for cell in grid if cell.arm != REINFORCED], processes),
+        # Few long jobs: all at once they share the cores evenly, where a last one alone would leave a core idle.
+        ("reinforcing with ESPO", reinforced, processes if processes == 1 else max(processes, len(reinforced))),
     )
     try:
         with leaving_on_sigterm():
-            for label, members in stages:
-                run_all(members, folder, processes, label=label)
+            for label, members, at_a_time in stages:
+                run_all(members, folder, at_a_time, label=label)
     except KeyboardInterrupt:
         print("\nwhat is done is kept: the same command goes on from there", file=sys.stderr)
         raise
@@ -186,12 +189,7 @@ def _show(arms: dict[str, Arm], sentences: Sequence[str], study: StudyConfig) ->
     from remask.report.words import plural
 
     n, seeds = len(arms[START].problem_ids(TASK)), plural(len(study.seeds), "training seed")
-    table = Table(
-        title=f"Sudoku 4×4: puzzles solved, % [95 % interval]; {n} test puzzles, {seeds}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
     table.add_column("solved", justify="right")
     for name in (START, *study.arms):
@@ -200,6 +198,7 @@ def _show(arms: dict[str, Arm], sentences: Sequence[str], study: StudyConfig) ->
             NAMES.get(name, name), f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
         )
     terminal = console()
+    terminal.print(f"Sudoku 4×4: puzzles solved, % [95 % interval]; {n} test puzzles, {seeds}", highlight=False)
     terminal.print(table)
     settings = ", ".join(f"{key} {value}" for key, value in in_force(arms[START].decoding).items())
     terminal.print(f"[dim]decoding: {settings}[/dim]\n", highlight=False)

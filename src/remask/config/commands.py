@@ -181,6 +181,9 @@ class GradeConfig:
     """Where to write the scores with every answer's grade."""
     allow_code_execution: bool = False
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
+    extract: bool = False
+    """Find the code in samples that hold a model's whole answer. Otherwise they are run as they stand, as the
+    benchmarks' own programs do."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,16 @@ class CodeTask(Task):
         self.sandbox = sandbox
 
     @abstractmethod
-    def program(self, problem: Problem, code: str) -> Program:
-        """A completion's code, with the tests it is to pass."""
+    def source(self, problem: Problem, code: str) -> str:
+        """The program that a completion's code makes."""
+
+    @abstractmethod
+    def continued(self, problem: Problem, text: str) -> str:
+        """The program that a sample's text makes where it goes on after the prompt, with nothing looked for in it."""
+
+    @abstractmethod
+    def program(self, problem: Problem, source: str) -> Program:
+        """A program, with the tests it is to pass."""
 
     def names(self, problem: Problem) -> Sequence[str]:
         """What a completion's program is to bind: the function asked for first."""
@@ -69,21 +77,24 @@ class CodeTask(Task):
         self, problems: Sequence[Problem], completions: Sequence[str], *, on_done: Callable[[int], None] | None = None
     ) -> list[Grade]:
         """Raises UserError where there is no sandbox: code of a model's is never run without one."""
+        codes = [extract(text, *self.names(p)) for p, text in zip(problems, completions, strict=True)]
+        made = [(p, self.source(p, code)) for p, code in zip(problems, codes, strict=True) if code is not None]
+        empty = len(codes) - len(made)
+        outcomes = iter(self._run(made, None if on_done is None else lambda done: on_done(empty + done)))
+        return [self.grade_of(None if code is None else next(outcomes), code) for code in codes]
+
+    def grade_sources(
+        self, problems: Sequence[Problem], sources: Sequence[str], *, on_done: Callable[[int], None] | None = None
+    ) -> list[Grade]:
+        """Programs as they stand. Raises UserError where there is no sandbox."""
+        outcomes = self._run(list(zip(problems, sources, strict=True)), on_done)
+        return [self.grade_of(outcome, source) for outcome, source in zip(outcomes, sources, strict=True)]
+
+    def _run(self, made: Sequence[tuple[Problem, str]], on_done: Callable[[int], None] | None) -> list[Outcome]:
         if self.sandbox is None:
             raise UserError("running generated code is off", where=self.name, mend="--allow-code-execution")
-        codes = [extract(text, *self.names(p)) for p, text in zip(problems, completions, strict=True)]
-        programs = [
-            self.program(problem, code) for problem, code in zip(problems, codes, strict=True) if code is not None
-        ]
-        empty = len(codes) - len(programs)
-        outcomes = iter(
-            self.sandbox.run_all(
-                programs,
-                limits=self.limits(self.sandbox.limits),
-                on_done=None if on_done is None else lambda done: on_done(empty + done),
-            )
-        )
-        return [self.grade_of(None if code is None else next(outcomes), code) for code in codes]
+        programs = [self.program(problem, source) for problem, source in made]
+        return self.sandbox.run_all(programs, limits=self.limits(self.sandbox.limits), on_done=on_done)
 
     def grade_of(self, outcome: Outcome | None, code: str | None) -> Grade:
         correct = outcome is not None and outcome.passed
@@ -109,11 +120,17 @@ class HumanEval(CodeTask):
             f"block.\n\n```python\n{problem.fields['prompt'].strip()}\n```"
         )
 
-    def program(self, problem: Problem, code: str) -> Program:
+    def source(self, problem: Problem, code: str) -> str:
+        return after_prompt(problem.fields["prompt"], code, problem.fields["name"])
+
+    def continued(self, problem: Problem, text: str) -> str:
+        return problem.fields["prompt"] + text
+
+    def program(self, problem: Problem, source: str) -> Program:
         """The tests may use what the prompt defines: its own text, not what a completion made of it."""
-        prompt, name = problem.fields["prompt"], problem.fields["name"]
+        name = problem.fields["name"]
         tests = f"{problem.fields['test']}\n\ncheck({name})\n"
-        return Program(after_prompt(prompt, code, name), tests, (name,), setup=prompt)
+        return Program(source, tests, (name,), setup=problem.fields["prompt"])
 
 
 class Mbpp(CodeTask):
@@ -146,9 +163,16 @@ class Mbpp(CodeTask):
             "Answer with the function, and whatever it needs, in one ```python block."
         )
 
-    def program(self, problem: Problem, code: str) -> Program:
+    def source(self, problem: Problem, code: str) -> str:
+        return code
+
+    def continued(self, problem: Problem, text: str) -> str:
+        """MBPP's prompts are words, and no part of the program."""
+        return text
+
+    def program(self, problem: Problem, source: str) -> Program:
         fields = problem.fields
-        source = f"{code}\n\n{fields['beside']}" if fields.get("beside") else code
+        source = f"{source}\n\n{fields['beside']}" if fields.get("beside") else source
         names = (*fields["names"], *fields.get("asked", ()))
         return Program(source, fields["test"], names, setup=fields["setup"])
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from remask.sandbox import Limits, Outcome, Program
 from remask.tasks import evalplus
 from remask.tasks.base import Grade, Hub, Problem
-from remask.tasks.code import CodeTask, HumanEval, Mbpp, after_prompt, text, texts
+from remask.tasks.code import CodeTask, HumanEval, Mbpp, text, texts
 from remask.tasks.mbpp_tests import asked_of
 
 
@@ -73,11 +73,10 @@ class HumanEvalPlus(EvalPlusTask, HumanEval):
             return self.problem(row, prompt=text(row, "prompt"), **self.inputs(row))
         return super().read(row)
 
-    def program(self, problem: Problem, code: str) -> Program:
-        fields = problem.fields
-        if "plus" in fields:
-            return self.against_reference(problem, after_prompt(fields["prompt"], code, fields["name"]))
-        return super().program(problem, code)
+    def program(self, problem: Problem, source: str) -> Program:
+        if "plus" in problem.fields:
+            return self.against_reference(problem, source)
+        return super().program(problem, source)
 
 
 class MbppPlus(EvalPlusTask, Mbpp):
@@ -93,10 +92,10 @@ class MbppPlus(EvalPlusTask, Mbpp):
         first = next((number for number, line in enumerate(lines) if line.startswith("assert")), len(lines))
         return self.problem(row, prompt="\n".join(lines[:first]), shown=lines[first:], **self.inputs(row))
 
-    def program(self, problem: Problem, code: str) -> Program:
+    def program(self, problem: Problem, source: str) -> Program:
         if "plus" in problem.fields:
-            return self.against_reference(problem, code)
-        return super().program(problem, code)
+            return self.against_reference(problem, source)
+        return super().program(problem, source)
 
 
 @cache

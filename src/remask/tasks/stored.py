@@ -1,9 +1,9 @@
-"""Answers on file, graded again: d1's generations and Remask's own evaluation records."""
+"""Answers on file, graded again: d1's generations and Remask's own evaluation records; samples are `samples`'."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
 from remask.tasks.base import Grade, Problem, Task
+from remask.tasks.code import CodeTask
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Stored:
     question: str = ""
     ground_truth: Any = None
     problem: Problem | None = None
+    source: str | None = None
+    """A sample's whole program, which is graded as it stands."""
 
 
 @runtime_checkable
@@ -39,8 +42,22 @@ class Weighted(Protocol):
     def weight(self, problem: Problem) -> int: ...
 
 
-def read_stored(path: str | Path) -> list[Stored]:
-    """Every answer of a file, in its order. Raises UserError naming the file and row that cannot be read.
+D1_ROWS = "a row has question, generations and ground_truth"
+RECORD = "a record of `remask eval` (.json)"
+SAMPLE_ROWS = "a row has task_id and either completion (it goes on after the prompt) or solution (a whole program)"
+
+
+def forms(task: Task | None) -> str:
+    """The forms of stored answers that a task reads, in words."""
+    if task is None:
+        return f"{D1_ROWS}; or give {RECORD}"
+    rows = [D1_ROWS] if isinstance(task, FromStored) else [SAMPLE_ROWS] if isinstance(task, CodeTask) else []
+    return "; or ".join([*rows, f"give {RECORD}"])
+
+
+def read_stored(path: str | Path, task: Task | None = None) -> list[Stored]:
+    """Every answer of a file, in its order. Raises UserError naming the file and row that cannot be read, and the forms
+    that the task reads.
 
     A file is a .jsonl of rows with `question`, `generations` and `ground_truth`, the .json that d1 writes (the rows are
     its `generations`), or a record of `remask eval`, with all its tasks.
@@ -48,7 +65,11 @@ def read_stored(path: str | Path) -> list[Stored]:
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", where=str(path))
-    stored = _of_json(path) if path.suffix == ".json" else [_of_row(row, where) for where, row in read_rows(path)]
+    stored = (
+        _of_json(path, task)
+        if path.suffix == ".json"
+        else [_of_row(row, where, task) for where, row in read_rows(path)]
+    )
     if not stored:
         raise UserError("holds no answers", where=str(path))
     return stored
@@ -61,7 +82,7 @@ def problem_of(task: Task, stored: Stored) -> Problem:
             raise UserError(f"answers a problem of {stored.problem.task}", where=stored.where)
         return stored.problem
     if not isinstance(task, FromStored):
-        raise UserError(f"{task.name} has no answers in this form", mend="give a record of `remask eval`")
+        raise UserError(f"{task.name} has no answers in this form", where=stored.where, mend=forms(task))
     try:
         return task.from_stored(stored.question, stored.ground_truth)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -70,11 +91,14 @@ def problem_of(task: Task, stored: Stored) -> Problem:
         ) from error
 
 
-def regrade(task: Task, stored: Sequence[Stored]) -> list[Grade]:
-    """The task's grade of each answer."""
+def regrade(task: Task, stored: Sequence[Stored], *, on_done: Callable[[int], None] | None = None) -> list[Grade]:
+    """The task's grade of each answer; of samples, of each program as it stands."""
     problems = [problem_of(task, one) for one in stored]
+    sources = [one.source for one in stored if one.source is not None]
     try:
-        return task.grade_all(problems, [one.completion for one in stored])
+        if sources and isinstance(task, CodeTask):
+            return task.grade_sources(problems, sources, on_done=on_done)
+        return task.grade_all(problems, [one.completion for one in stored], on_done=on_done)
     except KeyError as error:
         where = stored[0].where
         raise UserError(f"a problem of {task.name} has no {error}", where=where, mend="evaluate again") from error
@@ -89,7 +113,7 @@ def published_count(task: Task, problems: Sequence[Problem], grades: Sequence[Gr
     return right, sum(weights)
 
 
-def _of_json(path: Path) -> list[Stored]:
+def _of_json(path: Path, task: Task | None) -> list[Stored]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,21 +122,17 @@ def _of_json(path: Path) -> list[Stored]:
         return _of_record(content["tasks"], path)
     rows = content.get("generations") if isinstance(content, dict) else content
     if not isinstance(rows, list):
-        raise UserError(
-            "holds neither d1's generations nor an evaluation", where=str(path), mend="give a file of answers"
-        )
-    return [_of_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+        raise UserError("holds no answers in a form that is known", where=str(path), mend=forms(task))
+    return [_of_row(row, f"{path}, row {number}", task) for number, row in enumerate(rows, 1)]
 
 
-def _of_row(row: Any, where: str) -> Stored:
+def _of_row(row: Any, where: str, task: Task | None) -> Stored:
     if isinstance(row, Unreadable):
         raise UserError(row.reason, where=where)
     try:
         question, completion, ground_truth = row["question"], row["generations"], row["ground_truth"]
     except (KeyError, TypeError):
-        raise UserError(
-            "is no stored answer", where=where, mend="a row has question, generations and ground_truth"
-        ) from None
+        raise UserError("is no stored answer", where=where, mend=forms(task)) from None
     if not isinstance(question, str) or not isinstance(completion, str):
         raise UserError("question and generations are not texts", where=where)
     return Stored(where, completion, question, ground_truth)
