@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remask.tasks.code_extraction import after_prompt, blocks, defines, extract
+from remask.tasks.code_continuation import after_prompt
+from remask.tasks.code_extraction import blocks, extract
 from remask.tasks.mbpp_tests import asked_of
+from remask.tasks.python_code import defines
 
 # ---- the forms that models write ----------------------------------------------------------------------------------
 

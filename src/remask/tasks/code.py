@@ -18,8 +18,10 @@ from remask.errors import UserError
 from remask.sandbox import Limits, Outcome, Program, Sandbox
 from remask.tasks import form
 from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
-from remask.tasks.code_extraction import after_prompt, blocks, defines, extract, until_end
+from remask.tasks.code_continuation import after_prompt
+from remask.tasks.code_extraction import blocks, extract, until_end
 from remask.tasks.mbpp_tests import asked_of
+from remask.tasks.python_code import defines
 
 
 class CodeTask(Task):

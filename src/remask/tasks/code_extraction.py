@@ -12,13 +12,20 @@ The reports behind the rules are named beside them.
 
 from __future__ import annotations
 
-import ast
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from remask.tasks.python_code import KINDS, Code, dedented, indentations, joined, outside_scopes, parse, parsed
+from remask.tasks.code_continuation import is_inside, returning, to_margin
+from remask.tasks.python_code import (
+    KINDS,
+    Code,
+    dedented,
+    joined,
+    parse,
+    parsed,
+    seems_to_bind,
+)
 
 ENDS = re.compile(r"<\|(?:endoftext|eot_id|im_end|end|end_of_text|eom_id)\|>")
 
@@ -44,9 +51,8 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 WIDE = re.compile(r"^[ \u00a0]*\u00a0[ \u00a0]*", re.MULTILINE)
 """Indentation with no-break spaces, as text copied from a page has it."""
-INDENT = "    "
 TRIED = 16
-"""Fences behind an opening one that are tried as its end, and lines as the first of a function's inside."""
+"""Fences behind an opening one that are tried as its end."""
 MOST_PIECES = 100
 """Blocks of one answer that are read."""
 
@@ -59,7 +65,6 @@ TYPED = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 GOES_ON = re.compile(r"[\s)\]}]|(?:else|elif|except|finally)\b")
 """A line that belongs to the statement before it."""
 PLAINLY = re.compile(r"([ \t]*)(?:(?:async )?def \w|class \w|import \w|from [\w.]+ import |@\w)")
-RETURNS = re.compile(r"\b(?:return|yield)\b")
 UNFINISHED = ("never closed", "unterminated triple", "expected an indented block")
 
 
@@ -100,12 +105,6 @@ def until_end(completion: str) -> str:
     return ENDS.split(completion, maxsplit=1)[0]
 
 
-def defines(code: str, name: str) -> bool:
-    """Whether a program binds a name; one that is not Python, whether it seems to."""
-    read = Code.read(code)
-    return _seems_to_bind(code, name) if read is None else read.kind(name) != "none"
-
-
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a text: ``` or ~~~, with or without a language, indented, left open to the end.
 
@@ -127,21 +126,26 @@ def _block(text: str, marks: Sequence[re.Match[str]], opener: int, *, thorough: 
     info = INFO.match(text, begin)
     line_end = text.find("\n", begin)
     start = info.end() if info else line_end + 1 if line_end >= 0 else len(text)
-    kind = marks[opener][0].strip()[0]
     after = range(opener + 1, len(marks))
-    ends = [number for number in after[:TRIED] if marks[number].start() >= start] if thorough else []
-    for number in [*ends, None]:
-        end = len(text) if number is None else marks[number].start()
-        if thorough and Code.read(text[start:end]) is not None and text[start:end].strip():
-            break
-    else:
-        bare = [
-            n for n in after[:TRIED] if _line(text, marks[n]) == marks[n][0].strip() and marks[n][0].strip()[0] == kind
-        ]
-        number = next(iter([*bare, *after]), None)
+    tried: list[int | None] = [number for number in after[:TRIED] if marks[number].start() >= start]
+    if len(after) <= TRIED:
+        tried.append(None)  # to the end of the text
+    number = next((n for n in tried if thorough and _is_code(text[start : _end(text, marks, n)])), -1)
+    if number == -1:
+        kind = marks[opener][0].strip()[0]
+        bare = (n for n in after[:TRIED] if _line(text, marks[n]).strip(kind) == "")
+        number = next(bare, next(iter(after), None))
     closing = None if number is None else _line(text, marks[number])
-    end = len(text) if number is None else max(start, marks[number].start())
+    end = max(start, _end(text, marks, number))
     return Block(text[start:end], _line(text, marks[opener]), closing), len(marks) if number is None else number + 1
+
+
+def _end(text: str, marks: Sequence[re.Match[str]], number: int | None) -> int:
+    return len(text) if number is None else marks[number].start()
+
+
+def _is_code(text: str) -> bool:
+    return bool(text.strip()) and Code.read(text) is not None
 
 
 def _line(text: str, mark: re.Match[str]) -> str:
@@ -263,13 +267,8 @@ def _from_margin(text: str) -> list[str]:
 
 def _seeming(pieces: Sequence[str], name: str) -> str | None:
     """The last piece that seems to bind the name, without being Python."""
-    found = next((piece for piece in reversed(pieces) if _seems_to_bind(piece, name)), None)
+    found = next((piece for piece in reversed(pieces) if seems_to_bind(piece, name)), None)
     return None if found is None else dedented(found.strip("\n"))
-
-
-def _seems_to_bind(code: str, name: str) -> bool:
-    pattern = rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*="
-    return re.search(pattern, code, re.MULTILINE) is not None
 
 
 # ---- the inside of a function -----------------------------------------------------------------------------------
@@ -280,69 +279,8 @@ def _inside(region: str) -> str | None:
     block of statements that return, the first block, or the text."""
     fenced = blocks(region)
     before = MARK.split(region, maxsplit=1)[0]
-    if not fenced or (before.lstrip("\n")[:1].isspace() and _is_inside(_to_margin(before))):
-        code = _returning(before)
+    if not fenced or (before.lstrip("\n")[:1].isspace() and is_inside(to_margin(before))):
+        code = returning(before)
     else:
-        code = next((block.code for block in fenced if _is_inside(block.code)), fenced[0].code)
+        code = next((block.code for block in fenced if is_inside(block.code)), fenced[0].code)
     return code.strip("\n") if code.strip() else None
-
-
-def _returning(text: str) -> str:
-    """The text from the first line on from which it is the inside of a function; all of it, where it is none.
-
-    Such a line is the first, follows a blank one, or is indented behind one that is not.
-    """
-    lines = text.strip("\n").split("\n") if RETURNS.search(text) else []
-    starts = [
-        number
-        for number, line in enumerate(lines)
-        if not number or not lines[number - 1].strip() or (line[:1].isspace() and not lines[number - 1][:1].isspace())
-    ]
-    for number in starts[:TRIED]:
-        rest = "\n".join(lines[number:])
-        if _is_inside(rest) or _is_inside(_to_margin(rest)):
-            return rest
-    return text
-
-
-def _is_inside(code: str) -> bool:
-    read = Code.read(code)
-    return read is not None and read.is_body
-
-
-def _to_margin(code: str) -> str:
-    """Code up to the first line behind its first that is not indented, as HumanEval's stop words have it."""
-    lines = code.strip("\n").split("\n")
-    end = next((n for n, line in enumerate(lines) if n and line.strip() and not line[0].isspace()), len(lines))
-    return "\n".join(lines[:end])
-
-
-def after_prompt(prompt: str, code: str, name: str) -> str:
-    """HumanEval's program: the prompt, then the function anew or the continuation of the prompt's own.
-
-    A continuation ends at the first line that is not indented, as HumanEval's stop words have it, unless none of it is.
-    Its indentation is mended where the prompt's function would not be Python otherwise.
-    """
-    if defines(code, name):
-        return joined(prompt, code)
-    programs = [f"{prompt.rstrip(chr(10))}\n{inside}\n" for inside in _indented(code)]
-    return next((program for program in programs if parse(program) is not None), programs[0])
-
-
-def _indented(code: str) -> Iterator[str]:
-    """A continuation as the inside of a function that is indented by four: in the ways its indentation may be lost."""
-    code = code.strip("\n")
-    first, newline, rest = code.partition("\n")
-    whole = parse(code)
-    length = _to_margin(code).count("\n") + 1
-    if whole is not None and any(_returns(node) and (node.end_lineno or 0) > length for node in whole.body):
-        yield textwrap.indent(code, INDENT)  # all of its lines have lost theirs
-    if first[:1].isspace():
-        yield _to_margin(code)
-    yield _to_margin(INDENT + first.lstrip() + newline + rest)
-    for mended in indentations(_to_margin(code)):
-        yield textwrap.indent(mended, INDENT)
-
-
-def _returns(node: ast.stmt) -> bool:
-    return any(isinstance(inner, (ast.Return, ast.Yield, ast.YieldFrom)) for inner in outside_scopes(node))

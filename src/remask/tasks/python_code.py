@@ -147,6 +147,17 @@ class Code:
         return {name for one in self.statements for name in one.uses} - self.binds - BUILTIN
 
 
+def defines(code: str, name: str) -> bool:
+    """Whether a program binds a name; one that is not Python, whether it seems to."""
+    read = Code.read(code)
+    return seems_to_bind(code, name) if read is None else read.kind(name) != "none"
+
+
+def seems_to_bind(code: str, name: str) -> bool:
+    pattern = rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*="
+    return re.search(pattern, code, re.MULTILINE) is not None
+
+
 def names_of(source: str) -> tuple[frozenset[str], frozenset[str]]:
     """The names that a statement binds at the outermost level, and the global names that it uses."""
     try:
