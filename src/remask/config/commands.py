@@ -160,7 +160,7 @@ class TourConfig:
     seeds: tuple[int, ...] | None = None
     """Training seeds (default: 0 1 2; with quick 0)."""
     n: int | None = None
-    """Test puzzles (default: 500; with quick 200)."""
+    """Test puzzles (default: 400; with quick 200)."""
     rows: int | None = None
     """Answers to fine-tune on (default: 1000)."""
     steps: int | None = None
