@@ -156,11 +156,11 @@ class TourConfig:
     output_dir: str = "tour"
     """Where runs, evaluations and report.html go."""
     quick: bool = False
-    """One training seed, fewer test problems and no reinforcement learning: a minute instead of four."""
+    """One training seed, fewer test problems and no reinforcement learning: a minute instead of five."""
     seeds: tuple[int, ...] | None = None
     """Training seeds (default: 0 1 2; with quick 0)."""
     n: int | None = None
-    """Test puzzles (default: 400; with quick 200)."""
+    """Test puzzles (default: 500; with quick 200)."""
     rows: int | None = None
     """Answers to fine-tune on (default: 1000)."""
     steps: int | None = None
