@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             {"prompt": prompt, "text": texts[-1], "token_ids": generated.token_ids[0], "stats": generated.stats}
         )
         if not config.json:
-            print(texts[-1])
+            print(texts[-1] or "(empty answer)")
     if config.json:
         print_json(records)
     return 0

@@ -25,7 +25,7 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
 from remask.diffusion.noise import MIN_TIME, Noise
 from remask.environment import versions
-from remask.errors import UserError
+from remask.errors import UserError, first_line
 from remask.models.facts import facts
 from remask.models.load import load
 from remask.progress import progress
@@ -107,12 +107,15 @@ class RemaskLM(TemplateLM):
         return [first, *ids] if bos and first is not None and ids[:1] != [first] else ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except Exception as error:  # a template is a program that comes with the checkpoint
+            raise UserError(f"the chat template refuses this conversation ({first_line(error)})") from error
 
     def get_model_info(self) -> dict[str, Any]:
         """What decides the numbers, kept in the harness's results."""
