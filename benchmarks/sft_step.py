@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from remask import load
-from remask.commands.tour import TOUR_RUN
-from remask.config import ProbeConfig
+from remask.config import ProbeConfig, SftConfig
+from remask.config import load as load_config
 from remask.data.canvas import Row, build_rows
 from remask.environment import hardware
 from remask.models.facts import facts
@@ -95,8 +95,9 @@ def remask_steps(objective: str, probe: str, steps: int, batch_size: int, model_
     training_run.ProgressCallback = Timed  # type: ignore[misc]
     try:
         with tempfile.TemporaryDirectory() as folder:
+            recipe = load_config(SftConfig, "recipes/tiny/sft.yaml")
             config = replace(
-                TOUR_RUN,
+                recipe,
                 model=model_path,
                 data=f"generated:sudoku+countdown:{rows}",
                 eval_data=None,
@@ -104,7 +105,7 @@ def remask_steps(objective: str, probe: str, steps: int, batch_size: int, model_
                 probe=ProbeConfig(policy=probe),  # type: ignore[arg-type]
                 output_dir=str(Path(folder) / "run"),
                 max_steps=steps,
-                trainer=replace(TOUR_RUN.trainer, per_device_train_batch_size=batch_size, eval_steps=0),
+                trainer=replace(recipe.trainer, per_device_train_batch_size=batch_size, eval_steps=0),
             )
             sft_run.run_sft(config, quiet=True)
     finally:

@@ -73,7 +73,7 @@ def _alone_at(record: str | None, shard: Shard) -> AbstractContextManager[None]:
 def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> dict[str, Any] | None:
     finished = _finished(config)
     template = read_template(config.prompt_template)
-    with working(f"problems of {config.tasks}", enabled=not quiet and shard.rank == 0):
+    with working(f"problems of {', '.join(config.named_tasks())}", enabled=not quiet and shard.rank == 0):
         benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
@@ -179,7 +179,7 @@ def _benchmarks(config: EvalConfig) -> list[Benchmark]:
     names = [named(text)[0].name for text in texts]
     if len(set(names)) < len(names):
         raise UserError(
-            f"a task is given twice: {config.tasks}", mend="evaluate the second source with a run of its own"
+            f"a task is given twice: {', '.join(texts)}", mend="evaluate the second source with a run of its own"
         )
     sandbox = None
     if config.allow_code_execution:
