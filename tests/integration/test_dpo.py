@@ -304,7 +304,7 @@ def test_lora_trains_only_adapters_against_the_base(make_dpo: MakeDpo, checkpoin
         ({"objective": "vrdo"}, "unknown objective 'vrdo'"),
         ({"data": "missing.jsonl"}, "missing.jsonl: no such file"),
         ({"data": "generated:gsm8k:10"}, "gsm8k makes no problems of its own"),
-        ({"canvas": CanvasConfig(max_length=8)}, "line 1, chosen: the prompt takes"),
+        ({"canvas": CanvasConfig(max_length=8)}, "line 1: the prompt takes 15 tokens of a canvas of 8"),
         ({"canvas": CanvasConfig(max_length=24, fill="sometimes")}, "unknown fill"),
         ({"choices": {"beta": -1.0}}, "choices.beta = -1.0"),
         ({"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout = 0.1"),
