@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
+from itertools import permutations
 from typing import Any
 
 from remask.errors import UserError
@@ -49,17 +51,39 @@ def candidates(grid: str, cell: int) -> str:
 
 
 def solutions(grid: str, limit: int = 2) -> list[str]:
-    """Up to `limit` completions of a grid in which 0 is empty."""
+    """Up to `limit` valid completions of a grid in which 0 is empty."""
+    grids, holding = _table()
+    left = (1 << len(grids)) - 1
+    for cell, digit in enumerate(grid):
+        if digit != "0":
+            left &= holding[cell, digit]
+    found: list[str] = []
+    while left and len(found) < limit:
+        lowest = left & -left
+        found.append(grids[lowest.bit_length() - 1])
+        left ^= lowest
+    return found
+
+
+@cache
+def _table() -> tuple[list[str], dict[tuple[int, str], int]]:
+    """(the 288 full grids, (cell, digit) → a number whose bit g says that grid g has this digit in this cell)."""
+    grids = [grid for first in permutations(DIGITS) for grid in _completed("".join(first) + "0" * 12)]
+    holding = {
+        (cell, digit): sum(1 << g for g, grid in enumerate(grids) if grid[cell] == digit)
+        for cell in range(16)
+        for digit in DIGITS
+    }
+    return grids, holding
+
+
+def _completed(grid: str) -> list[str]:
+    """Every completion, found by filling the cell with the fewest candidates first."""
     empty = [cell for cell in range(16) if grid[cell] == "0"]
     if not empty:
         return [grid]
     cell = min(empty, key=lambda c: len(candidates(grid, c)))
-    found: list[str] = []
-    for digit in candidates(grid, cell):
-        found += solutions(grid[:cell] + digit + grid[cell + 1 :], limit - len(found))
-        if len(found) >= limit:
-            break
-    return found
+    return [full for digit in candidates(grid, cell) for full in _completed(grid[:cell] + digit + grid[cell + 1 :])]
 
 
 def is_valid(grid: str) -> bool:
