@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.progress import Tracker, progress
+from remask.study import work
 from remask.study.grid import Cell, Job
 from remask.study.work import is_done
 
@@ -21,7 +24,7 @@ from remask.study.work import is_done
 @dataclass
 class Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     place: int
     """Which of the processes' places (and GPUs) it has."""
 
@@ -41,10 +44,9 @@ def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, label: str =
             _loop(waiting, running, folder, processes, tick)
         finally:
             for one in running:
-                if one.process.poll() is None:
-                    one.process.terminate()
+                one.process.terminate()
             for one in running:
-                one.process.wait()
+                one.process.join()
 
 
 def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: int, tick: Tracker) -> None:
@@ -56,29 +58,40 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
             running.append(Running(job, _begin(job, folder, processes, place), place))
             waiting.remove(job)
         time.sleep(0.1)
-        for one in [one for one in running if one.process.poll() is not None]:
+        for one in [one for one in running if one.process.exitcode is not None]:
             running.remove(one)
-            if one.process.returncode or not is_done(folder, one.job.name):
+            if one.process.exitcode or not is_done(folder, one.job.name):
                 raise UserError(
                     f"{one.job.name} failed ({_last_line(folder, one.job)})", where=str(_log(folder, one.job))
                 )
             tick(total - len(waiting) - len(running), one.job.name)
 
 
-def _begin(job: Job, folder: Path, processes: int, place: int) -> subprocess.Popen[bytes]:
+def _begin(job: Job, folder: Path, processes: int, place: int) -> BaseProcess:
     record = {"kind": job.kind, "config": job.config, "after": job.after.name if job.after else None}
     write_atomically(folder / f"{job.name}.job.json", json.dumps(record, indent=1))
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
     if gpus := [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    with _log(folder, job).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "remask.study.work", str(folder), job.name],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches the study, which ends its jobs
-        )
+    process = _context().Process(
+        target=work.main, args=(folder, job.name, _log(folder, job), environment), name=job.name
+    )
+    process.start()
+    return process
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """How a job's process begins: as a fork of one that has imported what jobs need, which takes seconds each time
+    otherwise. CUDA cannot be used in a fork of a process that has asked for its devices, as an import may do, nor
+    Apple's frameworks in any: there each job has a new interpreter.
+    """
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["remask.study.preloaded"])
+    return context
 
 
 def _log(folder: Path, job: Job) -> Path:

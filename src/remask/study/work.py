@@ -1,8 +1,9 @@
-"""One job in a process of its own: `python -m remask.study.work FOLDER NAME`, what to do in FOLDER/NAME.job.json."""
+"""One job of a study, in a process of its own; what to do is in FOLDER/NAME.job.json."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -64,8 +65,18 @@ def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
     return locked(folder / f"{name}.lock", holding=output(folder, name), wait=True)
 
 
-def main() -> int:
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> None:
+    """What a job's process does: output goes to the end of `log`; the exit code is 0, 2 for a mistake in the
+    configuration, 130 where it was stopped.
+    """
+    os.setsid()  # Ctrl-C reaches the study, which ends its jobs
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    import torch
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     job = json.loads((folder / f"{name}.job.json").read_text())
     try:
         with alone_with(folder, name):
@@ -73,11 +84,6 @@ def main() -> int:
                 carry_out(folder, name, job["kind"], job["config"], job["after"])
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        sys.exit(2)
     except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        sys.exit(130)
