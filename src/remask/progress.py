@@ -11,8 +11,8 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
-    def __call__(self, done: int, note: str = "") -> None:
-        """Report how many units are done in all."""
+    def __call__(self, done: float, note: str = "") -> None:
+        """Report how many units are done in all; part of one under way counts for the time that is left."""
 
 
 LINE_SECONDS = 5.0
@@ -67,7 +67,7 @@ def _bar(label: str, total: int) -> Iterator[Tracker]:
 def _lines(label: str, total: int) -> Iterator[Tracker]:
     started = last = time.monotonic()
 
-    def tick(done: int, note: str = "") -> None:
+    def tick(done: float, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if (done or note) and (now - last >= LINE_SECONDS or done >= total):
@@ -76,7 +76,9 @@ def _lines(label: str, total: int) -> Iterator[Tracker]:
             tail = f"  {note}" if note else ""
             with suppress(OSError):  # nobody reads it any more: no reason to stop
                 print(
-                    f"{label}: {done}/{total}  {duration(now - started)} gone{left}{tail}", file=sys.stderr, flush=True
+                    f"{label}: {int(done)}/{total}  {duration(now - started)} gone{left}{tail}",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
     yield tick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from remask.files import write_atomically
 from remask.progress import Tracker, progress
 from remask.study import work
 from remask.study.grid import Cell, Job
-from remask.study.work import is_done
+from remask.study.work import is_done, output
 
 
 @dataclass
@@ -65,12 +66,36 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
                     f"{one.job.name} failed ({_last_line(folder, one.job)})", where=str(_log(folder, one.job))
                 )
             tick(total - len(waiting) - len(running), one.job.name)
+        if running:
+            share, note = _under_way(running, folder)
+            tick(total - len(waiting) - len(running) + share, note)
+
+
+def _under_way(running: list[Running], folder: Path) -> tuple[float, str]:
+    """(how many jobs the running ones have done together, as far as it is known; at which step each is)."""
+    share, notes = 0.0, []
+    for job in (one.job for one in running):
+        if step := _step(folder, job):
+            share += step / job.config.get("max_steps", math.inf)
+            notes.append(f"{job.name} at step {step}")
+    return min(share, 0.99 * len(running)), ", ".join(notes) or running[0].job.name
+
+
+def _step(folder: Path, job: Job) -> int:
+    """The training step that a running job last logged; 0 before the first, and for an evaluation."""
+    try:
+        lines = (output(folder, job.name) / "metrics.jsonl").read_text().splitlines()
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return 0
 
 
 def _begin(job: Job, folder: Path, processes: int, place: int) -> BaseProcess:
     record = {"kind": job.kind, "config": job.config, "after": job.after.name if job.after else None}
     write_atomically(folder / f"{job.name}.job.json", json.dumps(record, indent=1))
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    environment: dict[str, str] = {}
+    if not os.environ.get("OMP_NUM_THREADS"):
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     if gpus := [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     process = _context().Process(

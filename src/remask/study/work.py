@@ -66,17 +66,18 @@ def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
 
 
 def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> None:
-    """What a job's process does: output goes to the end of `log`; the exit code is 0, 2 for a mistake in the
-    configuration, 130 where it was stopped.
+    """What a job's process does, with `environment` over the one it has: its output goes to the end of `log`; its exit
+    code is 0, 2 for a mistake in the configuration, 130 where it was stopped.
     """
     os.setsid()  # Ctrl-C reaches the study, which ends its jobs
     os.environ.update(environment)
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    import torch
+    if threads := environment.get("OMP_NUM_THREADS"):
+        import torch  # which has read the variable before, where this process is a fork
 
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(threads))
     job = json.loads((folder / f"{name}.job.json").read_text())
     try:
         with alone_with(folder, name):
