@@ -2,7 +2,8 @@
 
     python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
 
-Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run. With a
+Those of fine-tuning, sampling, likelihoods and policy updates are ratios to what other projects compute (`peers.py`) on
+the same model and rows, timed in turns in this run: `--only sft sampling likelihood policy` runs them alone. With a
 CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train; what passes leave out,
 adapters, the head and fused kernels are timed there too.
 """

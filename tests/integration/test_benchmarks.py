@@ -1,4 +1,4 @@
-"""The benchmarks run, at a toy size, and what they time computes the same as the textbook."""
+"""The benchmarks run, at a toy size, and what they time computes the same as the projects compared with."""
 
 from __future__ import annotations
 
@@ -31,23 +31,57 @@ def uncollected(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["measure"], "gc", SimpleNamespace(collect=lambda: None))
 
 
-@pytest.mark.usefixtures("uncollected")
-def test_training_sampling_and_scoring_agree_with_the_textbook(benchmarks: Any) -> None:
-    toy = benchmarks.LAPTOP.__class__(vocabulary=300, width=32, layers=2, heads=2, feed_forward=64)
-    figures = [
-        *benchmarks.sft_speed.measure(1, toy),
-        *benchmarks.sampling_speed.measure(1, (toy,)),
-        *benchmarks.likelihood_speed.measure(1, toy),
-        *benchmarks.policy_speed.measure(1, toy),
-        *benchmarks.adapters_speed.measure(1, toy),
-    ]
-    found = {figure.what: figure.value for figure in figures}
-    assert found["loss, of the textbook's, relative difference in float32"] < 1e-5
-    assert found["gradient of the second pass, relative difference from the textbook's in float32"] < 1e-5
-    assert found["tokens equal to the textbook's"] == 1.0
-    assert found["largest relative difference of the value"] < 0.02  # bf16
+def toy(benchmarks: Any) -> Any:
+    return benchmarks.LAPTOP.__class__(vocabulary=300, width=32, layers=2, heads=2, feed_forward=64)
+
+
+def checked(benchmarks: Any, figures: list[Any]) -> dict[str, dict[str, float]]:
+    """The values by part and line; every ratio is one, and the table has every line."""
     assert all(figure.value > 0 for figure in figures if figure.unit == "×")
     assert benchmarks.table(figures).count("\n") > len(figures)
+    found: dict[str, dict[str, float]] = {}
+    for figure in figures:
+        found.setdefault(figure.part.partition(":")[0], {})[figure.what] = figure.value
+    return found
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_losses_and_gradients_of_fine_tuning_are_those_of_other_projects(benchmarks: Any) -> None:
+    found = checked(benchmarks, benchmarks.sft_speed.measure(1, toy(benchmarks)))
+    apart = found["loss and gradient in float32"]
+    assert len(apart) == 4  # dllm's, d1's and LIFT's twice, LIFT's GIFT
+    assert max(apart.values()) < 1e-5
+    assert sum(line.startswith("against ") for line in found["SFT step, full"]) == 3
+    assert sum(line.startswith("against ") for line in found["GIFT step, LoRA"]) == 1
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_tokens_at_temperature_0_are_those_of_other_projects(benchmarks: Any) -> None:
+    found = checked(benchmarks, benchmarks.sampling_speed.measure(1, (toy(benchmarks),)))
+    same = found["tokens at temperature 0 in float32"]
+    assert len(same) == 4  # LLaDA's; Fast-dLLM's without a cache and with either
+    assert set(same.values()) == {1.0}
+    assert sum(line.startswith("against ") for line in found["sampling, exact, temperature 1"]) == 2
+    assert sum(line.startswith("against ") for line in found["sampling, cached, temperature 0"]) == 2
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_likelihoods_and_policy_gradients_are_espos(benchmarks: Any) -> None:
+    found = checked(
+        benchmarks,
+        [
+            *benchmarks.likelihood_speed.measure(1, toy(benchmarks)),
+            *benchmarks.policy_speed.measure(1, toy(benchmarks)),
+        ],
+    )
+    assert max(found["ELBO in float32"].values()) < 1e-5
+    assert max(found["ESPO's gradient in float32"].values()) < 1e-5
+    assert found["ELBO, K = 2 coupled"]["largest relative difference of the value in bfloat16"] < 0.02
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_adapters_are_timed(benchmarks: Any) -> None:
+    assert checked(benchmarks, benchmarks.adapters_speed.measure(1, toy(benchmarks)))
 
 
 @pytest.mark.usefixtures("uncollected")
