@@ -75,14 +75,17 @@ SMALL, LARGE = (LLADA_8B, LLADA_8B) if ON_GPU else (LAPTOP, WIDE)
 BOTH = (LLADA_8B,) if ON_GPU else (LAPTOP, WIDE)
 PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "sft": lambda rounds: sft_speed.measure(rounds, SMALL, DEVICE),
-    "sampling": lambda rounds: sampling_speed.measure(rounds, BOTH, DEVICE),
+    "sampling": lambda rounds: sampling_speed.measure(rounds, SMALL, DEVICE),
     "approximate": lambda rounds: approximate_speed.measure(rounds, device=DEVICE),
     "likelihood": lambda rounds: likelihood_speed.measure(rounds, SMALL, DEVICE),
     "policy": lambda rounds: policy_speed.measure(rounds, SMALL, DEVICE),
+    "probes": lambda rounds: sft_speed.measure_probes(rounds, SMALL, DEVICE),
     "scaling": lambda rounds: scaling.measure(rounds, LARGE, DEVICE),
     "plan": lambda rounds: plan_check.measure(rounds, BOTH, DEVICE),
     "start-up": start_up,
 }
+if SMALL != LARGE:
+    PARTS["sampling-wide"] = lambda rounds: sampling_speed.measure(rounds, LARGE, DEVICE)
 if ON_GPU:  # where they take seconds
     PARTS |= {
         "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),

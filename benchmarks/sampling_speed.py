@@ -12,7 +12,7 @@ from typing import Any
 import peers
 import torch
 from measure import Figure, Variant, in_turns, peak_memory, ratio, release
-from shapes import LAPTOP, WIDE, Shape, build
+from shapes import LAPTOP, Shape, build
 
 from remask.sampling import Decoding, run
 
@@ -28,28 +28,24 @@ CACHED: dict[str, dict[str, Generate]] = {
 }
 
 
-def measure(
-    rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str = "cpu", steps: int = 4
-) -> list[Figure]:
+def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu", steps: int = 4) -> list[Figure]:
     """`steps` for the whole canvas, with a cache 4 for each block: fewer than tokens, so that a round does not take
     minutes. What a step costs hardly depends on how many tokens it writes.
     """
     figures = []
     cached_steps = 4 * CANVAS // BLOCK
-    for shape in shapes:
-        model: Any = build(shape, device=device).eval()
-        for rows, temperature in ((1, 0.0), (4, 0.0), (1, 1.0)):
-            decoding = decoded(steps, temperature=temperature)
-            part = f"sampling, exact, temperature {temperature:g}: {shape.name}, {said(rows, decoding)}"
-            figures += compare(part, model, prompts(rows, shape, device), decoding, EXACT, rounds)
-        for name, others in CACHED.items():
-            decoding = decoded(cached_steps, cache=name)
-            part = f"sampling, cached, temperature 0: {shape.name}, {said(1, decoding)}"
-            figures += compare(part, model, prompts(1, shape, device), decoding, others, rounds)
-        del model
-        release()
-        figures += agreement(shape, device, steps, cached_steps)
-    return figures
+    model: Any = build(shape, device=device).eval()
+    for rows, temperature in ((1, 0.0), (4, 0.0), (1, 1.0)):
+        decoding = decoded(steps, temperature=temperature)
+        part = f"sampling, exact, temperature {temperature:g}: {shape.name}, {said(rows, decoding)}"
+        figures += compare(part, model, prompts(rows, shape, device), decoding, EXACT, rounds)
+    for name, others in CACHED.items():
+        decoding = decoded(cached_steps, cache=name)
+        part = f"sampling, cached, temperature 0: {shape.name}, {said(1, decoding)}"
+        figures += compare(part, model, prompts(1, shape, device), decoding, others, rounds)
+    del model
+    release()
+    return [*figures, *agreement(shape if device == "cpu" else LAPTOP, device, steps, cached_steps)]
 
 
 def decoded(steps: int, **chosen: Any) -> Decoding:

@@ -26,6 +26,8 @@ from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import LEAST_TOKENS, SftTrainer
 
 ROWS = 8
+ROWS_OF_PEERS = 4
+"""dllm's default for a device."""
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
@@ -149,27 +151,46 @@ def with_adapters(model: Any) -> Any:
 
 
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    """Against other projects."""
+    figures = in_kinds(peers_of_kind, rounds, shape, device)
+    return [*figures, *agreement(shape if device == "cpu" else LAPTOP, device)]
+
+
+def measure_probes(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    """What GIFT costs above SFT, and the padding of Remask's batches."""
+    return [*in_kinds(probes_of_kind, rounds, shape, device), padding(shape)]
+
+
+OfKind = Callable[[str, Any, Shape, int], list[Figure]]
+
+
+def in_kinds(compared: OfKind, rounds: int, shape: Shape, device: str) -> list[Figure]:
+    """With all weights trained and with adapters, of a model each, of which nothing is left afterwards."""
     figures = []
     for name in ("full", "LoRA"):
-        figures += of_kind(name, rounds, shape, device)
+        kind = fitting(shape, memory_of(device)) if name == "full" else shape
+        model = build(kind, device=device)
+        model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
+        figures += compared(name, model, kind, rounds)
+        del model
         release()
-    return [*figures, *agreement(shape if device == "cpu" else LAPTOP, device), padding(shape)]
+    return figures
 
 
-def of_kind(name: str, rounds: int, shape: Shape, device: str) -> list[Figure]:
-    """Of one model with all weights trained or with adapters; nothing of it is left afterwards."""
-    shape = fitting(shape, memory_of(device)) if name == "full" else shape
-    rows, model = gsm8k_like(ROWS, shape), build(shape, device=device)
-    model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
-    optimizer = adamw(model)
-    part = f"{name}: {shape.name}, {ROWS} rows"
+def peers_of_kind(name: str, model: Any, shape: Shape, rounds: int) -> list[Figure]:
+    rows, optimizer, figures = gsm8k_like(ROWS_OF_PEERS, shape), adamw(model), []
     with tempfile.TemporaryDirectory() as folder:
-        figures = []
         for objective, others in (("sft", SFT), ("gift", GIFT)):
             ours = Stepper(model, rows, objective, folder, optimizer, fill=FILL)
-            figures += against_peers(f"{objective.upper()} step, {part}", ours, others, rounds)
-        figures += probes(f"GIFT's probes, {part}", Stepper(model, rows, "sft", folder, optimizer), folder, 2 * rounds)
+            part = f"{objective.upper()} step, {name}: {shape.name}, {len(rows)} rows"
+            figures += against_peers(part, ours, others, rounds)
     return figures
+
+
+def probes_of_kind(name: str, model: Any, shape: Shape, rounds: int) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        sft = Stepper(model, gsm8k_like(ROWS, shape), "sft", folder, adamw(model))
+        return probes(f"GIFT's probes, {name}: {shape.name}, {ROWS} rows", sft, folder, 2 * rounds)
 
 
 def against_peers(part: str, ours: Stepper, others: dict[str, Loss], rounds: int) -> list[Figure]:
