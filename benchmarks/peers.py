@@ -6,7 +6,7 @@ ratio compares what is computed around the model, not models. Two things are bet
 long as the batch's longest (d1 and LIFT pad them to 4,096 tokens), and nothing is logged.
 
 The projects' code was read in November 2026; a commit is that of the file. d1's SFT and Fast-dLLM's v1 were read in
-forks that leave these parts alone.
+forks, as no copy of the projects' own files was at hand.
 
 Shapes: B rows, P prompt, C canvas, L = P + C, V vocabulary.
 """
