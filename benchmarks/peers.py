@@ -186,7 +186,9 @@ def fast_dllm_generate(
 
 
 class Kept:
-    """Keys and values [B, H, L, d] of each layer, of the last pass that computed them; attention's cache."""
+    """Keys and values [B, H, L, d] of each layer, of the last pass that computed them: attention's cache. Passes
+    have the same mask, true everywhere, as those of Remask's cache.
+    """
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -227,6 +229,7 @@ def espo_elbo(model: Any, ids: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 def espo_draw(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """[B]: the ELBO by one draw."""
     C = mask.shape[1]
     answer, prompt = ids[:, -C:], ids[:, :-C]
     losses = torch.zeros(mask.shape, device=ids.device)
