@@ -2,7 +2,8 @@
 
     python benchmarks/bench.py [--rounds 3] [--only sft sampling] [--json FILE]
 
-Each is a ratio to the textbook's code (`textbook.py`) on the same model and rows, timed in turns in this run. With a
+Those of fine-tuning, sampling, likelihoods and policy updates are ratios to what other projects compute (`peers.py`) on
+the same model and rows, timed in turns in this run: `--only sft sampling likelihood policy` runs them alone. With a
 CUDA device the models have LLaDA-8B's shape, else shapes that two CPU cores can train; what passes leave out,
 adapters, the head and fused kernels are timed there too.
 """
@@ -74,14 +75,17 @@ SMALL, LARGE = (LLADA_8B, LLADA_8B) if ON_GPU else (LAPTOP, WIDE)
 BOTH = (LLADA_8B,) if ON_GPU else (LAPTOP, WIDE)
 PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "sft": lambda rounds: sft_speed.measure(rounds, SMALL, DEVICE),
-    "sampling": lambda rounds: sampling_speed.measure(rounds, BOTH, DEVICE),
+    "sampling": lambda rounds: sampling_speed.measure(rounds, SMALL, DEVICE),
     "approximate": lambda rounds: approximate_speed.measure(rounds, device=DEVICE),
     "likelihood": lambda rounds: likelihood_speed.measure(rounds, SMALL, DEVICE),
     "policy": lambda rounds: policy_speed.measure(rounds, SMALL, DEVICE),
+    "probes": lambda rounds: sft_speed.measure_probes(rounds, SMALL, DEVICE),
     "scaling": lambda rounds: scaling.measure(rounds, LARGE, DEVICE),
     "plan": lambda rounds: plan_check.measure(rounds, BOTH, DEVICE),
     "start-up": start_up,
 }
+if SMALL != LARGE:
+    PARTS["sampling-wide"] = lambda rounds: sampling_speed.measure(rounds, LARGE, DEVICE)
 if ON_GPU:  # where they take seconds
     PARTS |= {
         "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import textbook
 import torch
 from measure import Figure, in_turns, peak_memory, ratio
 from shapes import Shape, build, gsm8k_like, print_figures
 
+from remask.data.collate import lay_out
 from remask.diffusion.predict import Network, token_losses
 
 
@@ -63,9 +63,8 @@ def measure(rounds: int, shape: Shape, device: str = "cpu", counts: tuple[int, .
     model: Any = build(shape, device=device)
     figures = []
     for count in counts:
-        rows = [(row.prompt, row.response) for row in gsm8k_like(count, shape)]
-        ids, response = (x.to(device) for x in textbook.pad_rows(rows, model.config.pad_token_id))
-        attended = ids != model.config.pad_token_id
+        rows, pad = gsm8k_like(count, shape), model.config.pad_token_id
+        ids, attended, response = (x.to(device) for x in lay_out(rows, [len(row.response) for row in rows], pad))
         mask = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)).to(device) < 0.5) & response
         batch, padding = Pass(model, ids, attended, mask), 1 - attended.float().mean().item()
         said = f"{shape.name}, {count} rows"

@@ -1,4 +1,6 @@
-"""The updates of an ESPO rollout: old and reference likelihoods, then μ optimiser steps, against the published form."""
+"""The updates of an ESPO rollout: old and reference likelihoods, then μ optimiser steps, against ESPO's own trainer
+(`peers.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ import tempfile
 from types import SimpleNamespace
 from typing import Any
 
-import textbook
+import peers
 import torch
-from likelihood_speed import masks_of
+from likelihood_speed import ESPO, masks_of
 from measure import Figure, in_turns, peak_memory, ratio
-from sft_speed import adamw, mixed, with_adapters
-from shapes import LAPTOP, Shape, build, gsm8k_like, print_figures
+from sft_speed import adamw, mixed, with_adapters, with_gradient
+from shapes import LAPTOP, Shape, answers, build, print_figures
 from transformers import TrainingArguments
 
 from remask.rl.batches import Plan, PolicyBatch
@@ -23,21 +25,13 @@ from remask.rl.trainer import PolicyTrainer
 ROWS, CANVAS, PASSES = 2, 128, 2
 
 
-def rollout(shape: Shape, pad: int, rows: int = ROWS) -> Rollout:
-    """Answers of random tokens to left-padded prompts, half of them good and half bad."""
-    prompts = [row.prompt for row in gsm8k_like(rows, shape)]
-    width = max(map(len, prompts)) + CANVAS
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.full((rows, width), pad)
-    ids[:, -CANVAS:] = torch.randint(shape.vocabulary - 3, (rows, CANVAS), generator=generator)
-    for b, prompt in enumerate(prompts):
-        ids[b, width - CANVAS - len(prompt) : width - CANVAS] = torch.tensor(prompt)
-    response = torch.zeros(ids.shape, dtype=torch.bool)
-    response[:, -CANVAS:] = True
+def rollout(shape: Shape, rows: int = ROWS) -> Rollout:
+    """Answers to one prompt, half of them good and half bad."""
+    ids, response = answers(rows, shape, CANVAS)
     return Rollout(
         number=0,
         ids=ids,
-        attended=ids != pad,
+        attended=torch.ones_like(response),
         response=response,
         scored=response,
         advantage=torch.tensor([1.0, -1.0]).repeat(rows // 2),
@@ -82,34 +76,28 @@ class Ours:
         self.trainer._micro.clear()
 
 
-class Plain:
-    """The same by the textbook: each reading two full forwards a draw, all draws' graphs kept for one backward."""
+class Espo:
+    """What ESPO's trainer does, on the same masks."""
 
     def __init__(self, model: Any, batches: list[PolicyBatch], optimizer: torch.optim.Optimizer) -> None:
         self.model, self.batches, self.optimizer = model, batches, optimizer
         self.masks = [masks_of(batch.noise, batch.canvas.corruptible) for batch in batches]
-        self.pad = model.config.pad_token_id
 
     def elbo(self, number: int) -> torch.Tensor:
-        canvas = self.batches[number].canvas
-        return textbook.coupled_elbo(self.model, canvas.ids, canvas.corruptible, self.masks[number], self.pad)
+        return peers.espo_elbo(self.model, self.batches[number].canvas.ids, self.masks[number])
 
     @torch.no_grad()
     def scored(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(old, reference) of each pass."""
         read = []
-        with mixed(self.model):
-            for number in range(len(self.batches)):
-                old = self.elbo(number)
-                with self.model.disable_adapter():
-                    read.append((old, self.elbo(number)))
+        for number in range(len(self.batches)):
+            old = self.elbo(number)
+            with self.model.disable_adapter():
+                read.append((old, self.elbo(number)))
         return read
 
     def loss(self, number: int, old: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        batch = self.batches[number]
-        with mixed(self.model):
-            value, n = self.elbo(number), batch.canvas.corruptible.sum(-1)
-            return textbook.espo_loss(value, old, reference, n, batch.advantage)
+        return peers.espo_loss(self.elbo(number), old, reference, CANVAS, self.batches[number].advantage)
 
     def __call__(self) -> None:
         for number, (old, reference) in enumerate(self.scored()):
@@ -130,17 +118,17 @@ def part_of(shape: Shape) -> str:
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
     part = part_of(shape)
     model = with_adapters(build(shape, device=device))
-    made = rollout(shape, model.config.pad_token_id)
+    made = rollout(shape)
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(model, made, folder)
-        plain = Plain(model, ours.scored(), ours.optimizer)
-        memory = {name: peak_memory(run) for name, run in {"ours": ours, "plain": plain}.items()}  # and warms up
-        times = in_turns({"ours": ours, "plain": plain}, rounds=max(1, rounds - 1), warm_up=0)
-    share = memory["ours"] / memory["plain"]
-    detail = f"{memory['ours'] / 2**20:,.0f} of {memory['plain'] / 2**20:,.0f} MiB above weights and optimiser"
+        espo = Espo(model, ours.scored(), ours.optimizer)
+        memory = {name: peak_memory(run) for name, run in {"ours": ours, "espo": espo}.items()}  # and warms up
+        times = in_turns({"ours": ours, "espo": espo}, rounds=max(1, rounds - 1), warm_up=0)
+    share = memory["ours"] / memory["espo"]
+    detail = f"{memory['ours'] / 2**20:,.0f} of {memory['espo'] / 2**20:,.0f} MiB above weights and optimiser"
     return [
-        Figure(part, "against the published form", *ratio(times["plain"], times["ours"])),
-        Figure(part, "peak memory", share, more_is_better=False, detail=detail),
+        Figure(part, f"against {ESPO}", *ratio(times["espo"], times["ours"]), bar=1.0),
+        Figure(part, f"peak memory, against {ESPO}", share, bar=1.0, more_is_better=False, detail=detail),
         gradient_apart(shape if device == "cpu" else LAPTOP, device),
     ]
 
@@ -149,33 +137,28 @@ def gradient_apart(shape: Shape = LAPTOP, device: str = "cpu") -> Figure:
     """In float32, of the second pass, after the policy has moved. (Losses are differences of nearly equal numbers.)"""
     model = with_adapters(build(shape, torch.float32, device))
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(model, rollout(shape, model.config.pad_token_id), folder)
+        ours = Ours(model, rollout(shape), folder)
     for group in ours.optimizer.param_groups:
         group["lr"] = 1e-3
     batches = ours.scored()
-    plain = Plain(model, batches, ours.optimizer)
-    read = plain.scored()
+    espo = Espo(model, batches, ours.optimizer)
+    read = espo.scored()
     ours.loss(batches[0]).backward()
     updated(model, ours.optimizer)
-    mine = gradient(model, ours.loss(batches[1]))
-    theirs = gradient(model, plain.loss(1, *read[1]))
-    what = "gradient of the second pass, relative difference from the textbook's in float32"
+    _, mine = with_gradient(model, ours.loss(batches[1]))
+    _, theirs = with_gradient(model, espo.loss(1, *read[1]))
+    what = f"gradient of the second pass, relative difference from {ESPO}"
     apart = ((mine - theirs).norm() / theirs.norm()).item()
-    return Figure(f"ESPO's gradient: {shape.name}", what, apart, bar=1e-5, more_is_better=False, unit="relative")
-
-
-def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
-    loss.backward()
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return found
+    return Figure(
+        f"ESPO's gradient in float32: {shape.name}", what, apart, bar=1e-4, more_is_better=False, unit="relative"
+    )
 
 
 def variants(rounds: int, shape: Shape, device: str) -> list[Figure]:
     """The gradient draw by draw against that of all draws at once."""
     part = part_of(shape)
     model = with_adapters(build(shape, device=device))
-    made = rollout(shape, model.config.pad_token_id)
+    made = rollout(shape)
     with tempfile.TemporaryDirectory() as folder:
         ways = {name: Ours(model, made, folder, whole=name == "whole") for name in ("draw", "whole")}
         memory = {name: peak_memory(run) for name, run in ways.items()}

@@ -1,14 +1,20 @@
-"""One optimiser step of SFT and of GIFT: Remask's trainer against the textbook's loop on the same rows and model."""
+"""One optimiser step of SFT and of GIFT: Remask's trainer against other projects' (`peers.py`), same rows and model.
+
+Rows are filled with EOS up to the batch's longest and learned from, as those projects do, and the noise is the same.
+Apart from them: what GIFT's probes cost above SFT, on rows without fill, and the padding that is computed.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
-import textbook
+import peers
 import torch
-from measure import Figure, in_turns, peak_memory, ratio, release
+from measure import Figure, Variant, in_turns, peak_memory, ratio, release
 from shapes import LAPTOP, Shape, build, fitting, gsm8k_like, memory_of
 from transformers import TrainingArguments
 
@@ -20,6 +26,8 @@ from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import LEAST_TOKENS, SftTrainer
 
 ROWS = 8
+ROWS_OF_PEERS = 4
+"""dllm's default for a device."""
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
@@ -52,10 +60,11 @@ class Stepper:
         *,
         frozen: bool = False,
         mixed: bool = True,
+        fill: str = "none",
     ) -> None:
         self.mixed = mixed
         self.chosen = resolve(objective)
-        collator = Collator(Fill.parse("none"), model.config.eos_token_id, 4096, seed=0)
+        collator = Collator(Fill.parse(fill), model.config.eos_token_id, 4096, seed=0)
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
         self.trainer = SftTrainer(
             model,
@@ -88,49 +97,49 @@ class Stepper:
         )
 
     def __call__(self) -> None:
-        trainer, batch = self.trainer, self.batch()
+        loss = self.loss()
         self.visit += 1
-        with mixed(trainer.model, self.mixed):
-            inputs, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-            loss = trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        self.update()
+
+    def loss(self) -> torch.Tensor:
+        trainer = self.trainer
+        with mixed(trainer.model, self.mixed):
+            inputs, count = trainer.get_batch_samples(iter([self.batch()]), 1, trainer.args.device)
+            return trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=count)
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-class Plain:
-    """The textbook's optimiser step on the same rows."""
+Loss = Callable[..., torch.Tensor]
+FILL = "batch"
+"""The EOS that fills rows up to the batch's longest is learned, as the projects compared with do."""
+SFT: dict[str, Loss] = {
+    "dllm's trainer (0900026)": peers.dllm_sft_loss,
+    "d1's SFT, autocast (44e3187)": partial(peers.d1_sft_loss, autocast=True),
+    "LIFT's SFT, as launched (b2cacc0)": partial(peers.d1_sft_loss, autocast=False),
+}
+GIFT: dict[str, Loss] = {"LIFT's GIFT, as launched (b2cacc0)": peers.lift_gift_loss}
 
-    def __init__(
-        self,
-        model: Any,
-        rows: list[Row],
-        form: textbook.LossForm,
-        optimizer: torch.optim.Optimizer,
-        *,
-        gift: bool = False,
-    ) -> None:
-        self.model, self.form, self.gift, self.pad = model, form, gift, model.config.pad_token_id
-        self.pairs = [(row.prompt, row.response) for row in rows]
-        self.optimizer = optimizer
-        self.generator = torch.Generator().manual_seed(0)
+
+class Peer:
+    """Another project's optimiser step on the rows, the noise and the optimiser of Remask's."""
+
+    def __init__(self, loss: Loss, ours: Stepper) -> None:
+        self.of_batch, self.ours, self.model = loss, ours, ours.trainer.model
+
+    def loss(self) -> torch.Tensor:
+        device = self.ours.trainer.args.device
+        batch = {name: value.to(device) for name, value in self.ours.batch().items()}
+        return self.of_batch(self.model, batch["ids"], batch["corruptible"], batch["t"], batch["u"])
 
     def __call__(self) -> None:
-        ids, response = textbook.pad_rows(self.pairs, self.pad)
-        t = torch.rand(len(ids), generator=self.generator).clamp(min=1e-3)
-        u = torch.rand(ids.shape, generator=self.generator)
-        device = next(self.model.parameters()).device
-        ids, response, t, u = (x.to(device) for x in (ids, response, t, u))
-        rate = t[:, None].expand(ids.shape)
-        with mixed(self.model):
-            if self.gift:
-                rate = textbook.gift_rate(self.model, ids, response, t, self.pad)
-            loss = textbook.sft_loss(self.model, ids, response, rate, u, self.form, self.pad)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.ours.visit += 1
+        self.loss().backward()
+        self.ours.update()
 
 
 def with_adapters(model: Any) -> Any:
@@ -142,44 +151,96 @@ def with_adapters(model: Any) -> Any:
 
 
 def measure(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    """Against other projects."""
+    figures = in_kinds(peers_of_kind, rounds, shape, device)
+    return [*figures, *agreement(shape if device == "cpu" else LAPTOP, device)]
+
+
+def measure_probes(rounds: int, shape: Shape = LAPTOP, device: str = "cpu") -> list[Figure]:
+    """What GIFT costs above SFT, and the padding of Remask's batches."""
+    return [*in_kinds(probes_of_kind, rounds, shape, device), padding(shape)]
+
+
+OfKind = Callable[[str, Any, Shape, int], list[Figure]]
+
+
+def in_kinds(compared: OfKind, rounds: int, shape: Shape, device: str) -> list[Figure]:
+    """With all weights trained and with adapters, of a model each, of which nothing is left afterwards."""
     figures = []
     for name in ("full", "LoRA"):
-        figures += of_kind(name, rounds, shape, device)
+        kind = fitting(shape, memory_of(device)) if name == "full" else shape
+        model = build(kind, device=device)
+        model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
+        figures += compared(name, model, kind, rounds)
+        del model
         release()
-    return [*figures, loss_apart(shape if device == "cpu" else LAPTOP, device), padding(shape)]
+    return figures
 
 
-def of_kind(name: str, rounds: int, shape: Shape, device: str) -> list[Figure]:
-    """Of one model with all weights trained or with adapters; nothing of it is left afterwards."""
-    shape = fitting(shape, memory_of(device)) if name == "full" else shape
-    rows, model = gsm8k_like(ROWS, shape), build(shape, device=device)
-    model = with_adapters(model) if name == "LoRA" else model.requires_grad_(True)
-    part = f"SFT step, {name}: {shape.name}, {ROWS} rows"
+def peers_of_kind(name: str, model: Any, shape: Shape, rounds: int) -> list[Figure]:
+    rows, optimizer, figures = gsm8k_like(ROWS_OF_PEERS, shape), adamw(model), []
     with tempfile.TemporaryDirectory() as folder:
-        ours = Stepper(model, rows, "sft", folder, adamw(model))
-        figures = against_textbook(part, ours, model, rows, rounds)
-        figures += probes(part, ours, folder, 2 * rounds)
-        plain = Plain(model, rows, "masked rows", ours.optimizer, gift=True)
-        gift = Stepper(model, rows, "gift", folder, ours.optimizer)
-        times = in_turns({"ours": gift, "plain": plain}, rounds=max(1, rounds - 1), warm_up=0)
-    return [*figures, Figure(part, "GIFT against the textbook's", *ratio(times["plain"], times["ours"]))]
+        for objective, others in (("sft", SFT), ("gift", GIFT)):
+            ours = Stepper(model, rows, objective, folder, optimizer, fill=FILL)
+            part = f"{objective.upper()} step, {name}: {shape.name}, {len(rows)} rows"
+            figures += against_peers(part, ours, others, rounds)
+    return figures
 
 
-def loss_apart(shape: Shape, device: str) -> Figure:
-    """In float32, on the same masks."""
-    model, rows = build(shape, torch.float32, device), gsm8k_like(ROWS, shape)
+def probes_of_kind(name: str, model: Any, shape: Shape, rounds: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        ours = Stepper(model, rows, "sft", folder, adamw(model.requires_grad_(True)))
-    prepared = ours.trainer.prepare(ours.batch(), ours.trainer.args.device)
-    canvas, corrupted = prepared.canvas, prepared.corrupted
-    u = torch.where(corrupted.mask, 0.0, 1.0)
-    pad = model.config.pad_token_id
-    plain = textbook.sft_loss(model, canvas.ids, canvas.corruptible, corrupted.rate, u, "masked rows", pad).item()
-    found = (ours.trainer.loss_rows(model, prepared).sum() / canvas.corruptible.sum()).item()
-    what = "loss, of the textbook's, relative difference in float32"
-    return Figure(
-        f"SFT loss: {shape.name}", what, abs(found / plain - 1), bar=1e-5, more_is_better=False, unit="relative"
-    )
+        sft = Stepper(model, gsm8k_like(ROWS, shape), "sft", folder, adamw(model))
+        return probes(f"GIFT's probes, {name}: {shape.name}, {ROWS} rows", sft, folder, 2 * rounds)
+
+
+def against_peers(part: str, ours: Stepper, others: dict[str, Loss], rounds: int) -> list[Figure]:
+    """Time and memory of a step, all timed in the same rounds."""
+    ways: dict[str, Variant] = {name: Peer(loss, ours) for name, loss in others.items()}
+    ours()
+    memory = {name: peak_memory(run) for name, run in {"": ours, **ways}.items()}  # and warms up
+    times = in_turns({"": ours, **ways}, rounds=rounds, warm_up=0)
+    figures = [Figure(part, f"against {name}", *ratio(times[name], times[""]), bar=1.0) for name in others]
+    for name in others:
+        detail = f"{memory[''] / 2**20:,.0f} of {memory[name] / 2**20:,.0f} MiB above weights and optimiser"
+        share = memory[""] / memory[name]
+        figures.append(
+            Figure(part, f"peak memory, against {name}", share, bar=1.0, more_is_better=False, detail=detail)
+        )
+    return figures
+
+
+def agreement(shape: Shape, device: str) -> list[Figure]:
+    """In float32, on the same masks, of two rows; of GIFT for one: LIFT's mean importance is the batch's, Remask's a
+    row's.
+    """
+    model, rows = build(shape, torch.float32, device).requires_grad_(True), gsm8k_like(2, shape)
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        optimizer = torch.optim.SGD(model.parameters())  # never steps
+        for objective, others, taken in (("sft", SFT, rows), ("gift", GIFT, rows[:1])):
+            ours = Stepper(model, taken, objective, folder, optimizer, fill=FILL)
+            loss, gradient = with_gradient(model, ours.loss())
+            for name, other in others.items():
+                found, gradient_found = with_gradient(model, Peer(other, ours).loss())
+                apart = max(abs(loss / found - 1), ((gradient - gradient_found).norm() / gradient_found.norm()).item())
+                figures.append(
+                    Figure(
+                        f"loss and gradient in float32: {shape.name}",
+                        f"{objective}, largest relative difference from {name}",
+                        apart,
+                        bar=1e-4,
+                        more_is_better=False,
+                        unit="relative",
+                    )
+                )
+    return figures
+
+
+def with_gradient(model: Any, loss: torch.Tensor) -> tuple[float, torch.Tensor]:
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return loss.item(), gradient
 
 
 def padding(shape: Shape, batch: int = 32) -> Figure:
@@ -197,22 +258,6 @@ def padding(shape: Shape, batch: int = 32) -> Figure:
     what = f"padding, batches of {batch} GSM8K-like rows"
     detail = f"padded to 1,024 tokens: {100 * fixed:.0f} %"
     return Figure("batches", what, 1 - kept / computed, unit="%", more_is_better=False, detail=detail)
-
-
-def against_textbook(part: str, ours: Stepper, model: Any, rows: list[Row], rounds: int) -> list[Figure]:
-    plain = {form: Plain(model, rows, form, ours.optimizer) for form in ("masked rows", "B V L")}
-    ours()
-    memory = {name: peak_memory(run) for name, run in {"ours": ours, **plain}.items()}  # and warms up
-    said = {"masked rows": ("full logits", 1.5, rounds), "B V L": ("the [B, V, L] form", 2.5, max(1, rounds - 1))}
-    figures = []
-    for form, (name, bar, count) in said.items():
-        times = in_turns({"ours": ours, "plain": plain[form]}, rounds=count, warm_up=0)
-        figures.append(Figure(part, f"against {name}", *ratio(times["plain"], times["ours"]), bar=bar))
-    for form, (name, *_) in said.items():
-        share = memory["ours"] / memory[form]
-        detail = f"{memory['ours'] / 2**20:,.0f} of {memory[form] / 2**20:,.0f} MiB above weights and optimiser"
-        figures.append(Figure(part, f"peak memory, of {name}'s", share, bar=0.5, more_is_better=False, detail=detail))
-    return figures
 
 
 def probes(part: str, ours: Stepper, folder: str, rounds: int) -> list[Figure]:

@@ -41,7 +41,7 @@ def memory_of(device: str) -> int | None:
 
 def fitting(shape: Shape, memory: int | None) -> Shape:
     """With as many of its layers as can be trained in a device's memory. Half of that is for weights, gradients and
-    AdamW's two states, two bytes each; the rest for activations and for the textbook's logits.
+    AdamW's two states, two bytes each; the rest for activations and for full logits.
     """
     if memory is None:
         return shape
@@ -86,6 +86,17 @@ def gsm8k_like(count: int, shape: Shape, seed: int = 0) -> list[Row]:
         ids = rng.integers(0, shape.vocabulary - 3, prompt + answer).tolist()
         rows.append(Row(ids[:prompt], ids[prompt:], f"row {number}"))
     return rows
+
+
+def answers(count: int, shape: Shape, length: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, response) [count, P + length]: answers of random tokens to one prompt, as a rollout's group."""
+    (row,) = gsm8k_like(1, shape)
+    generator = torch.Generator().manual_seed(0)
+    written = torch.randint(shape.vocabulary - 3, (count, length), generator=generator)
+    ids = torch.cat([torch.tensor(row.prompt).expand(count, -1), written], dim=1)
+    response = torch.zeros(ids.shape, dtype=torch.bool)
+    response[:, -length:] = True
+    return ids, response
 
 
 def print_figures(doc: str | None, rounds: int, *ways: Callable[[int, Shape, str], list[Figure]]) -> None:
