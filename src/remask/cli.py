@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from remask import __version__
+from remask.errors import one_line, shortened
 from remask.faults import refuse_lost_folder, what_went_wrong
 from remask.streams import drop_output, flush, prepare_streams, quiet_libraries, say
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"remask {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        say(f"remask: unknown command {arguments[0]!r}. The commands are {', '.join(COMMANDS)}")
+        say(f"remask: unknown command {shortened(arguments[0])!r}. The commands are {', '.join(COMMANDS)}")
         return 2
     if not any("quantization" in argument for argument in arguments):
         quiet_libraries()
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("REMASK_TRACEBACK") == "1":
             traceback.print_exception(error)
-        say(f"remask {arguments[0]}: {said}")
+        say(one_line(f"remask {arguments[0]}: {said}"))
         return 2
 
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+LONGEST = 1000
+"""Characters of what is wrong that are told, and of what to do about it: a value that is quoted may be a whole file."""
+LONGEST_NAME = 160
+"""Characters of a file's name that are told."""
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (config, data, checkpoint, prompt).
 
     The command line prints it as one line and exits with code 2. `where` names the file, row or key; `mend` says
-    what to do about it.
+    what to do about it. In the line, long parts lose their middle and what cannot be printed is written as its number.
     """
 
     def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
         self.what, self.where, self.mend = what, where, mend
-        message = f"{where}: {what}" if where else what
-        super().__init__(f"{message}; {mend}" if mend else message)
+        told = shortened(what, LONGEST)
+        message = f"{shortened(where)}: {told}" if where else told
+        super().__init__(one_line(f"{message}; {shortened(mend, LONGEST)}" if mend else message))
+
+
+def shortened(text: str, longest: int = LONGEST_NAME) -> str:
+    """Its beginning and its end, where it is long."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
+
+
+def one_line(text: str) -> str:
+    """The text with every character that would break the line, move the cursor or show as nothing written as an escape
+    (`\\x1b`).
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 
-from remask.errors import UserError, first_line
+from remask.errors import UserError, first_line, shortened
 
-LONGEST = 160
-"""Characters of a file's name that are told."""
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "Invalid buffer size")
 """What torch says where memory is short; elsewhere it has an error of its own."""
 NO_ROOM = ("PytorchStreamWriter", "inline_container", "basic_ios::clear")
@@ -54,12 +52,6 @@ def refuse_lost_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise UserError("the working directory is gone", mend="go to another one: cd") from error
-
-
-def shortened(text: str) -> str:
-    """Its beginning and its end, where it is long."""
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 def _of_system(error: OSError) -> str:

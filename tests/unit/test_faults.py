@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from remask import cli, config, progress
 from remask.cli import main
 from remask.config import LoraConfig, RlConfig
-from remask.errors import UserError
-from remask.faults import shortened, what_went_wrong
+from remask.errors import UserError, one_line, shortened
+from remask.faults import what_went_wrong
 from remask.files import refuse_unwritable, refuse_unwritable_folder
 from remask.training.model import trainable
 from remask.training.rows import refuse_beyond_memory
@@ -93,6 +93,30 @@ def test_all_have_a_traceback_where_one_is_asked_for(
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert said.splitlines()[-1].startswith("remask eval: n = 0")
+
+
+@pytest.mark.parametrize("part", ["what", "where", "mend"])
+def test_messages_are_one_line_of_a_length_to_be_read(part: str) -> None:
+    """Whatever is quoted in them: a whole file, or characters that move the cursor, show nothing or are half a pair."""
+    texts = {"what": "is wrong", "where": "a.json", "mend": "mend it"}
+    told = str(UserError(**{**texts, part: "begin " + "x" * 100_000 + " end"}))
+    assert len(told) < 1100
+    assert "begin xxx" in told
+    assert "xxx end" in told
+    assert all(text in told for name, text in texts.items() if name != part)
+    odd = str(UserError(**{**texts, part: "a\n\x1b[31m\x07\u202e\u2028\ud800é漢b"}))
+    assert r"a\n\x1b[31m\x07\u202e\u2028\ud800é漢b" in odd
+    assert odd == one_line(odd)
+
+
+def test_a_file_that_cannot_be_read_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("remask.commands.evaluate.run", lambda _: Path("/no\nsuch\x1b[2J").read_bytes())
+    assert main(["eval"]) == 2
+    assert capsys.readouterr().err == "remask eval: /no\\nsuch\\x1b[2J: No such file or directory\n"
+    assert main(["\n" * 500]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_long_texts_are_shortened_in_the_middle() -> None:

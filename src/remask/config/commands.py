@@ -16,7 +16,7 @@ class EvalConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
     """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     adapter: str | None = None
@@ -98,7 +98,7 @@ class ConvertConfig:
     __pydantic_config__ = STRICT
 
     to_diffusion: str | None = None
-    """A causal model of the Llama, Qwen2 or Qwen3 family: a hub id or a folder."""
+    """A causal model of the Llama, Qwen2 or Qwen3 family: a hub id, a folder or a GGUF file."""
     merge: str | None = None
     """A LoRA adapter to merge: a run of Remask's, a folder or (with --base) a hub id."""
     base: str | None = None
@@ -193,7 +193,7 @@ class PlanConfig:
     __pydantic_config__ = STRICT
 
     model: str = "llada-8b"
-    """llada-8b, dream-7b, or a local folder whose config.json is read."""
+    """llada-8b, dream-7b, a local folder whose config.json is read, a GGUF file, or a hub id."""
     gpus: int = 1
     gpu: Literal["a100-40gb", "a100-80gb", "l40s", "h100", "h200", "b200", "rtx-4090"] = "h100"
     """Gives memory and peak; the next two override it."""

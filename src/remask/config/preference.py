@@ -59,7 +59,8 @@ class DpoConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the reference."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the
+    reference."""
     model_attention: Attention | None = None
     """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     data: str = "generated:sudoku+countdown:1000"

@@ -136,7 +136,7 @@ class RlConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
     """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
     tasks: str = "sudoku"

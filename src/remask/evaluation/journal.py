@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.models.gguf import gguf_file, gguf_parts
 
 MODEL_FILES = (
     *("*.safetensors", "*.bin", "*config.json"),
@@ -154,12 +155,16 @@ def fingerprint(parts: Any) -> str:
 
 
 def weights_stamp(folder: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a local checkpoint's files: another training in the same folder is another model.
+    """Names, sizes and times of the files of a local checkpoint: a folder, or a GGUF file and what lies beside it.
 
-    What else people keep there (records of evaluations, logs) makes no difference.
+    Another training in the same folder is another model. What else people keep there (records of evaluations, logs)
+    makes no difference.
     """
     path = Path(folder)
-    if not path.is_dir():
+    if not path.exists():
         return []
-    stats = [(file.name, file.stat()) for file in sorted({f for pattern in MODEL_FILES for f in path.glob(pattern)})]
+    stored = gguf_file(path)
+    beside, patterns = (path, MODEL_FILES) if path.is_dir() else (path.parent, MODEL_FILES[2:])
+    files = {file for pattern in patterns for file in beside.glob(pattern)} | set(gguf_parts(stored) if stored else ())
+    stats = [(file.name, file.stat()) for file in sorted(files)]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

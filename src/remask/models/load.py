@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -21,13 +20,16 @@ from transformers import (
     Qwen2Tokenizer,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from remask.config import Attention, Dtype, Quantization
 from remask.errors import UserError, first_line
+from remask.faults import is_out_of_memory
 from remask.models.converted import A2D
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
+from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
 from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import base_of, is_adapter, load_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, known_types, model_class
@@ -131,13 +133,20 @@ def load_model(
                 mend='where attention is full say so: --model-attention full, or "attention": "full" in config.json',
             )
         config.attention = attention
+    stored = gguf_file(folder)
     keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
+    if stored is not None:
+        keywords["state_dict"] = gguf_weights(stored, config, None if dtype == "auto" else _dtype(dtype))
     if quantization is not None:
         keywords |= {"quantization_config": _quantized(quantization, dtype), "device_map": {"": device}}
     try:
         with quiet_transformers():
-            model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, **keywords)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+            model, info = kind.from_pretrained(
+                None if stored else folder, config=config, output_loading_info=True, **keywords
+            )
+    except Exception as error:  # readers of damaged files raise errors of many kinds
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"its weights cannot be read ({first_line(error)})", where=folder) from error
     for what, keys in (("missing", info["missing_keys"]), ("of another shape", info.get("mismatched_keys") or ())):
         if keys:
@@ -148,6 +157,7 @@ def load_model(
             where=folder,
             mend="check model_type and the sizes in its config.json",
         )
+    model.name_or_path = folder  # of weights that were handed over there is none
     if quantization == "4bit" and device == "cpu":
         _refuse_odd_sizes(model, folder)
     return model
@@ -155,6 +165,9 @@ def load_model(
 
 UNSAID = tuple(model.config_class.model_type for model in A2D)
 """Model types of which there are models of full attention and block models, and the config does not say which."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+"""What is read before the tokenizer that a GGUF file holds."""
 
 SIZES = (
     ("hidden_size", "d_model", "dim", "n_embd"),
@@ -166,6 +179,11 @@ SIZES = (
 
 def load_config(folder: str) -> Any:
     """A checkpoint's config. Raises UserError where there is none or its model type is unknown."""
+    stored = gguf_file(folder)
+    if stored is not None:
+        if not (stored.parent / CONFIG_NAME).is_file():
+            return gguf_config(stored)
+        folder = str(stored.parent)
     try:
         values, _ = PreTrainedConfig.get_config_dict(folder)
         if values and (lacking := [names[0] for names in SIZES if not any(values.get(name) for name in names)]):
@@ -258,6 +276,10 @@ def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedToke
 
     Raises UserError where there is none.
     """
+    if (stored := gguf_file(folder)) is not None:
+        folder = str(stored.parent)
+        if not any((stored.parent / name).is_file() for name in TOKENIZER_FILES):
+            return gguf_tokenizer(stored)
     try:
         declared = get_tokenizer_config(folder)
         name = declared.get("tokenizer_class")
@@ -266,7 +288,9 @@ def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedToke
         if native is not None and ("auto_map" in declared or not known):
             return native.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises no kind of its own
         raise UserError(f"no tokenizer that can be read ({first_line(error)})", where=folder) from error
 
 

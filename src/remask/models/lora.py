@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
+from remask.faults import is_out_of_memory
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -140,7 +141,9 @@ def load_adapter(model: Any, adapter: str) -> Any:
         config.inference_mode = True
         wrapped = PeftModel(model, config)
         result = set_peft_model_state_dict(wrapped, weights)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a setting of the wrong type fails where it is first used
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"not an adapter for this model ({first_line(error)})", where=adapter) from error
     lost = sorted(result.unexpected_keys)
     empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)

@@ -34,20 +34,20 @@ PUBLISHED = {"llada-8b": _llada_8b, "dream-7b": _dream_7b}
 
 
 def shape_config(name: str) -> Any:
-    """The config of a published shape, of a local folder, or of a hub id, of which nothing but its config is fetched.
+    """The config of a published shape, of a local folder or GGUF file, or of a hub id.
 
-    Raises UserError for what is none of them.
+    Of a hub id nothing but its config is fetched. Raises UserError for what is none of them.
     """
     if name in PUBLISHED:
         return PUBLISHED[name]()
     folder = resolve(name)
     known = f"{', '.join(PUBLISHED)}, a local folder with a config.json, or a hub id (owner/name)"
-    if not Path(folder).is_dir() and "/" not in name:
+    if not Path(folder).exists() and "/" not in name:
         raise UserError(f"no shape {name!r}", mend=f"give {known}")
     try:
         return load_config(folder)
     except UserError as error:
-        raise UserError(error.what, where=folder, mend=f"give {known}") from error
+        raise UserError(error.what, where=folder, mend=error.mend or f"give {known}") from error
 
 
 def empty_model(config: Any, dtype: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import jinja2
 
 from remask.errors import UserError
 from remask.evaluation.arms import ACCURACY, START, Evaluation, load_evaluation
+from remask.files import write_atomically
 from remask.report import figures
 from remask.report.calibration import calibration_section
 from remask.report.class_accuracy import class_accuracy_section
@@ -64,15 +63,12 @@ def _write(output: Path, page: str) -> Path:
     """The whole page or none."""
     if output.is_dir():
         raise UserError("is a folder, not a file", where=str(output), mend="give a file's name")
-    partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, output)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(f"cannot be written ({error.strerror})", where=str(output), mend="give another path") from error
+    # Half a surrogate pair, which JSON may hold and UTF-8 may not, is shown as its number.
+    write_atomically(output, page.encode("utf-8", "backslashreplace"))
     return output
 
 

@@ -20,6 +20,7 @@ from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
 from remask.files import refuse_unwritable_folder, write_atomically
+from remask.models.gguf import gguf_file, gguf_parts
 from remask.models.load import pick_device, resolve
 from remask.models.lora import base_of, is_adapter
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
@@ -183,7 +184,8 @@ def starting_point(
     Raises UserError for a folder that holds a run or a model which nobody said may go, and for a checkpoint of a run
     with other settings (`refuse_another_config`) or past the run's end.
     """
-    if folder.resolve() == Path(config.model).resolve():
+    model = Path(config.model).resolve()
+    if folder.resolve() == (model.parent if model.is_file() else model):
         raise UserError("is the model to train from", where=str(folder), mend="give another output_dir")
     refuse_files(folder)
     if config.resume:
@@ -271,7 +273,8 @@ def refuse_other_base(digest: str, checkpoint: Path, model: str) -> None:
 def digest_of_base(model: str) -> str:
     """Of the files of a model's weights, and where it is an adapter of those of its base."""
     folder, found = Path(resolve(model)), hashlib.blake2b(digest_size=16)
-    for path in sorted({path for name in WEIGHTS for path in folder.glob(name)}):
+    stored = gguf_file(folder)
+    for path in gguf_parts(stored) if stored else sorted({path for name in WEIGHTS for path in folder.glob(name)}):
         found.update(f"{path.name} {digest_of_file(path)}".encode())
     if is_adapter(str(folder)):
         found.update(digest_of_base(base_of(str(folder))).encode())

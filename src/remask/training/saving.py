@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import Trainer
 
-from remask.errors import UserError, first_line
-from remask.faults import is_unwritable, shortened
+from remask.errors import UserError, first_line, shortened
+from remask.faults import is_unwritable
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
