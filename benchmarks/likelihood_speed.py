@@ -17,7 +17,7 @@ from remask.diffusion import likelihood
 from remask.diffusion.corruption import Canvas, exact_count_mask
 from remask.diffusion.likelihood import elbo_coupled, elbo_coupled_views, unit_time
 from remask.diffusion.noise import MIN_TIME, Noise
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 
 ROWS = 4
 ESPO = "ESPO's trainer (fdac97d)"
@@ -110,7 +110,7 @@ def pairs_together(model: Any, canvas: Canvas, rounds: int) -> Figure:
 
     def read(at_most: int) -> None:
         likelihood.ROWS_TOGETHER = at_most
-        likelihood.token_log_p(Network(model), canvas, views, gain).sum().backward()
+        likelihood.token_log_p(ModelReader(model), canvas, views, gain).sum().backward()
         model.zero_grad()
 
     before = likelihood.ROWS_TOGETHER

@@ -16,7 +16,8 @@ from measure import Figure, in_turns, peak_memory, ratio
 from shapes import Shape, build, gsm8k_like, print_figures
 
 from remask.data.collate import lay_out
-from remask.diffusion.predict import Network, token_losses
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.reader import ModelReader
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Pass:
         hidden = self.ids.masked_fill(self.mask, self.model.config.mask_token_id)
         even = torch.ones(int(self.mask.sum()), device=self.ids.device)
         with torch.set_grad_enabled(gradient):
-            ce = token_losses(Network(self.model), hidden, self.attended, self.mask, self.ids, even)
+            canvas = Canvas(self.ids, self.attended, self.mask, self.mask)
+            ce = ModelReader(self.model).losses(hidden, canvas, self.mask, even)
         if gradient:
             ce.sum().backward()
             self.model.zero_grad()

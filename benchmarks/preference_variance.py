@@ -17,8 +17,9 @@ from torch import Tensor
 from remask import load
 from remask.data.canvas import Fill
 from remask.data.collate import Visit
-from remask.diffusion.likelihood import elbo_views, predict_with, token_log_p
+from remask.diffusion.likelihood import elbo_views, token_log_p
 from remask.diffusion.noise import Noise
+from remask.diffusion.reader import ModelReader
 from remask.models.facts import facts
 from remask.preference.data import PairBatch, PairCollator, batch_of, build_pairs, load_pairs
 
@@ -29,7 +30,7 @@ def by_draw(model: Any, batch: PairBatch, noise: list[Noise]) -> Tensor:
     """Each draw's log p of each row [K, 2P]."""
     mask_id = model.config.mask_token_id
     views = [elbo_views(batch.canvas, draw, mask_id) for draw in noise]
-    return torch.stack([token_log_p(predict_with(model), batch.canvas, view).sum(-1) for view in views]).double()
+    return torch.stack([token_log_p(ModelReader(model), batch.canvas, view).sum(-1) for view in views]).double()
 
 
 @torch.no_grad()

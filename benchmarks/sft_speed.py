@@ -20,7 +20,8 @@ from transformers import TrainingArguments
 
 from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, RowDataset, Visit, by_length, canvas_of
+from remask.data.collate import Collator, RowDataset, Visit, by_length
+from remask.diffusion.corruption import Canvas
 from remask.sft.presets import resolve
 from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import LEAST_TOKENS, SftTrainer
@@ -298,7 +299,7 @@ def forward_of_response(ours: Stepper) -> None:
     trainer = ours.trainer
     network = trainer.predict(trainer.model).read_only()
     for part in trainer.parts(ours.batch()):
-        canvas = canvas_of({name: value.to(trainer.args.device) for name, value in part.items()})
+        canvas = Canvas.of({name: value.to(trainer.args.device) for name, value in part.items()})
         ids = canvas.ids.masked_fill(canvas.corruptible, trainer.mask_id)
         with mixed(trainer.model):
             network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))

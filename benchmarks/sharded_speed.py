@@ -18,7 +18,8 @@ from shapes import LAPTOP, LLADA_8B, Shape, build
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from remask.diffusion.predict import Network, Predict, token_losses
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.reader import LogitsReader, ModelReader, Reader
 
 ROWS, LENGTH = 4, 512
 
@@ -37,16 +38,21 @@ def measure(rounds: int, shape: Shape, device: str) -> list[Figure]:
     hidden = ids.masked_fill(mask, model.config.mask_token_id)
     losses: dict[str, torch.Tensor] = {}
 
-    def step(name: str, predict: Predict) -> None:
-        ce = token_losses(predict, hidden, torch.ones_like(mask), mask, ids, weight)
+    canvas = Canvas(ids, torch.ones_like(mask), mask, mask)
+
+    def step(name: str, reader: Reader) -> None:
+        ce = reader.losses(hidden, canvas, mask, weight)
         (ce * weight).sum().backward()
         model.zero_grad()
         losses[name] = ce.detach()
 
-    network = Network(model)
+    def full_logits(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
+        return logits
+
     variants = {
-        "ours": lambda: step("ours", network),
-        "plain": lambda: step("plain", lambda *arguments: network(*arguments)),
+        "ours": lambda: step("ours", ModelReader(model)),
+        "plain": lambda: step("plain", LogitsReader(full_logits)),
     }
     times = in_turns(variants, rounds=rounds)
     memory = {name: peak_memory(run) for name, run in variants.items()}

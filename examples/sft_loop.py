@@ -11,10 +11,12 @@ import torch
 
 import remask
 from remask.data.canvas import Fill, build_rows
-from remask.data.collate import Collator, RowDataset, VisitSampler, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, VisitSampler
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
+from remask.diffusion.noise import Noise
 from remask.diffusion.objective import corrupt, denominator, row_losses, scored_positions
-from remask.diffusion.predict import Network, token_losses
+from remask.diffusion.reader import ModelReader
 from remask.models.facts import facts
 from remask.sft.presets import resolve
 from remask.tasks.generated import generated_examples
@@ -33,17 +35,17 @@ batches = torch.utils.data.DataLoader(
     sampler=VisitSampler(len(rows), seed=0),
     collate_fn=Collator(Fill.parse(known.fill), known.eos_ids[0], max_length=160, seed=0),
 )
-predict = Network(model)
+reader = ModelReader(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0)
 
 
 model.train()
 for step, batch in zip(range(STEPS), batches, strict=False):
-    canvas, noise = canvas_of(batch), noise_of(batch)
-    signal = probe_signal(predict, canvas, known.mask_id, objective.signal)  # entropy, all of the response masked
-    corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # t_i = 1 − (1 − t)^(β_i/β_ref)
+    canvas, noise = Canvas.of(batch), Noise.of(batch)
+    signal = probe_signal(reader, canvas, known.mask_id, objective.signal)  # entropy, all of the response masked
+    corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # p_i = 1 − (1 − t)^(β_i/β_ref)
     where = scored_positions(canvas, corrupted)
-    ce = token_losses(predict, corrupted.ids, canvas.attended, where, canvas.ids)  # −log p of the masked tokens
+    ce = reader.losses(corrupted.ids, canvas, where)  # −log p of the masked tokens
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -19,7 +19,7 @@ jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "beartype
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from remask.diffusion.predict import Predict
+    from remask.diffusion.reader import LogitsReader
     from remask.models.llada import LLaDAConfig, LLaDAModelLM
 
 REPOSITORY = Path(__file__).parents[1]
@@ -116,12 +116,15 @@ def build_random_model(config: LLaDAConfig, seed: int = 0) -> LLaDAModelLM:
 
 
 @pytest.fixture(scope="session")
-def predict_with() -> Callable[[Any], Predict]:
-    """From a model to the function (ids, attended, positions) → logits that objectives call."""
+def logits_of() -> Callable[[Any], LogitsReader]:
+    """From a model to a reader that keeps the logits of all positions that are asked for."""
+    from remask.diffusion.reader import LogitsReader
 
-    def wrap(model: Any) -> Predict:
-        return lambda ids, attended, positions: (
-            model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
+    def wrap(model: Any) -> LogitsReader:
+        return LogitsReader(
+            lambda ids, attended, positions: (
+                model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits
+            )
         )
 
     return wrap

@@ -12,9 +12,11 @@ import torch
 
 from remask.cli import main
 from remask.data.canvas import Fill, build_rows
-from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.collate import Collator, Visit
 from remask.data.sources import load_examples
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
+from remask.diffusion.noise import Noise
 from remask.evaluation.likelihood import NOISE_SEED, evaluate_likelihood
 
 SMALL = ["--decoding.max-new-tokens", "4", "--decoding.steps", "2", "--batch-size", "8"]
@@ -37,9 +39,9 @@ def test_likelihood_is_the_mean_of_its_draws_whatever_the_batch(random_model: An
         draws = []
         for draw in range(3):
             batch = collator([(row, Visit(i, draw, 3 * i + draw))])
-            views = elbo_coupled_views(canvas_of(batch), noise_of(batch), tokenizer.mask_token_id)
+            views = elbo_coupled_views(Canvas.of(batch), Noise.of(batch), tokenizer.mask_token_id)
             with torch.no_grad():
-                draws.append(estimate(random_model, canvas_of(batch), [views]).sequence.item())
+                draws.append(estimate(random_model, Canvas.of(batch), [views]).sequence.item())
         assert problem["elbo"] == pytest.approx(sum(draws) / 3, rel=1e-4)
         assert problem["metrics"]["likelihood"] == pytest.approx(math.exp(sum(draws) / 3 / len(row.response)), rel=1e-4)
     assert block["nats_per_token"] == pytest.approx(

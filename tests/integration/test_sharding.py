@@ -18,7 +18,7 @@ import remask
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled
 from remask.diffusion.noise import Noise
-from remask.diffusion.predict import Network, token_losses, token_reading
+from remask.diffusion.reader import ModelReader, token_reading
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
@@ -43,7 +43,7 @@ def measured(sharded):
     for name, expected in (("told", weight), ("untold", None)):
         model.zero_grad()
         hidden = ids.masked_fill(mask, mask_id)
-        ce = token_losses(Network(model), hidden, canvas.attended, mask, ids, expected)
+        ce = ModelReader(model).losses(hidden, canvas, mask, expected)
         (ce * weight).sum().backward()
         found[name] = [ce.detach()] + [
             p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()
@@ -54,7 +54,7 @@ def measured(sharded):
     found["elbo"] = [value.detach()] + [
         p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()
     ]
-    found["reading"] = list(token_reading(Network(model), hidden, canvas.attended, mask, ids))
+    found["reading"] = list(token_reading(ModelReader(model), hidden, canvas, mask))
     return found
 
 

@@ -13,17 +13,21 @@ from remask.diffusion.any_order import drawn_orders, exact, multi_sample_bound, 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
 from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.reader import LogitsReader
 from remask.errors import UserError
 
 MASK = 3
 
 
-def table(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+def by_table(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
     """A model whose predictions depend on every token it sees."""
     weights = torch.randn(ids.shape[1], ids.shape[1], MASK + 1, MASK, generator=torch.Generator().manual_seed(3)) * 2
     rows, columns = positions.nonzero(as_tuple=True)
     places = torch.arange(ids.shape[1])
     return torch.stack([weights[c, places, ids[r]].sum(0) for r, c in zip(rows, columns, strict=True)])
+
+
+table = LogitsReader(by_table)
 
 
 def row(*tokens: int) -> Canvas:
@@ -42,7 +46,7 @@ def written_out(canvas: Canvas) -> list[float]:
         for place in order:
             one = torch.zeros_like(canvas.corruptible)
             one[0, place] = True
-            total += table(ids, canvas.attended, one).log_softmax(-1)[0, canvas.ids[0, place]].item()
+            total += by_table(ids, canvas.attended, one).log_softmax(-1)[0, canvas.ids[0, place]].item()
             ids = ids.clone()
             ids[0, place] = canvas.ids[0, place]
         values.append(total)
@@ -75,9 +79,9 @@ def test_a_part_of_an_answer_is_written_while_the_rest_stays_hidden() -> None:
 
     def watching(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
         seen.append(ids)
-        return table(ids, attended, positions)
+        return by_table(ids, attended, positions)
 
-    log_p = subset_log_p(watching, Canvas(canvas.ids, canvas.attended, canvas.corruptible, kept), MASK)
+    log_p = subset_log_p(LogitsReader(watching), Canvas(canvas.ids, canvas.attended, canvas.corruptible, kept), MASK)
     assert log_p.shape == (4, 2)
     assert all((ids[:, 3] == MASK).all() for ids in seen)
 

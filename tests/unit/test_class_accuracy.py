@@ -13,7 +13,7 @@ from test_report import run_dir
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.halves import score_in_halves, score_masked
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 from remask.report import write_report
 from remask.report.class_accuracy import pooled
 from remask.report.runs import ClassCounts, Run, load_run
@@ -29,9 +29,9 @@ def canvas_of(ids: torch.Tensor, prompt: int) -> Canvas:
 def test_halves_of_a_batch_are_those_of_its_rows(random_model: Any) -> None:
     ids = torch.arange(40, 60).reshape(2, 10)
     u = torch.rand(2, 10, generator=torch.Generator().manual_seed(0))
-    wrong, nll = score_in_halves(Network(random_model), canvas_of(ids, 3), u, 1)
+    wrong, nll = score_in_halves(ModelReader(random_model), canvas_of(ids, 3), u, 1)
     for row in range(2):
-        alone = score_in_halves(Network(random_model), canvas_of(ids[row : row + 1], 3), u[row : row + 1], 1)
+        alone = score_in_halves(ModelReader(random_model), canvas_of(ids[row : row + 1], 3), u[row : row + 1], 1)
         assert torch.equal(alone[0][0], wrong[row])
         torch.testing.assert_close(alone[1][0], nll[row])
     assert not wrong[:, :3].any()
@@ -41,7 +41,7 @@ def test_halves_of_a_batch_are_those_of_its_rows(random_model: Any) -> None:
 
 def test_nothing_masked_is_nothing_wrong(random_model: Any) -> None:
     canvas = canvas_of(torch.arange(40, 50)[None], 3)
-    wrong, nll = score_masked(Network(random_model), canvas, torch.zeros(1, 10, dtype=torch.bool), 1)
+    wrong, nll = score_masked(ModelReader(random_model), canvas, torch.zeros(1, 10, dtype=torch.bool), 1)
     assert not wrong.any()
     assert not nll.any()
 

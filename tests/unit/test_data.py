@@ -15,10 +15,11 @@ import torch
 
 from remask.data.canvas import Fill, Row, build_rows
 from remask.data.chat import decode_text, encode, encode_prompt
-from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length
 from remask.data.named import Source
 from remask.data.sources import Example, load_examples
-from remask.diffusion.noise import row_noise
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.noise import Noise, row_noise
 from remask.errors import UserError
 
 USER = ({"role": "user", "content": "1+1?"},)
@@ -497,7 +498,7 @@ def test_batch_fill_reaches_the_longest_row_and_none_pads() -> None:
 
 def test_a_batch_carries_the_noise_of_its_visits() -> None:
     batch = collate("none")
-    noise, canvas = noise_of(batch), canvas_of(batch)
+    noise, canvas = Noise.of(batch), Canvas.of(batch)
     for row, length in ((0, 3), (1, 1)):
         own = row_noise(5, 2, row, 10 + row, length)
         assert noise.t[row].item() == pytest.approx(own.t)

@@ -24,10 +24,11 @@ from remask.analysis.gradient_sums import SKETCH, Drawn, Sums, cosine_error, lay
 from remask.analysis.gradients import compare_gradients, gradient, gradients, random_visits
 from remask.analysis.reward_relation import concordance
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.collate import Collator, Visit
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import MIN_TIME, Noise, low_discrepancy_time
 from remask.diffusion.objective import Objective
+from remask.diffusion.reader import LogitsReader
 from remask.errors import UserError
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
 from remask.sft.presets import resolve
@@ -36,8 +37,11 @@ MASK = 4
 LOG_P = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 
 
-def ignorant(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+def without_context(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
     return LOG_P.expand(int(positions.sum()), 4)
+
+
+ignorant = LogitsReader(without_context)
 
 
 def canvas(*tokens: int) -> Canvas:
@@ -147,7 +151,7 @@ def test_a_gradient_is_that_of_the_plain_formula(small: LLaDAModelLM) -> None:
     visits = [Visit(0, 5, 10), Visit(1, 5, 11)]
     found = gradient(small, ROWS, COLLATOR, resolve("sft"), 11, visits)
     batch = COLLATOR(list(zip(ROWS, visits, strict=True)))
-    where, noise = canvas_of(batch), noise_of(batch)
+    where, noise = Canvas.of(batch), Noise.of(batch)
     mask = (noise.u < noise.t[:, None]) & where.corruptible
     assert mask.any()
     logits = small(input_ids=where.ids.masked_fill(mask, 11), attention_mask=where.attended.long()).logits

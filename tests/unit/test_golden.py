@@ -17,7 +17,7 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import corrupt, denominator, row_losses, scored_positions
-from remask.diffusion.predict import Predict
+from remask.diffusion.reader import LogitsReader
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.sampling import denoise
 from remask.sft.presets import resolve
@@ -108,7 +108,7 @@ def golden(shared: Path) -> dict[str, Any]:
 
 
 def score(
-    name: str, case: dict[str, Any], golden: dict[str, Any], predict: Predict
+    name: str, case: dict[str, Any], golden: dict[str, Any], reader: LogitsReader
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, rates and mask of one method under the golden time and mask.
 
@@ -124,27 +124,27 @@ def score(
     canvas = Canvas(ids, torch.ones_like(response), response, response)
     noise = Noise(torch.tensor(case["t"]), torch.where(mask, 0.0, 1.0))
     objective = resolve(name, **({"reference": "batch"} if name == "gift" else {}))
-    signal = probe_signal(predict, canvas, golden["mask"], objective.signal) if objective.uses_importance else None
+    signal = probe_signal(reader, canvas, golden["mask"], objective.signal) if objective.uses_importance else None
     corrupted = corrupt(objective, canvas, noise, golden["mask"], signal=signal)
     where = scored_positions(canvas, corrupted)
-    ce = token_cross_entropy(predict(corrupted.ids, canvas.attended, where), ids[where])
+    ce = token_cross_entropy(reader.function(corrupted.ids, canvas.attended, where), ids[where])
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
     return loss, corrupted.rate, corrupted.mask
 
 
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("name", ["sft", "cart", "gift"])
-def test_losses(name: str, number: int, golden: dict[str, Any], model: Any, predict_with: Any) -> None:
+def test_losses(name: str, number: int, golden: dict[str, Any], model: Any, logits_of: Any) -> None:
     case = golden["cases"][number]
-    loss, _, mask = score(name, case, golden, predict_with(model))
+    loss, _, mask = score(name, case, golden, logits_of(model))
     assert torch.equal(mask, torch.tensor(case[name]["mask"]).bool())
     assert loss.item() == pytest.approx(case[name]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_gift_times_and_gradient(number: int, golden: dict[str, Any], model: Any, predict_with: Any) -> None:
+def test_gift_times_and_gradient(number: int, golden: dict[str, Any], model: Any, logits_of: Any) -> None:
     case = golden["cases"][number]["gift"]
-    loss, rate, _ = score("gift", golden["cases"][number], golden, predict_with(model))
+    loss, rate, _ = score("gift", golden["cases"][number], golden, logits_of(model))
     times = torch.tensor([[torch.nan if t is None else t for t in row] for row in case["t_i"]])
     response = ~times.isnan()
     assert torch.equal(rate > 0, response)
@@ -154,11 +154,11 @@ def test_gift_times_and_gradient(number: int, golden: dict[str, Any], model: Any
     assert norm.item() == pytest.approx(case["grad_norm"], rel=1e-4)
 
 
-def test_the_embedding_of_eos_is_learned(golden: dict[str, Any], model: Any, predict_with: Any) -> None:
+def test_the_embedding_of_eos_is_learned(golden: dict[str, Any], model: Any, logits_of: Any) -> None:
     """LLaDA pads with its EOS, which fills the canvas: an embedding that ignores its padding id would freeze it."""
     assert model.config.pad_token_id == golden["eos"]
     assert model.get_input_embeddings().padding_idx is None
-    loss, _, _ = score("sft", golden["cases"][0], golden, predict_with(model))
+    loss, _, _ = score("sft", golden["cases"][0], golden, logits_of(model))
     loss.backward()
     assert model.get_input_embeddings().weight.grad[golden["eos"]].abs().max() > 0
 

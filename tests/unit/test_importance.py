@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from remask.diffusion.corruption import Canvas, importance_rate
 from remask.diffusion.importance import TRANSFORMS, importance, permute_within, probe, probe_signal
+from remask.diffusion.reader import LogitsReader
 
 MASK = 9
 
@@ -118,13 +119,13 @@ def test_probe_masks_the_whole_response_and_reads_it() -> None:
             ]
         )
 
-    signal = probe_signal(predict, canvas, MASK, "entropy")
+    signal = probe_signal(LogitsReader(predict), canvas, MASK, "entropy")
     assert seen["ids"].tolist() == [[1, MASK, MASK, MASK], [3, MASK, 0, 0]]
     assert torch.equal(seen["attended"], canvas.attended)
     assert torch.equal(seen["positions"], canvas.corruptible)
     mixed = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
     assert signal.flatten().tolist() == pytest.approx([0, math.log(2), mixed, math.log(4), 0, math.log(4), 0, 0])
-    nll = probe_signal(predict, canvas, MASK, "nll")
+    nll = probe_signal(LogitsReader(predict), canvas, MASK, "nll")
     assert nll.flatten().tolist() == pytest.approx([0, math.inf, math.log(4 / 3), math.log(4), 0, math.log(4), 0, 0])
 
 
@@ -133,12 +134,12 @@ def test_a_constant_signal_asks_no_model() -> None:
         raise AssertionError("the model was asked")
 
     canvas = canvas_of_two()
-    assert torch.equal(probe_signal(never, canvas, MASK, "constant"), canvas.corruptible.float())
+    assert torch.equal(probe_signal(LogitsReader(never), canvas, MASK, "constant"), canvas.corruptible.float())
 
 
 def test_a_probe_carries_no_gradient() -> None:
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    reading = probe(lambda ids, attended, positions: weight, canvas_of_two(), MASK)
+    reading = probe(LogitsReader(lambda ids, attended, positions: weight), canvas_of_two(), MASK)
     assert not reading.entropy.requires_grad
     assert not reading.nll.requires_grad
 

@@ -22,19 +22,22 @@ from remask.diffusion.likelihood import (
     mean_field,
     mean_field_views,
     pair_views,
-    predict_with,
     token_log_p,
 )
 from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.reader import LogitsReader, ModelReader
 from remask.errors import UserError
 
 MASK = 4
 LOG_P = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 
 
-def ignorant(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+def uniform(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
     """Says the same everywhere: the exact log-likelihood of an answer is the sum of its tokens' log p."""
     return LOG_P.expand(int(positions.sum()), 4)
+
+
+ignorant = LogitsReader(uniform)
 
 
 def canvas(*responses: list[int], prompt: int = 2) -> Canvas:
@@ -83,9 +86,9 @@ def test_mean_field_by_hand() -> None:
 
     def watching(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
         seen.append(ids)
-        return ignorant(ids, attended, positions)
+        return uniform(ids, attended, positions)
 
-    value = mean_field(watching, canvas([0, 1, 2]), draws(1, 1, 5), MASK)
+    value = mean_field(LogitsReader(watching), canvas([0, 1, 2]), draws(1, 1, 5), MASK)
     assert value.token[0, 2:].tolist() == pytest.approx(LOG_P[:3].tolist())
     assert [ids.tolist() for ids in seen] == [[[0, 0, MASK, MASK, MASK]]]
 
@@ -135,9 +138,9 @@ def test_what_is_not_supervised_is_hidden_and_not_scored(estimate: Any) -> None:
 
     def watching(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
         seen.append(ids)
-        return ignorant(ids, attended, positions)
+        return uniform(ids, attended, positions)
 
-    value = estimate(watching, part, draws(4, 1, 7), MASK)
+    value = estimate(LogitsReader(watching), part, draws(4, 1, 7), MASK)
     assert value.scored.tolist() == [3]
     assert (value.token[0, 5:] == 0).all()
     assert all((ids[0, 5:] == MASK).all() for ids in seen)
@@ -179,7 +182,9 @@ def test_the_mean_of_many_draws_is_the_exact_any_order_value(estimate: Any) -> N
     """On a model small enough to write all 24 orders out; the two estimates agree within Monte-Carlo error."""
     batch = canvas([0, 3, 1, 2], prompt=1)
     exact = any_order(contextual, batch)
-    values = torch.tensor([estimate(contextual, batch, [n], MASK).sequence.item() for n in draws(3000, 1, 5)])
+    values = torch.tensor(
+        [estimate(LogitsReader(contextual), batch, [n], MASK).sequence.item() for n in draws(3000, 1, 5)]
+    )
     error = values.std().item() / len(values) ** 0.5
     assert abs(values.mean().item() - exact) < 4 * error
     assert error < 0.05 * abs(exact)
@@ -202,7 +207,8 @@ def test_the_complement_cancels_what_context_changes() -> None:
     """Where ce grows with the share masked, a mask and its complement add up to the same every time. Where context
     makes no difference there is nothing to cancel, and the empty halves of k = 0 and n (half the value) cost more.
     """
-    assert spread(harder_with_less_context, elbo_coupled) < 1e-3 * spread(harder_with_less_context, elbo)
+    harder = LogitsReader(harder_with_less_context)
+    assert spread(harder, elbo_coupled) < 1e-3 * spread(harder, elbo)
     assert spread(ignorant, elbo_coupled) > spread(ignorant, elbo)
 
 
@@ -223,14 +229,14 @@ def test_views_of_few_rows_are_read_together_and_mean_the_same(estimate: Any) ->
         calls.append(len(ids))
         return contextual(ids, attended, positions)
 
-    few = estimate(predict, batch, draws(2, 2, batch.ids.shape[1]), MASK)
+    few = estimate(LogitsReader(predict), batch, draws(2, 2, batch.ids.shape[1]), MASK)
     views = 2 if estimate is elbo_coupled else 3
     assert calls == [2 * views] * 2
     calls.clear()
     rows = torch.arange(2).repeat(5)
     many = Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
     noise = [Noise(d.t[rows], d.u[rows]) for d in draws(2, 2, batch.ids.shape[1])]
-    apart = estimate(predict, many, noise, MASK)
+    apart = estimate(LogitsReader(predict), many, noise, MASK)
     assert calls == [10] * views * 2
     assert torch.allclose(apart.token, few.token[rows], atol=1e-5)
 
@@ -301,10 +307,10 @@ def test_golden(number: int, shared: Path) -> None:
     count = mask.sum(-1)
     assert count.tolist() == case["num_masked"]
     assert torch.equal(exact_count_mask(1 - mask.float(), count, response), mask)
-    mask_id, predict = golden["mask_token_id"], predict_with(model.eval())
+    mask_id, reader = golden["mask_token_id"], ModelReader(model.eval())
     whole = View(batch.ids.masked_fill(mask, mask_id), mask, (n + 1) / count.clamp(min=1))
     with torch.no_grad():
-        plain = token_log_p(predict, batch, [whole]).sum(-1)
-        coupled = token_log_p(predict, batch, pair_views(batch, mask, mask_id)).sum(-1)
+        plain = token_log_p(reader, batch, [whole]).sum(-1)
+        coupled = token_log_p(reader, batch, pair_views(batch, mask, mask_id)).sum(-1)
     assert plain.tolist() == pytest.approx(case["elbo_plain"], rel=1e-4)
     assert coupled.tolist() == pytest.approx(case["elbo_coupled"], rel=1e-4)

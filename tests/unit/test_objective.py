@@ -22,7 +22,7 @@ from remask.diffusion.objective import (
     scored_positions,
     token_weights,
 )
-from remask.diffusion.predict import Predict
+from remask.diffusion.reader import LogitsReader
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
 from remask.sft.presets import PRESETS, resolve
@@ -63,20 +63,22 @@ def numerator_and_denominator(
     objective: Objective,
     canvas: Canvas,
     noise: Noise,
-    predict: Predict,
+    reader: LogitsReader,
     mask_id: int,
-    reference: Predict | None = None,
+    reference: LogitsReader | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Corrupted]:
     """What the trainer does with one micro-batch."""
-    signal = probe_signal(predict, canvas, mask_id, objective.signal) if objective.uses_importance else None
-    corrupted = corrupt(objective, canvas, noise, mask_id, signal=signal, predict=predict)
+    signal = probe_signal(reader, canvas, mask_id, objective.signal) if objective.uses_importance else None
+    corrupted = corrupt(objective, canvas, noise, mask_id, signal=signal, reader=reader)
     where = scored_positions(canvas, corrupted)
-    ce = token_cross_entropy(predict(corrupted.ids, canvas.attended, where), canvas.ids[where])
+    ce = token_cross_entropy(reader.function(corrupted.ids, canvas.attended, where), canvas.ids[where])
     ce_reference = None
     if objective.uses_reference_model:
         assert reference is not None
         with torch.no_grad():
-            ce_reference = token_cross_entropy(reference(corrupted.ids, canvas.attended, where), canvas.ids[where])
+            ce_reference = token_cross_entropy(
+                reference.function(corrupted.ids, canvas.attended, where), canvas.ids[where]
+            )
     rows = row_losses(objective, canvas, corrupted, ce, ce_reference)
     return rows.sum(), denominator(objective, canvas, corrupted), corrupted
 
@@ -223,7 +225,9 @@ def test_lift_scores_its_superset_and_takes_the_rule_of_each_row() -> None:
         return torch.nn.functional.one_hot(torch.arange(4).repeat(2), 5) * gold[:, None]
 
     noise = Noise(torch.tensor([0.5, 0.25]), torch.rand(2, 4), torch.ones(2))
-    corrupted = corrupt(Objective(rate="lift2"), Canvas(ids, response, response, response), noise, 4, predict=predict)
+    corrupted = corrupt(
+        Objective(rate="lift2"), Canvas(ids, response, response, response), noise, 4, reader=LogitsReader(predict)
+    )
     assert [x.tolist() for x in seen] == [[[4] * 4] * 2]
     assert corrupted.mask.tolist() == [[True, False, True, False], [False, True, False, False]]
     assert corrupted.ids.tolist() == [[4, 1, 4, 3], [0, 4, 2, 3]]
@@ -235,13 +239,13 @@ def test_lift_scores_its_superset_and_takes_the_rule_of_each_row() -> None:
 
 @pytest.mark.parametrize("normaliser", ["response", "masked", "sequence"])
 def test_gift_with_constant_importance_is_sft_bit_for_bit(
-    normaliser: str, canvas: Canvas, noise: Noise, random_model: Any, predict_with: Callable[[Any], Predict]
+    normaliser: str, canvas: Canvas, noise: Noise, random_model: Any, logits_of: Callable[[Any], LogitsReader]
 ) -> None:
-    predict, mask_id = predict_with(random_model), random_model.config.mask_token_id
+    reader, mask_id = logits_of(random_model), random_model.config.mask_token_id
     results = []
     for name, choices in (("sft", {}), ("gift", {"signal": "constant"})):
         objective = resolve(name, normaliser=normaliser, **choices)
-        top, bottom, corrupted = numerator_and_denominator(objective, canvas, noise, predict, mask_id)
+        top, bottom, corrupted = numerator_and_denominator(objective, canvas, noise, reader, mask_id)
         random_model.zero_grad()
         (top / bottom).backward()
         gradients = [parameter.grad.clone() for parameter in random_model.parameters()]
@@ -280,15 +284,15 @@ def test_every_preset_runs_from_noise_to_gradient(
     noise: Noise,
     random_model: Any,
     another_model: Any,
-    predict_with: Callable[[Any], Predict],
+    logits_of: Callable[[Any], LogitsReader],
 ) -> None:
     top, bottom, corrupted = numerator_and_denominator(
         PRESETS[name],
         canvas,
         noise,
-        predict_with(random_model),
+        logits_of(random_model),
         random_model.config.mask_token_id,
-        predict_with(another_model),
+        logits_of(another_model),
     )
     assert corrupted.mask.any()
     assert not (corrupted.mask & ~canvas.corruptible).any()
@@ -309,7 +313,7 @@ def test_nothing_and_everything_masked(
     canvas: Canvas,
     random_model: Any,
     another_model: Any,
-    predict_with: Callable[[Any], Predict],
+    logits_of: Callable[[Any], LogitsReader],
 ) -> None:
     """u = 1 masks nothing: the loss and every gradient are 0, not NaN. u = 0 masks all: both are finite."""
     full = torch.full(canvas.ids.shape, u)
@@ -320,9 +324,9 @@ def test_nothing_and_everything_masked(
         PRESETS[name],
         canvas,
         noise,
-        predict_with(random_model),
+        logits_of(random_model),
         random_model.config.mask_token_id,
-        predict_with(another_model),
+        logits_of(another_model),
     )
     loss = top / bottom.clamp(min=1)
     loss.backward()
@@ -349,7 +353,7 @@ def test_the_loss_of_a_batch_is_that_of_its_micro_batches(
     noise: Noise,
     random_model: Any,
     another_model: Any,
-    predict_with: Callable[[Any], Predict],
+    logits_of: Callable[[Any], LogitsReader],
 ) -> None:
     """Numerators and denominators add up, however the batch is cut; a mean of the parts' means would differ."""
     objective = replace(PRESETS[name], normaliser=normaliser)
@@ -360,9 +364,9 @@ def test_the_loss_of_a_batch_is_that_of_its_micro_batches(
             top, bottom, _ = numerator_and_denominator(
                 objective,
                 *rows_of(canvas, noise, cut),
-                predict_with(random_model),
+                logits_of(random_model),
                 random_model.config.mask_token_id,
-                predict_with(another_model),
+                logits_of(another_model),
             )
             found.append((top.item(), bottom.item()))
         return found
@@ -396,7 +400,7 @@ def losses_over_noise(name: str, rows: int = 40_000) -> tuple[torch.Tensor, floa
         return logits[positions.nonzero()[:, 1]]
 
     objective = PRESETS[name]
-    signal = probe_signal(predict, canvas, 3, objective.signal)
+    signal = probe_signal(LogitsReader(predict), canvas, 3, objective.signal)
     corrupted = corrupt(objective, canvas, noise, 3, signal=signal)
     where = scored_positions(canvas, corrupted)
     ce = token_cross_entropy(predict(corrupted.ids, canvas.attended, where), ids[where])
@@ -465,7 +469,7 @@ def test_a_number_out_of_range_is_named(choice: dict[str, float]) -> None:
 def test_what_corruption_needs_is_asked_for(canvas: Canvas, noise: Noise) -> None:
     with pytest.raises(UserError, match="signal"):
         corrupt(resolve("gift"), canvas, noise, 9)
-    with pytest.raises(UserError, match="predict"):
+    with pytest.raises(UserError, match="reader"):
         corrupt(resolve("lift3"), canvas, noise, 9)
     bare = Noise(noise.t, noise.u)
     with pytest.raises(UserError, match=r"Noise\.v"):

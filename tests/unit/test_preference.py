@@ -27,6 +27,7 @@ from remask.config import (
 from remask.data.canvas import Fill
 from remask.data.collate import Visit
 from remask.diffusion.likelihood import VIEWS, Likelihood, estimate
+from remask.diffusion.reader import LogitsReader
 from remask.errors import UserError
 from remask.preference.data import (
     Pair,
@@ -259,7 +260,7 @@ def test_draw_by_draw_gives_the_gradient_of_all_draws_at_once(
     def loss_of(current: Likelihood) -> Tensor:
         return preference_terms(objective, current, known).pair.sum()
 
-    parts = draw_by_draw(predict, batch.canvas, draws, loss_of, backward=Tensor.backward)
+    parts = draw_by_draw(LogitsReader(predict), batch.canvas, draws, loss_of, backward=Tensor.backward)
     parts.backward()
     assert parts.item() == pytest.approx(whole.item(), rel=1e-5)
     for weight, gradient in zip(moved.parameters(), expected, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from remask.diffusion.likelihood import estimate, predict_with
+from remask.diffusion.likelihood import estimate
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.presets import PRESETS
@@ -177,7 +177,7 @@ def test_a_row_is_worth_the_same_whatever_its_batch_mates(name: str, random_mode
             batch, place = of_row(batches, plan, row)
             views = draws_of(objective, batch.canvas, batch.noise, random_model.config.mask_token_id)
             with torch.no_grad():
-                value = estimate(predict_with(random_model), batch.canvas, views)
+                value = estimate(random_model, batch.canvas, views)
             values.append((value.sequence[place].item(), int(value.scored[place])))
         found.append(values)
     for alone, together in zip(*found, strict=True):

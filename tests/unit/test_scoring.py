@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.likelihood import Likelihood, estimate, predict_with
+from remask.diffusion.likelihood import Likelihood, estimate
 from remask.diffusion.noise import MIN_TIME, Noise
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 from remask.rl.policy_loss import policy_terms
 from remask.rl.presets import PRESETS, resolve
 from remask.rl.scoring import draw_by_draw, draws_of
@@ -73,7 +73,7 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
     canvas = batch()
     views = draws_of(objective, canvas, noise(objective.draws), model.config.mask_token_id)
     with torch.no_grad():
-        value = estimate(predict_with(model), canvas, views)
+        value = estimate(model, canvas, views)
     old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
     advantage = torch.tensor([1.0, -0.5, 0.25])
 
@@ -84,7 +84,7 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
     with Peak() as memory:
         if by_draw:
             loss = draw_by_draw(
-                predict_with(model),
+                ModelReader(model),
                 canvas,
                 views,
                 loss_of,
@@ -92,7 +92,7 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
                 known=value.token if known else None,
             )
         else:
-            loss = loss_of(estimate(predict_with(model), canvas, views))
+            loss = loss_of(estimate(model, canvas, views))
         loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), memory.peak
 
@@ -121,16 +121,15 @@ def test_each_draw_is_read_once_where_the_likelihood_is_known_and_else_all_but_o
 ) -> None:
     objective, canvas = resolve("espo", draws=draws), batch()
     views = draws_of(objective, canvas, noise(draws), random_model.config.mask_token_id)
-    calls, network = [], predict_with(random_model)
+    calls = []
 
-    class Counted(Network):
+    class Counted(ModelReader):
         def call(self, *arguments: Any, **wanted: Any) -> Any:
             calls.append(torch.is_grad_enabled())
             return super().call(*arguments, **wanted)
 
-    assert isinstance(network, Network)
     draw_by_draw(
-        Counted(network.model),
+        Counted(random_model),
         canvas,
         views,
         lambda current: current.sequence.square().sum(),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator
-from remask.diffusion.predict import Network
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.sft import signals
 from remask.sft.signals import CacheKey, SignalCache, build_cache
@@ -24,20 +25,23 @@ class Interrupted:
     """A model that is called so many times and then no more; `seen` counts its rows."""
 
     def __init__(self, model: Any, calls: int) -> None:
-        self.network, self.calls, self.seen = Network(model), calls, 0
+        self.reader, self.calls, self.seen = ModelReader(model), calls, 0
 
-    def __call__(self, ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
+    def losses(self, *arguments: Any) -> Tensor:
+        return self.reader.losses(*arguments)
+
+    def look(self, noised: Tensor, canvas: Canvas, *further: Any) -> tuple[Tensor, ...]:
         if self.calls == 0:
             raise KeyboardInterrupt
         self.calls -= 1
-        self.seen += len(ids)
-        return self.network(ids, attended, positions)
+        self.seen += len(noised)
+        return self.reader.look(noised, canvas, *further)
 
 
-def read(predict: Any, path: Path | None, key: CacheKey = KEY, **keywords: Any) -> SignalCache:
+def read(reader: Any, path: Path | None, key: CacheKey = KEY, **keywords: Any) -> SignalCache:
     collator = Collator(Fill.parse("none"), 0, 64, seed=0)
     return build_cache(
-        predict,
+        reader,
         ROWS,
         collator,
         1,
@@ -64,7 +68,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, random_model: Any, monkeypa
     rest = Interrupted(random_model, -1)
     again = read(rest, path)
     assert rest.seen == len(ROWS) - 4
-    assert equal(again, read(Network(random_model), None))
+    assert equal(again, read(ModelReader(random_model), None))
     assert equal(SignalCache.load(path, KEY), again)
     assert [len(signal) for signal in again.signals] == [len(row.response) for row in ROWS]
     assert list(tmp_path.iterdir()) == [path]
@@ -76,7 +80,7 @@ def test_parts_of_another_pass_are_refused(tmp_path: Path, random_model: Any, mo
     with pytest.raises(KeyboardInterrupt):
         read(Interrupted(random_model, 1), path)
     with pytest.raises(UserError, match="another model"):
-        read(Network(random_model), path, CacheKey("other", "tokenizer", "data", "entropy"))
+        read(ModelReader(random_model), path, CacheKey("other", "tokenizer", "data", "entropy"))
 
 
 def test_ranks_share_the_pass_and_take_as_many_forwards(random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +89,21 @@ def test_ranks_share_the_pass_and_take_as_many_forwards(random_model: Any, monke
     monkeypatch.setattr(signals, "gather_object", lambda own: said.extend(own) or said)
     counts = []
     for rank in range(3):
-        predict = Interrupted(random_model, -1)
+        reader = Interrupted(random_model, -1)
         if rank < 2:
             with pytest.raises(KeyError):  # the others' rows are not there yet
-                read(predict, None, rank=rank, world=3)
+                read(reader, None, rank=rank, world=3)
         else:
-            cache = read(predict, None, rank=rank, world=3)
-        counts.append(-1 - predict.calls)
+            cache = read(reader, None, rank=rank, world=3)
+        counts.append(-1 - reader.calls)
     assert counts == [2, 2, 2]
-    assert equal(cache, read(Network(random_model), None))
+    assert equal(cache, read(ModelReader(random_model), None))
 
 
 @pytest.fixture
 def written(tmp_path: Path, random_model: Any) -> tuple[Path, SignalCache]:
     path = tmp_path / "start.safetensors"
-    return path, read(Network(random_model), path)
+    return path, read(ModelReader(random_model), path)
 
 
 def test_no_changed_byte_passes_for_the_signals_that_were_read(written: tuple[Path, SignalCache]) -> None:
@@ -129,5 +133,5 @@ def test_a_cut_cache_is_refused(length: int, written: tuple[Path, SignalCache]) 
 def test_a_cache_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path: Path, random_model: Any) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot be written .*--probe\.cache"):
-        read(Network(random_model), tmp_path / "file" / "start.safetensors")
+        read(ModelReader(random_model), tmp_path / "file" / "start.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

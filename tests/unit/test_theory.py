@@ -29,7 +29,7 @@ from remask.diffusion.objective import (
     scored_positions,
     token_weights,
 )
-from remask.diffusion.predict import Predict, token_losses
+from remask.diffusion.reader import LogitsReader
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.sft.presets import PRESETS
 
@@ -46,7 +46,7 @@ def random_table(n: int = 4) -> Tensor:
     return 0.1 + 2 * torch.rand(2**n, n, generator=torch.Generator().manual_seed(0))
 
 
-def predict_by(table: Tensor) -> Predict:
+def predict_by(table: Tensor) -> LogitsReader:
     """Token 0 is the truth everywhere; e^(−loss) is its probability."""
 
     def predict(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def predict_by(table: Tensor) -> Predict:
         ce = table[((ids == HIDDEN) * places).sum(-1)][positions]
         return torch.stack([torch.zeros_like(ce), torch.expm1(ce).log()], -1)
 
-    return predict
+    return LogitsReader(predict)
 
 
 def canvas_of(rows: int, n: int) -> Canvas:
@@ -86,7 +86,7 @@ def expected_loss(objective: Objective, table: Tensor, ratio: Tensor) -> float:
     for t, weight in over_time():
         canvas, corrupted, chance = all_masks(ratio, t)
         where = scored_positions(canvas, corrupted)
-        ce = token_losses(predict_by(table), corrupted.ids, canvas.attended, where, canvas.ids)
+        ce = predict_by(table).losses(corrupted.ids, canvas, where)
         total += weight * (chance * row_losses(objective, canvas, corrupted, ce)).sum().item()
     return total
 
@@ -184,14 +184,14 @@ def test_gift_does_not_bound_the_likelihood() -> None:
 
 
 def test_entropy_looks_at_the_prompt_alone_and_nll_at_the_answer(
-    random_model: Any, tiny_config: Any, predict_with: Any
+    random_model: Any, tiny_config: Any, logits_of: Any
 ) -> None:
     ids = torch.randint(6, 260, (1, 8), generator=torch.Generator().manual_seed(0)).expand(2, 8).clone()
     ids[1, 3:] = ids[1, 3:].flip(0)
     response = (torch.arange(8) >= 3).expand(2, 8)
     canvas = Canvas(ids, torch.ones_like(response), response, response)
-    predict, mask_id = predict_with(random_model), tiny_config.mask_token_id
-    entropy, nll = (probe_signal(predict, canvas, mask_id, name) for name in ("entropy", "nll"))
+    reader, mask_id = logits_of(random_model), tiny_config.mask_token_id
+    entropy, nll = (probe_signal(reader, canvas, mask_id, name) for name in ("entropy", "nll"))
     assert torch.allclose(entropy[0], entropy[1], atol=1e-5)
     assert not torch.allclose(nll[0], nll[1], atol=1e-2)
 

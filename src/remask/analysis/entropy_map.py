@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, RowDataset, Visit, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, Visit
 from remask.diffusion.corruption import Canvas, importance_rate, uniform_rate
 from remask.diffusion.importance import probe_signal
-from remask.diffusion.likelihood import predict_with
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import Objective, read_importance
+from remask.diffusion.reader import reader_of
 
 
 def without_fill(rows: Sequence[Row], eos_id: int) -> Collator:
@@ -26,7 +26,7 @@ def one_by_one(rows: Sequence[Row], collator: Collator, device: Any) -> Iterator
     dataset = RowDataset(rows)
     for i in range(len(rows)):
         batch = {name: value.to(device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
-        yield canvas_of(batch), noise_of(batch)
+        yield Canvas.of(batch), Noise.of(batch)
 
 
 @torch.no_grad()
@@ -47,11 +47,11 @@ def entropy_map(
     """
     examples = []
     for row, (canvas, noise) in zip(rows, one_by_one(rows, collator, model.device), strict=True):
-        entropy = probe_signal(predict_with(model), canvas, mask_id, "entropy")
+        entropy = probe_signal(reader_of(model), canvas, mask_id, "entropy")
         signal = (
             entropy
             if objective.signal in ("entropy", "permuted_entropy")
-            else probe_signal(predict_with(model), canvas, mask_id, objective.signal)
+            else probe_signal(reader_of(model), canvas, mask_id, objective.signal)
         )
         found = read_importance(objective, canvas, noise, signal)
         t = torch.full((1,), time, device=model.device)

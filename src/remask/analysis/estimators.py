@@ -36,7 +36,7 @@ from remask.diffusion.likelihood import (
     scored_tokens,
 )
 from remask.diffusion.noise import MIN_TIME, Noise
-from remask.diffusion.predict import Predict
+from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
 Tick = Callable[[int], None]
@@ -118,7 +118,7 @@ def chosen(batch: Canvas, rows: Tensor) -> Canvas:
 
 @torch.no_grad()
 def replicates(
-    predict: Predict,
+    reader: Reader,
     batch: Canvas,
     estimator: Estimator,
     draws: int,
@@ -137,7 +137,7 @@ def replicates(
     for part in torch.arange(len(many.ids)).split(batch_size):
         rows = chosen(many, part.to(many.ids.device))
         own = [Noise(n.t[part], n.u[part]).to(many.ids.device) for n in noise]
-        found = estimate(predict, rows, [estimator.views(rows, n, mask_id) for n in own])
+        found = estimate(reader, rows, [estimator.views(rows, n, mask_id) for n in own])
         values.append((found.sequence / found.scored).double().cpu())
         if tick is not None:
             tick(len(part) * draws * estimator.forwards)
@@ -145,7 +145,7 @@ def replicates(
 
 
 def compare_estimators(
-    predict: Predict,
+    reader: Reader,
     batch: Canvas,
     mask_id: int,
     *,
@@ -166,7 +166,7 @@ def compare_estimators(
 
     def run(estimator: Estimator, k: int, times: int) -> Tensor:
         return replicates(
-            predict, batch, estimator, k, times, mask_id, generator=generator, batch_size=batch_size, tick=tick
+            reader, batch, estimator, k, times, mask_id, generator=generator, batch_size=batch_size, tick=tick
         )
 
     uncertain = torch.zeros(len(batch.ids), dtype=torch.float64)
@@ -230,7 +230,7 @@ def first_tokens(batch: Canvas, row: int, count: int) -> Canvas:
 
 
 def tightness(
-    predict: Predict,
+    reader: Reader,
     row: Canvas,
     mask_id: int,
     *,
@@ -248,11 +248,11 @@ def tightness(
         raise UserError("an answer without tokens")
     most = max(orders)
     drawn = drawn_orders(most * repetitions, n, generator)
-    values = order_log_p(predict, row, mask_id, drawn, batch_size=batch_size)
+    values = order_log_p(reader, row, mask_id, drawn, batch_size=batch_size)
     bounds = tuple(
         (m, sum(multi_sample_bound(g) for g in values.split(m)) / (most * repetitions / m) / n) for m in orders
     )
     if n > MOST_TOKENS:
         return Tightness(n, values.mean().item() / n, None, bounds)
-    known = exact(subset_log_p(predict, row, mask_id, batch_size=batch_size))
+    known = exact(subset_log_p(reader, row, mask_id, batch_size=batch_size))
     return Tightness(n, known.elbo / n, known.log_likelihood / n, bounds)

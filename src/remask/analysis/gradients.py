@@ -29,9 +29,10 @@ import torch
 
 from remask.analysis.gradient_sums import Drawn, Gradient, Sums, cosine_error, log_ratio_error, variance_error
 from remask.data.canvas import Row
-from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.collate import Collator, Visit
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
-from remask.diffusion.noise import low_discrepancy_times
+from remask.diffusion.noise import Noise, low_discrepancy_times
 from remask.diffusion.objective import (
     LIFT_RULES,
     Objective,
@@ -41,7 +42,7 @@ from remask.diffusion.objective import (
     row_losses,
     scored_positions,
 )
-from remask.diffusion.predict import Network, token_losses
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 
 FIRST_PLACES = 2**31
@@ -163,15 +164,15 @@ def gradient(
     """∂loss/∂θ in float32 of the rows as one batch, with the noise of their visits."""
     batch = collator(list(zip(rows, visits, strict=True)))
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    canvas, noise = canvas_of(batch), noise_of(batch)
-    network = Network(model)
+    canvas, noise = Canvas.of(batch), Noise.of(batch)
+    network = ModelReader(model)
     reader = network.read_only()
     signal = probe_signal(reader, canvas, mask_id, objective.signal) if objective.uses_importance else None
-    corrupted = corrupt(objective, canvas, noise, mask_id, signal=signal, predict=reader)
+    corrupted = corrupt(objective, canvas, noise, mask_id, signal=signal, reader=reader)
     where = scored_positions(canvas, corrupted)
     gain = expected_weights(objective, canvas, corrupted)
     kept = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    ce = token_losses(network, corrupted.ids, canvas.attended, where, canvas.ids, gain)
+    ce = network.losses(corrupted.ids, canvas, where, gain)
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted).clamp(min=1)
     found = torch.autograd.grad(loss, list(kept.values()), allow_unused=True)
     return {

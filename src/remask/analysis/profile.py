@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from remask.analysis.plan import Meter
 from remask.config import ProfileConfig
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 from remask.environment import hardware, versions
 from remask.errors import UserError
 from remask.models.load import quiet_transformers
@@ -170,10 +170,10 @@ class ProfiledTrainer(SftTrainer):
         with self.clock.during("corruption"):
             return super().prepare(*arguments, **keywords)
 
-    def predict(self, model: Any) -> Network:
+    def reader(self, model: Any) -> ModelReader:
         """Forward passes for a corruption are its probe's."""
         part = "probe" if self.clock.part == "corruption" else self.clock.part
-        return super().predict(model).under(lambda: self.clock.during(part))
+        return super().reader(model).under(lambda: self.clock.during(part))
 
     def compute_loss(self, *arguments: Any, **keywords: Any) -> Tensor:
         with self.clock.during("forward"):

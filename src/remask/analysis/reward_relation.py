@@ -17,7 +17,8 @@ from remask.analysis.estimators import chosen, draw_noise
 from remask.data.canvas import Row
 from remask.data.collate import lay_out
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.likelihood import elbo_coupled, mean_field, predict_with
+from remask.diffusion.likelihood import elbo_coupled, mean_field
+from remask.diffusion.reader import reader_of
 from remask.models.facts import Facts
 from remask.sampling.generate import encode_prompts, generate_from_ids
 from remask.sampling.schedule import Decoding
@@ -63,15 +64,15 @@ def sample_answers(
     batch = Canvas(*(x.to(model.device) for x in (ids, attended, response, response)))
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, list[Tensor]] = {"ELBO": [], "mean field": []}
-    predict = predict_with(model)
+    reader = reader_of(model)
     with torch.no_grad():
         for part in torch.arange(len(rows)).split(batch_size):
             own = chosen(batch, part.to(model.device))
             noise = draw_noise(
                 len(part), ids.shape[1], draws, stratified=True, generator=generator, device=model.device
             )
-            values["ELBO"].append(elbo_coupled(predict, own, noise, known.mask_id).sequence.cpu())
-            values["mean field"].append(mean_field(predict, own, noise[:1], known.mask_id).sequence.cpu())
+            values["ELBO"].append(elbo_coupled(reader, own, noise, known.mask_id).sequence.cpu())
+            values["mean field"].append(mean_field(reader, own, noise[:1], known.mask_id).sequence.cpu())
     by_prompt = {name: torch.cat(parts).reshape(len(problems), completions).tolist() for name, parts in values.items()}
     return Answers(torch.tensor(rewards, dtype=torch.float64).reshape(len(problems), completions).tolist(), by_prompt)
 

@@ -11,7 +11,7 @@ from remask.analysis.entropy_map import one_by_one
 from remask.data.canvas import Row
 from remask.data.collate import Collator
 from remask.diffusion.halves import score_in_halves, score_masked
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 
 
 @torch.no_grad()
@@ -24,8 +24,8 @@ def token_errors(model: Any, rows: Sequence[Row], *, mask_id: int, collator: Col
     found = []
     for canvas, noise in one_by_one(rows, collator, model.device):
         where = canvas.corruptible
-        wrong, nll = score_masked(Network(model), canvas, where, mask_id)
-        later_wrong, later_nll = score_in_halves(Network(model), canvas, noise.u, mask_id)
+        wrong, nll = score_masked(ModelReader(model), canvas, where, mask_id)
+        later_wrong, later_nll = score_in_halves(ModelReader(model), canvas, noise.u, mask_id)
         found.append(
             {
                 "wrong": wrong[where].tolist(),

@@ -137,16 +137,17 @@ def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[An
 
 def _canvas(model: Any, rows: list[Any], collator: Any) -> Any:
     """All rows as one batch, on the model's device."""
-    from remask.data.collate import Visit, canvas_of
+    from remask.data.collate import Visit
+    from remask.diffusion.corruption import Canvas
 
     laid = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
-    return canvas_of({name: value.to(model.device) for name, value in laid.items()})
+    return Canvas.of({name: value.to(model.device) for name, value in laid.items()})
 
 
 def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict[str, Any]:
     """Every estimator on whole canvases."""
     from remask.analysis.estimators import compare_estimators, pass_count
-    from remask.diffusion.likelihood import predict_with
+    from remask.diffusion.reader import reader_of
     from remask.progress import progress
 
     total, done = pass_count(len(canvas.ids), config.draws, config.replicates, config.reference), 0
@@ -158,7 +159,7 @@ def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict
             tick(done)
 
         quality, truth = compare_estimators(
-            predict_with(model),
+            reader_of(model),
             canvas,
             known.mask_id,
             draws=config.draws,
@@ -176,7 +177,7 @@ def _tightness(config: EstimatorsConfig, model: Any, canvas: Any, rows: list[Any
     import torch
 
     from remask.analysis.estimators import first_tokens, tightness
-    from remask.diffusion.likelihood import predict_with
+    from remask.diffusion.reader import reader_of
     from remask.progress import progress
 
     generator = torch.Generator().manual_seed(config.seed)
@@ -185,7 +186,7 @@ def _tightness(config: EstimatorsConfig, model: Any, canvas: Any, rows: list[Any
         for i, row in enumerate(rows):
             one = first_tokens(canvas, i, min(config.exact_tokens, len(row.response)))
             tight = tightness(
-                predict_with(model),
+                reader_of(model),
                 one,
                 known.mask_id,
                 orders=config.orders,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from remask.data.canvas import Fill, Row
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import Noise, collate_noise, row_noise
+from remask.diffusion.noise import collate_noise, row_noise
 
 R = TypeVar("R")
 
@@ -113,27 +113,11 @@ class Collator:
             for (_, visit), canvas in zip(items, canvases, strict=True)
         ]
         noise = collate_noise(noises, [len(row.prompt) for row, _ in items], ids.shape[1])
-        assert noise.s is not None
-        assert noise.v is not None
         return {
-            "ids": ids,
-            "attended": attended,
-            "corruptible": response,
-            "supervised": response.clone(),
-            "t": noise.t,
-            "u": noise.u,
-            "s": noise.s,
-            "v": noise.v,
+            **Canvas(ids, attended, response, response.clone()).tensors(),
+            **noise.tensors(),
             "index": torch.tensor([visit.index for _, visit in items]),
         }
-
-
-def canvas_of(batch: dict[str, Tensor]) -> Canvas:
-    return Canvas(batch["ids"], batch["attended"], batch["corruptible"], batch["supervised"])
-
-
-def noise_of(batch: dict[str, Tensor]) -> Noise:
-    return Noise(batch["t"], batch["u"], batch["s"], batch["v"])
 
 
 def by_length(batch: dict[str, Tensor], *, most: int, least: int, waste: float = 0.1) -> list[dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from remask.diffusion.corruption import Canvas, apply_mask
 from remask.diffusion.likelihood import scored_tokens
-from remask.diffusion.predict import Predict, token_losses
+from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
 MOST_TOKENS = 14
@@ -41,7 +41,7 @@ class AnyOrder:
 
 
 @torch.no_grad()
-def subset_log_p(predict: Predict, row: Canvas, mask_id: int, *, batch_size: int = 64) -> Float[Tensor, "subsets n"]:
+def subset_log_p(reader: Reader, row: Canvas, mask_id: int, *, batch_size: int = 64) -> Float[Tensor, "subsets n"]:
     """log p(x_i | prompt and the response tokens in S) for every S, 0 where i is in it; bit i of S's number says so.
     `row` is a batch of one.
 
@@ -56,7 +56,7 @@ def subset_log_p(predict: Predict, row: Canvas, mask_id: int, *, batch_size: int
     for part in torch.arange(2**n - 1).split(batch_size):  # the last shows all and scores nothing
         mask = torch.zeros(len(part), row.ids.shape[1], dtype=torch.bool, device=row.ids.device)
         mask[:, places] = ~shown[part].to(mask.device)
-        losses = _losses(predict, row, mask, mask, mask_id)
+        losses = _losses(reader, row, mask, mask, mask_id)
         found[part] = found[part].masked_scatter(~shown[part], -losses.double().cpu())
     return found
 
@@ -88,7 +88,7 @@ def drawn_orders(count: int, n: int, generator: torch.Generator) -> Int[Tensor, 
 
 @torch.no_grad()
 def order_log_p(
-    predict: Predict, row: Canvas, mask_id: int, orders: Int[Tensor, "M n"], *, batch_size: int = 64
+    reader: Reader, row: Canvas, mask_id: int, orders: Int[Tensor, "M n"], *, batch_size: int = 64
 ) -> Float[Tensor, "M"]:
     """Σ_i log p(x_σi | x_σ<i) for each order σ: n forwards of one row each. `row` is a batch of one."""
     places = scored_tokens(row)[0].nonzero()[:, 0]
@@ -102,7 +102,7 @@ def order_log_p(
         one = torch.zeros_like(mask)
         mask[:, places] = (when >= part[:, 1:]).to(mask.device)
         one[:, places] = (when == part[:, 1:]).to(mask.device)
-        losses = _losses(predict, row, mask, one, mask_id)
+        losses = _losses(reader, row, mask, one, mask_id)
         total.index_add_(0, part[:, 0], -losses.double().cpu())
     return total
 
@@ -114,9 +114,9 @@ def multi_sample_bound(log_p: Sequence[float] | Tensor) -> float:
 
 
 def _losses(
-    predict: Predict, row: Canvas, mask: Bool[Tensor, "S L"], scored: Bool[Tensor, "S L"], mask_id: int
+    reader: Reader, row: Canvas, mask: Bool[Tensor, "S L"], scored: Bool[Tensor, "S L"], mask_id: int
 ) -> Float[Tensor, "N"]:
     """−log p at the scored places of S readings of the row, each with its mask."""
-    clean = row.ids.expand(len(mask), -1)
     hidden = mask | (row.corruptible & ~row.supervised)
-    return token_losses(predict, apply_mask(clean, hidden, mask_id), row.attended.expand_as(mask), scored, clean)
+    rows = row.repeat(len(mask))
+    return reader.losses(apply_mask(rows.ids, hidden, mask_id), rows, scored)

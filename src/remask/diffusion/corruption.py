@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from remask.diffusion.noise import MIN_TIME
+from remask.diffusion.rows import Rows
 
 
 @dataclass(frozen=True)
-class Canvas:
+class Canvas(Rows):
     """A batch of rows and three separate facts per position (methods §8).
 
     attended: other tokens may look at it. corruptible: it may be masked (R). supervised: it may carry loss.

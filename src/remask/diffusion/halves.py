@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas, apply_mask, exact_count_mask
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import Reader
 from remask.diffusion.token_loss import read_tokens
 
 
 @torch.no_grad()
 def score_in_halves(
-    network: Network, canvas: Canvas, u: Float[Tensor, "B L"], mask_id: int
+    reader: Reader, canvas: Canvas, u: Float[Tensor, "B L"], mask_id: int
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
     """Whether the likeliest token is wrong, and −log p of the right one, with half of the response revealed.
 
@@ -24,14 +24,14 @@ def score_in_halves(
     """
     where = canvas.corruptible
     half = exact_count_mask(u, where.sum(-1) // 2, where)
-    wrong, nll = score_masked(network, canvas, half, mask_id)
-    others = score_masked(network, canvas, where & ~half, mask_id)
+    wrong, nll = score_masked(reader, canvas, half, mask_id)
+    others = score_masked(reader, canvas, where & ~half, mask_id)
     return wrong | others[0], nll + others[1]
 
 
 @torch.no_grad()
 def score_masked(
-    network: Network, canvas: Canvas, mask: Bool[Tensor, "B L"], mask_id: int
+    reader: Reader, canvas: Canvas, mask: Bool[Tensor, "B L"], mask_id: int
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
     """The same where `mask` hides the tokens and the others are revealed; 0 where it does not."""
     wrong, nll = torch.zeros_like(mask), torch.zeros(mask.shape, device=mask.device)
@@ -43,5 +43,5 @@ def score_masked(
         return logits.argmax(-1) != gold[part], read_tokens(logits, gold[part]).nll
 
     hidden = apply_mask(canvas.ids, mask, mask_id)
-    wrong[mask], nll[mask] = network.call(hidden, canvas.attended, mask, look=look).seen
+    wrong[mask], nll[mask] = reader.look(hidden, canvas, mask, look)
     return wrong, nll

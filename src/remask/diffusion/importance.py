@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas, apply_mask
-from remask.diffusion.predict import Predict, token_reading
+from remask.diffusion.reader import Reader, token_reading
 from remask.diffusion.token_loss import TokenReading
 
 SignalName = Literal["entropy", "nll", "permuted_entropy", "constant"]
@@ -40,18 +40,18 @@ class Importance:
     ratio: Float[Tensor, "B L"]
 
 
-def probe(predict: Predict, canvas: Canvas, mask_id: int) -> TokenReading:
+def probe(reader: Reader, canvas: Canvas, mask_id: int) -> TokenReading:
     """Read entropy and gold nll of every response token, all of them masked, in one forward without gradient."""
     hidden = apply_mask(canvas.ids, canvas.corruptible, mask_id)
-    return token_reading(predict, hidden, canvas.attended, canvas.corruptible, canvas.ids)
+    return token_reading(reader, hidden, canvas, canvas.corruptible)
 
 
-def probe_signal(predict: Predict, canvas: Canvas, mask_id: int, signal: SignalName) -> Float[Tensor, "B L"]:
+def probe_signal(reader: Reader, canvas: Canvas, mask_id: int, signal: SignalName) -> Float[Tensor, "B L"]:
     """The named signal over R, 0 elsewhere. `permuted_entropy` is read as entropy and shuffled in `importance`."""
     out = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
     if signal == "constant":
         return out.masked_fill(canvas.corruptible, 1.0)
-    reading = probe(predict, canvas, mask_id)
+    reading = probe(reader, canvas, mask_id)
     out[canvas.corruptible] = reading.nll if signal == "nll" else reading.entropy
     return out
 

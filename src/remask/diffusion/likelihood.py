@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
 from remask.diffusion.noise import MIN_TIME, Noise
-from remask.diffusion.predict import Network, Predict, token_losses
+from remask.diffusion.reader import Reader, reader_of
 from remask.errors import UserError
 
 LikelihoodName = Literal["mean_field", "elbo", "elbo_coupled", "coupled"]
@@ -128,14 +128,14 @@ VIEWS: dict[LikelihoodName, Views] = {
 }
 
 
-def mean_field(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+def mean_field(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
     """Σ_i log p̂_i with the whole response masked (`mean_field_views`); draws differ in what is masked of the prompt,
     which here is nothing.
     """
     return estimate(model, batch, [mean_field_views(batch, draw, mask_id) for draw in noise])
 
 
-def elbo(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+def elbo(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
     """Mean over draws of −(n/k)·Σ_masked ce_i (`elbo_views`): unbiased for the ELBO.
 
     A row without response tokens has likelihood 0. Raises UserError where there is no draw.
@@ -143,24 +143,24 @@ def elbo(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask
     return estimate(model, batch, [elbo_views(batch, draw, mask_id) for draw in noise])
 
 
-def elbo_coupled(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+def elbo_coupled(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
     """Mean over draws of a mask's value and its complement's (`elbo_coupled_views`): unbiased."""
     return estimate(model, batch, [elbo_coupled_views(batch, draw, mask_id) for draw in noise])
 
 
-def coupled(model: nn.Module | Predict, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
+def coupled(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
     """DiffuCoder's mean of a fully masked and a partly masked reading (`coupled_views`)."""
     return estimate(model, batch, [coupled_views(batch, draw, mask_id) for draw in noise])
 
 
-def estimate(model: nn.Module | Predict, batch: Canvas, draws: Sequence[Sequence[View]]) -> Likelihood:
+def estimate(model: nn.Module | Reader, batch: Canvas, draws: Sequence[Sequence[View]]) -> Likelihood:
     """The mean over draws. Raises UserError where there is none."""
     if not draws:
         raise UserError("an ELBO without draws", mend="give one Noise or more")
-    predict = predict_with(model)
+    reader = reader_of(model)
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     for views in draws:
-        token = token + token_log_p(predict, batch, views)
+        token = token + token_log_p(reader, batch, views)
     return likelihood(token / len(draws), batch)
 
 
@@ -169,7 +169,7 @@ def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
 
 
 def token_log_p(
-    predict: Predict, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
+    reader: Reader, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
     """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward for all views of few rows,
     else one a view, also where nothing is scored: with sharded weights, all processes make the same number for batches
@@ -180,15 +180,13 @@ def token_log_p(
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     together = len(views) * len(batch.ids) <= ROWS_TOGETHER
     for shown in [views] if together else [[view] for view in views]:
-        scored, repeats = torch.cat([view.scored for view in shown]), (len(shown), 1)
+        scored = torch.cat([view.scored for view in shown])
         weight = torch.cat([view.weight for view in shown])[scored.nonzero()[:, 0]]
-        log_p = -token_losses(
-            predict,
+        log_p = -reader.losses(
             torch.cat([view.ids for view in shown]),
-            batch.attended.repeat(repeats),
+            batch.repeat(len(shown)),
             scored,
-            batch.ids.repeat(repeats),
-            None if gain is None else gain.repeat(repeats)[scored] * weight,
+            None if gain is None else gain.repeat(len(shown), 1)[scored] * weight,
         )
         weighed = torch.zeros(scored.shape, device=scored.device).masked_scatter(scored, log_p * weight)
         token = token + weighed.view(len(shown), *token.shape).sum(0)
@@ -198,11 +196,6 @@ def token_log_p(
 def unit_time(noise: Noise) -> Float[Tensor, "B"]:
     """τ ∈ [0, 1): the draw's time, from [ε, 1] back to where it was drawn."""
     return ((noise.t.double() - MIN_TIME) / (1 - MIN_TIME)).clamp(0, 1 - 1e-9)
-
-
-def predict_with(model: nn.Module | Predict) -> Predict:
-    """A model as what the mathematics calls."""
-    return Network(model) if isinstance(model, nn.Module) else model
 
 
 def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Tensor) -> View:

@@ -8,8 +8,10 @@ Shapes: B batch, L length.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from remask.diffusion.rows import Rows
 from remask.errors import UserError
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -25,7 +28,7 @@ MIN_TIME = 1e-3
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Rows):
     """The random numbers of a batch. Numbers outside a row's response are never looked at.
 
     t: time of each row, in [ε, 1].
@@ -39,14 +42,7 @@ class Noise:
     s: Float[Tensor, "B"] | None = None
     v: Float[Tensor, "B L"] | None = None
 
-    def to(self, device: torch.device | str) -> Noise:
-        s, v = self.s, self.v
-        return Noise(
-            self.t.to(device),
-            self.u.to(device),
-            None if s is None else s.to(device),
-            None if v is None else v.to(device),
-        )
+    BLANK: ClassVar[Mapping[str, float]] = {"u": 1.0, "v": 1.0}  # never masked
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from remask.diffusion.corruption import (
 )
 from remask.diffusion.importance import Importance, ReferenceName, SignalName, TransformName, importance
 from remask.diffusion.noise import Noise
-from remask.diffusion.predict import Predict, token_losses
+from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
 RateName = Literal["uniform", "importance", "lift2", "lift3"]
@@ -112,11 +112,11 @@ def corrupt(
     mask_id: int,
     *,
     signal: Float[Tensor, "B L"] | None = None,
-    predict: Predict | None = None,
+    reader: Reader | None = None,
 ) -> Corrupted:
     """Mask a canvas as the objective says.
 
-    `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `predict` where the mask
+    `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `reader` where the mask
     depends on a forward of its own (LIFT). Raises UserError if the one needed is missing.
     """
     ratio = None
@@ -125,10 +125,10 @@ def corrupt(
             raise UserError("this objective reads β", mend="pass the probe's signal")
         ratio = read_importance(objective, canvas, noise, signal).ratio
     if objective.rate in LIFT_RULES:
-        if predict is None or noise.s is None:
-            raise UserError("LIFT needs a model's predictions and Noise.s", mend="pass predict and full noise")
+        if reader is None or noise.s is None:
+            raise UserError("LIFT needs a model's predictions and Noise.s", mend="pass reader and full noise")
         rate = uniform_rate(noise.t, canvas.corruptible)
-        mask = _lift(LIFT_RULES[objective.rate], canvas, noise, mask_id, predict)
+        mask = _lift(LIFT_RULES[objective.rate], canvas, noise, mask_id, reader)
     else:
         if objective.rate == "importance":
             assert ratio is not None
@@ -140,7 +140,7 @@ def corrupt(
 
 
 def _lift(
-    rules: tuple[LiftRule, ...], canvas: Canvas, noise: Noise, mask_id: int, predict: Predict
+    rules: tuple[LiftRule, ...], canvas: Canvas, noise: Noise, mask_id: int, reader: Reader
 ) -> Bool[Tensor, "B L"]:
     """Sample a superset, score it in one forward without gradient, keep part of it. A row chooses its rule by its own
     t: a batch mean of stratified times is always near ½ and would choose the same rule for ever.
@@ -151,7 +151,7 @@ def _lift(
     gold_nll = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
     with torch.no_grad():
         hidden = apply_mask(canvas.ids, superset, mask_id)
-        gold_nll[superset] = token_losses(predict, hidden, canvas.attended, superset, canvas.ids)
+        gold_nll[superset] = reader.losses(hidden, canvas, superset)
     chosen = [lift_rule(t, rules) for t in noise.t.tolist()]
     return lift_mask(superset, gold_nll, noise.u, noise.t, superset_rate, chosen)
 

@@ -15,9 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from remask.data.canvas import Fill, Row, build_rows, tell_faults
-from remask.data.collate import Collator, Visit, canvas_of, noise_of
+from remask.data.collate import Collator, Visit
 from remask.data.sources import Example, load_examples
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
+from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.evaluation.statistics import mean_interval
 from remask.models.facts import first_eos
@@ -72,8 +74,8 @@ def evaluate_likelihood(
 def _elbo(model: Any, collator: Collator, rows: Sequence[Row], visits: Sequence[Visit]) -> list[float]:
     """One draw of each row's ELBO, in nats."""
     batch = {name: value.to(model.device) for name, value in collator(list(zip(rows, visits, strict=True))).items()}
-    canvas = canvas_of(batch)
-    views = elbo_coupled_views(canvas, noise_of(batch), model.config.mask_token_id)
+    canvas = Canvas.of(batch)
+    views = elbo_coupled_views(canvas, Noise.of(batch), model.config.mask_token_id)
     values = estimate(model, canvas, [views]).sequence
     if not bool(torch.isfinite(values).all()):
         raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")

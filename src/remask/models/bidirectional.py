@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remask.diffusion import attention
+from remask.diffusion.attention import Full
 from remask.diffusion.head import Look
 from remask.models import packing
+from remask.models.blocks import in_blocks, read_by
 from remask.models.fused import fuse
 from remask.models.last_layer import narrow
 from remask.models.packing import Batch
@@ -36,10 +39,12 @@ class Bidirectional:
 
     def __init__(self, config: Any) -> None:
         config.is_causal = False
+        reads = attention.named(getattr(config, "attention", None) or "full")
         # Transformers give the embedding of `pad_token_id` no gradient. Here the pad is the EOS, which fills the canvas
         # and is attended to and learned: freezing it would change training and understate every gradient norm.
         pad_token_id, config.pad_token_id = config.pad_token_id, None
         super().__init__(config)  # type: ignore[call-arg]
+        self.attention = reads
         config.pad_token_id = pad_token_id
         if config._attn_implementation == "sdpa":
             config._attn_implementation = packing.NAME
@@ -56,6 +61,8 @@ class Bidirectional:
         targets: Tensor | None = None,
         expected: Tensor | None = None,
         look: Look | None = None,
+        clean: Tensor | None = None,
+        answer: Tensor | None = None,
         **kwargs: Any,
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
@@ -63,18 +70,30 @@ class Bidirectional:
         With `targets` [N] only their losses instead (`expected`: see `head_losses`); with `look` what it says of the
         logits, which it is shown a part at a time, without gradient.
 
+        A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
+        light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
+        are given the ids themselves are taken for them.
+
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
+        if not isinstance(self.attention, Full) and input_ids is not None and position_ids is None:
+            reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
+            return self._predicted(in_blocks(reading, positions), targets, expected, look, kwargs)
         batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)
         if batch is None:
             batch = padded(input_ids, attention_mask, position_ids, inputs_embeds, positions)
+        return self._predicted(batch, targets, expected, look, kwargs)
+
+    def _predicted(
+        self, batch: Batch, targets: Tensor | None, expected: Tensor | None, look: Look | None, keywords: dict[str, Any]
+    ) -> Prediction:
         starts = batch.starts if getattr(self.config, "shift", False) else None
         at = None if batch.positions is None else predictors(batch.positions, starts)
-        hidden = self.hidden_at(at, **batch.inputs, **kwargs)
+        hidden = self.hidden_at(at, **batch.inputs, **keywords)
         if at is None and starts is not None:
             hidden = torch.where(starts[:, :, None], hidden, hidden.roll(1, 1))
         return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
@@ -124,7 +143,7 @@ def counted_positions(attention_mask: Tensor | None) -> Tensor | None:
     """[B, L]: each token's number among its row's attended ones, from 0; None where the mask does not say."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return attention.counted(attention_mask != 0)
 
 
 def padded(

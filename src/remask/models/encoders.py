@@ -33,9 +33,11 @@ class Encoder:
         targets: Tensor | None = None,
         expected: Tensor | None = None,
         look: Look | None = None,
+        clean: Tensor | None = None,
+        answer: Tensor | None = None,
         **kwargs: Any,
     ) -> Prediction:
-        """As `Bidirectional.forward`."""
+        """As `Bidirectional.forward`: every token looks at every other, so that clean rows are not read."""
         hidden = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -22,7 +22,7 @@ from transformers import TrainerControl, TrainingArguments
 from remask.data.collate import RowDataset, Visit, VisitSampler
 from remask.diffusion.likelihood import VIEWS, Likelihood, View, estimate
 from remask.diffusion.noise import Noise
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
 from remask.rl.reference import Reference
@@ -91,9 +91,9 @@ class PreferenceTrainer(WindowTrainer):
         self._total = max(float(count), 1.0)
         return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches], count
 
-    def predict(self, model: Any) -> Network:
+    def reader(self, model: Any) -> ModelReader:
         """The model under the run's mixed precision."""
-        return Network(model, self.compute_loss_context_manager)
+        return ModelReader(model, self.compute_loss_context_manager)
 
     def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> list[tuple[View, ...]]:
         """What a model is shown, draw by draw."""
@@ -101,8 +101,8 @@ class PreferenceTrainer(WindowTrainer):
 
     @torch.no_grad()
     def read_reference(self, batch: PairBatch) -> Likelihood:
-        predict = self.reference.predict(self, self.predict)
-        return estimate(predict, batch.canvas, self.draws(batch, batch.reference_noise))
+        reader = self.reference.reader(self, self.reader)
+        return estimate(reader, batch.canvas, self.draws(batch, batch.reference_noise))
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class PreferenceTrainer(WindowTrainer):
         views = self.draws(batch, batch.noise)
         if len(views) > 1 and not self.whole_backward:
             loss = draw_by_draw(
-                self.predict(model),
+                self.reader(model),
                 batch.canvas,
                 views,
                 loss_of,
@@ -141,7 +141,7 @@ class PreferenceTrainer(WindowTrainer):
                 no_sync=lambda: no_sync(self, model),
             )
         else:
-            loss = loss_of(estimate(self.predict(model), batch.canvas, views))
+            loss = loss_of(estimate(self.reader(model), batch.canvas, views))
         current, terms = read[0]
         of_pairs = {name: torch.where(batch.counted, v, 0.0).sum() for name, v in measured(terms, current).items()}
         self._micro.append({**of_pairs, "tokens": batch.canvas.attended.sum()})
@@ -177,7 +177,7 @@ class PreferenceTrainer(WindowTrainer):
         """What is measured of each of these held-out pairs."""
         tensors = self.eval_collator([(self.eval_pairs[i], Visit(i, 0, i)) for i in members])
         batch = batch_of(tensors, self.args.device)
-        current = estimate(self.predict(self.model), batch.canvas, self.draws(batch, batch.noise))
+        current = estimate(self.reader(self.model), batch.canvas, self.draws(batch, batch.noise))
         terms = preference_terms(self.objective, current, self.read_reference(batch))
         of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}
         return [dict(zip(of_pairs, values, strict=True)) for values in zip(*of_pairs.values(), strict=True)]

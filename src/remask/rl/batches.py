@@ -5,8 +5,8 @@ Shapes: N rows of the rollout, B rows of a micro-batch, W width, C canvas, K dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,17 +77,20 @@ class PolicyBatch:
     old: Float[Tensor, "B W"] | None = None
     reference: Float[Tensor, "B W"] | None = None
 
-    def to(self, device: torch.device) -> PolicyBatch:
-        c = self.canvas
-        return PolicyBatch(
-            Canvas(c.ids.to(device), c.attended.to(device), c.corruptible.to(device), c.supervised.to(device)),
-            [noise.to(device) for noise in self.noise],
-            self.advantage.to(device),
-            self.counted.to(device),
-            self.on_policy,
-            None if self.old is None else self.old.to(device),
-            None if self.reference is None else self.reference.to(device),
+    def each(self, change: Callable[[Tensor], Tensor]) -> PolicyBatch:
+        """The batch with every tensor changed."""
+        return replace(
+            self,
+            canvas=self.canvas.each(change),
+            noise=[draw.each(change) for draw in self.noise],
+            advantage=change(self.advantage),
+            counted=change(self.counted),
+            old=None if self.old is None else change(self.old),
+            reference=None if self.reference is None else change(self.reference),
         )
+
+    def to(self, device: torch.device) -> PolicyBatch:
+        return self.each(lambda value: value.to(device))
 
 
 def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: int) -> Iterator[PolicyBatch]:
@@ -139,50 +142,28 @@ def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
     """All rows in one batch, left-padded to one width."""
     width = max(batch.canvas.ids.shape[1] for batch in batches)
 
-    def wide(values: Sequence[Tensor], blank: float = 0) -> Tensor:
-        return torch.cat([pad(value, (width - value.shape[1], 0), value=blank) for value in values])
+    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+        there = [pad(value, (width - value.shape[1], 0)) for value in values if value is not None]
+        return torch.cat(there) if there else None
 
-    def optional(values: Sequence[Tensor | None]) -> Tensor | None:
-        there = [value for value in values if value is not None]
-        return wide(there) if there else None
-
-    canvases = [batch.canvas for batch in batches]
     return PolicyBatch(
-        Canvas(
-            wide([c.ids for c in canvases]),
-            wide([c.attended for c in canvases]),
-            wide([c.corruptible for c in canvases]),
-            wide([c.supervised for c in canvases]),
-        ),
+        Canvas.cat([batch.canvas.left_padded(width) for batch in batches]),
         [
-            Noise(torch.cat([n.t for n in draw]), wide([n.u for n in draw], 1))
-            for draw in zip(*(b.noise for b in batches), strict=True)
+            Noise.cat([noise.left_padded(width) for noise in draw])
+            for draw in zip(*(batch.noise for batch in batches), strict=True)
         ],
         torch.cat([batch.advantage for batch in batches]),
         torch.cat([batch.counted for batch in batches]),
         batches[0].on_policy,
-        optional([batch.old for batch in batches]),
-        optional([batch.reference for batch in batches]),
+        joined([batch.old for batch in batches]),
+        joined([batch.reference for batch in batches]),
     )
 
 
 def _rows(batch: PolicyBatch, rows: Tensor) -> PolicyBatch:
     """Some rows, without the padding that none of them needs."""
     start = int(batch.canvas.attended[rows].any(0).long().argmax())
-
-    def cut(value: Tensor) -> Tensor:
-        return value[rows, start:]
-
-    c = batch.canvas
-    return PolicyBatch(
-        Canvas(cut(c.ids), cut(c.attended), cut(c.corruptible), cut(c.supervised)),
-        [Noise(n.t[rows], cut(n.u)) for n in batch.noise],
-        batch.advantage[rows],
-        batch.counted[rows],
-        batch.on_policy,
-        None if batch.old is None else cut(batch.old),
-        None if batch.reference is None else cut(batch.reference),
-    )
+    return batch.each(lambda value: value[rows, start:] if value.dim() == 2 else value[rows])
 
 
 def _batch(rollout: Rollout, rows: Tensor, noise: list[Noise], *, on_policy: bool) -> PolicyBatch:

@@ -97,12 +97,8 @@ def _read(file: Path) -> tuple[list[PolicyBatch], dict[str, Any]]:
 
 
 def _tensors(batch: PolicyBatch) -> dict[str, Tensor]:
-    canvas = batch.canvas
     named = {
-        "ids": canvas.ids,
-        "attended": canvas.attended,
-        "corruptible": canvas.corruptible,
-        "supervised": canvas.supervised,
+        **batch.canvas.tensors(),
         "advantage": batch.advantage,
         "counted": batch.counted,
         "on_policy": torch.tensor(batch.on_policy),
@@ -116,7 +112,7 @@ def _tensors(batch: PolicyBatch) -> dict[str, Tensor]:
 def _batch(own: dict[str, Tensor]) -> PolicyBatch:
     draws = sum(name.startswith("t") for name in own)
     return PolicyBatch(
-        Canvas(own["ids"], own["attended"], own["corruptible"], own["supervised"]),
+        Canvas.of(own),
         [Noise(own[f"t{k}"], own[f"u{k}"]) for k in range(draws)],
         own["advantage"],
         own["counted"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import Trainer
 
-from remask.diffusion.predict import Network
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.training.shards import cut, joined, part, settle
 
@@ -37,8 +37,8 @@ class Reference:
         settle(trainer)
         self.copy = _parts(_trained(trainer.model))
 
-    def predict(self, trainer: Trainer, call: Callable[[Any], Network]) -> Network:
-        """The reference as what the mathematics calls; `call` makes that of a model."""
+    def reader(self, trainer: Trainer, call: Callable[[Any], ModelReader]) -> ModelReader:
+        """The reference as a reader; `call` makes one of a model."""
         model: Any = trainer.model
         if self.copy is None:
             return call(model).under(model.disable_adapter)

@@ -23,7 +23,7 @@ from remask.diffusion.likelihood import (
     token_log_p,
 )
 from remask.diffusion.noise import Noise
-from remask.diffusion.predict import Predict
+from remask.diffusion.reader import Reader
 from remask.rl.policy_loss import PolicyObjective
 
 Draws = Sequence[Sequence[View]]
@@ -37,7 +37,7 @@ def draws_of(objective: PolicyObjective, canvas: Canvas, noise: Sequence[Noise],
 
 
 def draw_by_draw(
-    predict: Predict,
+    reader: Reader,
     canvas: Canvas,
     draws: Draws,
     loss_of: Callable[[Likelihood], Tensor],
@@ -56,10 +56,10 @@ def draw_by_draw(
     """
 
     def read(views: Sequence[View], share: Tensor | None) -> Tensor:
-        return token_log_p(predict, canvas, views, share)
+        return token_log_p(reader, canvas, views, share)
 
     if known is None and len(draws) <= 1:
-        return loss_of(estimate(predict, canvas, draws))
+        return loss_of(estimate(reader, canvas, draws))
     left, first = list(draws), None
     with no_sync():
         if known is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerControl, TrainingArguments
 
 from remask.diffusion.likelihood import Likelihood, estimate, likelihood, scored_tokens
-from remask.diffusion.predict import Network, Predict
+from remask.diffusion.reader import ModelReader, Reader
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
@@ -137,9 +137,9 @@ class PolicyTrainer(WindowTrainer):
         batches = [batch.to(self.args.device) for batch in plan]
         for batch in batches:
             if objective.uses_old and self._needs_old(batch):
-                batch.old = self._token_log_p(self.predict(self.model), batch)
+                batch.old = self._token_log_p(self.reader(self.model), batch)
             if self.reference is not None and objective.uses_reference:
-                batch.reference = self._token_log_p(self.reference.predict(self, self.predict), batch)
+                batch.reference = self._token_log_p(self.reference.reader(self, self.reader), batch)
         if objective.fresh_noise or passes == 1:
             return batches
         again = [PolicyBatch(**{**vars(batch), "on_policy": False}) for batch in batches]
@@ -157,15 +157,15 @@ class PolicyTrainer(WindowTrainer):
         return self.objective.draws > 1 and not self.whole_backward
 
     @torch.no_grad()
-    def _token_log_p(self, predict: Predict, batch: PolicyBatch) -> Tensor:
-        return estimate(predict, batch.canvas, self._draws(batch)).token
+    def _token_log_p(self, reader: Reader, batch: PolicyBatch) -> Tensor:
+        return estimate(reader, batch.canvas, self._draws(batch)).token
 
     def _draws(self, batch: PolicyBatch) -> Any:
         return draws_of(self.objective, batch.canvas, batch.noise, self.mask_id)
 
-    def predict(self, model: Any) -> Network:
+    def reader(self, model: Any) -> ModelReader:
         """The model under the run's mixed precision."""
-        return Network(model, self.compute_loss_context_manager)
+        return ModelReader(model, self.compute_loss_context_manager)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class PolicyTrainer(WindowTrainer):
 
         if self._by_draw:
             loss = draw_by_draw(
-                self.predict(model),
+                self.reader(model),
                 batch.canvas,
                 self._draws(batch),
                 loss_of,
@@ -217,7 +217,7 @@ class PolicyTrainer(WindowTrainer):
                 no_sync=lambda: no_sync(self, model),
             )
         else:
-            loss = loss_of(estimate(self.predict(model), batch.canvas, self._draws(batch)))
+            loss = loss_of(estimate(self.reader(model), batch.canvas, self._draws(batch)))
         self._micro.append(self._describe(*read[0], batch))
         return loss
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remask.data.canvas import Row
-from remask.data.collate import RowDataset, Visit, canvas_of, noise_of
+from remask.data.collate import RowDataset, Visit
 from remask.data.token_classes import classes_of
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.halves import score_in_halves
+from remask.diffusion.noise import Noise
 from remask.files import write_atomically
 from remask.progress import progress
 from remask.training.rows import EVALUATION_SEED
@@ -85,8 +87,8 @@ class ClassAccuracy:
         trainer, dataset = self.trainer, RowDataset(self.rows)
         batch = replace(trainer.collator, seed=EVALUATION_SEED)([dataset[Visit(i, 0, i)] for i in members])
         batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
-        canvas, noise = canvas_of(batch), noise_of(batch)
-        wrong, _ = score_in_halves(trainer.predict(trainer.model).read_only(), canvas, noise.u, trainer.mask_id)
+        canvas, noise = Canvas.of(batch), Noise.of(batch)
+        wrong, _ = score_in_halves(trainer.reader(trainer.model).read_only(), canvas, noise.u, trainer.mask_id)
         for place, i in enumerate(members):
             errors = wrong[place][canvas.corruptible[place]].tolist()
             response = self.rows[i].response

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from remask.data.collate import RowDataset, Visit, canvas_of
+from remask.data.collate import RowDataset, Visit
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
 from remask.progress import progress
 
@@ -77,7 +78,7 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int, draws: int = DRAWS, qu
     dataset = RowDataset(trainer.rows)
     device = trainer.args.device
     entropies, masked = [], []
-    predict = trainer.predict(trainer.model).read_only()
+    reader = trainer.reader(trainer.model).read_only()
     count = min(rows, len(trainer.rows))
     with torch.no_grad(), progress("counting masks by entropy", count, enabled=not quiet) as tick:
         size = trainer.args.per_device_train_batch_size  # what is known to fit
@@ -87,8 +88,8 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int, draws: int = DRAWS, qu
                 batch = trainer.collator([dataset[Visit(i, draw, draw * count + i)] for i in members])
                 prepared = trainer.prepare(batch, device)
                 if draw == 0:
-                    canvas = canvas_of({name: value.to(device) for name, value in batch.items()})
-                    entropy = probe_signal(predict, canvas, trainer.mask_id, "entropy")[canvas.corruptible]
+                    canvas = Canvas.of({name: value.to(device) for name, value in batch.items()})
+                    entropy = probe_signal(reader, canvas, trainer.mask_id, "entropy")[canvas.corruptible]
                 entropies.append(entropy.cpu())
                 masked.append(prepared.corrupted.mask[prepared.canvas.corruptible].cpu())
             tick(members.stop)

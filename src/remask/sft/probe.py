@@ -101,7 +101,7 @@ class ProbeRefresh(TrainerCallback):
         trainer, device = self.trainer, self.trainer.args.device
         with whole(trainer):
             return build_cache(
-                trainer.predict(trainer.model).read_only(),
+                trainer.reader(trainer.model).read_only(),
                 trainer.rows,
                 trainer.collator,
                 trainer.mask_id,

@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remask.data.canvas import Fill, Row
-from remask.data.collate import Collator, RowDataset, Visit, canvas_of
+from remask.data.collate import Collator, RowDataset, Visit
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import SignalName, probe_signal
-from remask.diffusion.predict import Predict
+from remask.diffusion.reader import Reader
 from remask.errors import UserError, first_line
 from remask.progress import progress
 from remask.training.sharding import shares
@@ -188,7 +189,7 @@ class Parts:
 
 
 def build_cache(
-    predict: Predict,
+    reader: Reader,
     rows: Sequence[Row],
     collator: Collator,
     mask_id: int,
@@ -202,7 +203,7 @@ def build_cache(
     world: int = 1,
     show_progress: bool = True,
 ) -> SignalCache:
-    """Read the signal of every row in one pass that the ranks share, longest rows together. `predict` runs the model to
+    """Read the signal of every row in one pass that the ranks share, longest rows together. `reader` asks the model to
     be frozen. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it stopped.
 
     A row is read on its own canvas, so that its signal depends on no batch mate; where fill follows the batch, with one
@@ -222,8 +223,8 @@ def build_cache(
     with progress("probing", len(rows), enabled=show_progress) as tick:
         for number, (members, _) in enumerate(shares(batches, rank, world)):
             batch = collator([dataset[Visit(i, 0, 0)] for i in members])
-            canvas = canvas_of({name: value.to(device) for name, value in batch.items()})
-            laid = probe_signal(predict, canvas, mask_id, signal)
+            canvas = Canvas.of({name: value.to(device) for name, value in batch.items()})
+            laid = probe_signal(reader, canvas, mask_id, signal)
             for b, i in enumerate(members):
                 own[i] = laid[b][canvas.corruptible[b]].cpu()
                 parts.keep(i, own[i])

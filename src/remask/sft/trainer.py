@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainingArguments
 
 from remask.data.canvas import Row
-from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length, canvas_of, noise_of
+from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
@@ -33,7 +33,7 @@ from remask.diffusion.objective import (
     scored_positions,
     token_weights,
 )
-from remask.diffusion.predict import Network, token_losses
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.sft.signals import SignalCache
 from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
@@ -126,9 +126,9 @@ class SftTrainer(WindowTrainer):
             return [batch]
         return by_length(batch, most=self.micro_batch_tokens, least=LEAST_TOKENS[self.args.device.type == "cpu"])
 
-    def predict(self, model: Any) -> Network:
+    def reader(self, model: Any) -> ModelReader:
         """The model under the run's mixed precision."""
-        return Network(model, self.compute_loss_context_manager)
+        return ModelReader(model, self.compute_loss_context_manager)
 
     def prepare(
         self,
@@ -141,16 +141,16 @@ class SftTrainer(WindowTrainer):
         """Corrupt one micro-batch: probe (or its cache), mask, and the reference model's losses."""
         objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        canvas, noise = canvas_of(batch), noise_of(batch)
+        canvas, noise = Canvas.of(batch), Noise.of(batch)
         started = time.perf_counter()
-        reader = self.predict(self.model_wrapped).read_only()
+        reader = self.reader(self.model_wrapped).read_only()
         signal = None
         if objective.uses_importance:
             if self.cache is not None and use_cache:
                 signal = self.cache.lay(batch["index"], canvas.corruptible)
             else:
                 signal = probe_signal(reader, canvas, self.mask_id, objective.signal)
-        corrupted = corrupt(objective, canvas, noise, self.mask_id, signal=signal, predict=reader)
+        corrupted = corrupt(objective, canvas, noise, self.mask_id, signal=signal, reader=reader)
         ce_reference = self._reference_losses(canvas, corrupted) if objective.uses_reference_model else None
         probe_seconds = time.perf_counter() - started
         return Prepared(
@@ -168,8 +168,8 @@ class SftTrainer(WindowTrainer):
             raise UserError("the objective compares with a reference model", mend="pass reference to SftTrainer")
         with nullcontext() if self.reference is not None else adapters_off():  # type: ignore[misc]
             model = self.reference if self.reference is not None else self.model
-            reader = self.predict(model).read_only()
-            return token_losses(reader, corrupted.ids, canvas.attended, where, canvas.ids)
+            reader = self.reader(model).read_only()
+            return reader.losses(corrupted.ids, canvas, where)
 
     def _describe(
         self,
@@ -240,7 +240,7 @@ class SftTrainer(WindowTrainer):
         where = scored_positions(canvas, corrupted)
         objective = objective or self.objective
         gain = expected_weights(objective, canvas, corrupted)
-        ce = token_losses(self.predict(model), corrupted.ids, canvas.attended, where, canvas.ids, gain)
+        ce = self.reader(model).losses(corrupted.ids, canvas, where, gain)
         weights = token_weights(objective, canvas, corrupted, ce, prepared.ce_reference).double()
         sums = (len(weights), weights.sum().item(), weights.square().sum().item())
         prepared.statistics.update(zip(WEIGHING, sums, strict=True))

@@ -1,0 +1,147 @@
+"""Which token may look at which: what a forward pass reads, and one rule for training and for sampling.
+
+A model of full attention reads a row as it stands, every token looking at every other. A block model (arXiv 2503.09573)
+writes a row block after block: a token looks at all of its own block and at the finished, clean blocks before it. In
+training all blocks are at work at once: the noised row and the clean row are laid side by side as two streams, and the
+noised tokens of a block look at the clean tokens of the blocks before it. In sampling one block is at work: what is
+finished is the clean stream, the block at work the noised one. Both are told apart by `may_look` alone.
+
+Shapes: B rows, L length of a row, S tokens that a pass reads of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from remask.errors import UserError
+
+PADDING, CLEAN, NOISED = -1, 0, 1
+"""Streams. A pass may have several noised ones, numbered from 1: none of them looks at another."""
+Alignment = Literal["row", "answer"]
+"""Where a row's first block begins: at its first token, or, whole blocks away from there, at its answer's."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a forward pass reads, and where each token stands.
+
+    ids: the tokens. places: each token's number in its row, from 0, by which its position is encoded. block: the number
+    of its block. stream: `PADDING`, `CLEAN`, or the number of a noised stream.
+    """
+
+    ids: Int[Tensor, "B S"]
+    places: Int[Tensor, "B S"]
+    block: Int[Tensor, "B S"]
+    stream: Int[Tensor, "B S"]
+
+
+def may_look(reading: Reading) -> Bool[Tensor, "B S S"]:
+    """Whether the token of the second axis may look at that of the third.
+
+    A clean token looks at the clean tokens of its own and of earlier blocks. A noised token looks at the tokens of its
+    own block in its own stream and at the clean tokens of earlier blocks. Padding is looked at by nobody, and looks at
+    nobody but itself, as an attention over nothing is no number.
+    """
+    stream, block = reading.stream, reading.block
+    of, at = stream[:, :, None], stream[:, None, :]
+    to_clean = torch.where(of == CLEAN, block[:, None, :] <= block[:, :, None], block[:, None, :] < block[:, :, None])
+    within = (of == at) & (block[:, None, :] == block[:, :, None])
+    allowed = ((at == CLEAN) & to_clean) | within
+    allowed &= (of != PADDING) & (at != PADDING)
+    itself = torch.eye(stream.shape[1], dtype=torch.bool, device=stream.device)
+    return allowed | (itself & (of == PADDING))
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """A fact of a checkpoint: how its tokens look at each other."""
+
+    def training(
+        self,
+        noised: Int[Tensor, "B L"],
+        clean: Int[Tensor, "B L"],
+        attended: Bool[Tensor, "B L"],
+        answer: Bool[Tensor, "B L"],
+    ) -> Reading:
+        """What a pass over noised rows reads, of which the clean rows are known. The first L of its tokens are the
+        noised rows.
+        """
+
+    def inference(
+        self, ids: Int[Tensor, "B L"], attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"], at_work: int | None
+    ) -> Reading:
+        """What a pass reads of rows whose blocks before `at_work` are finished (None: all of them)."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every token looks at every other (LLaDA, Dream): one block, one stream, and the clean row is not read."""
+
+    def training(self, noised: Tensor, clean: Tensor, attended: Tensor, answer: Tensor) -> Reading:
+        return self.inference(noised, attended, answer, None)
+
+    def inference(self, ids: Tensor, attended: Tensor, answer: Tensor, at_work: int | None) -> Reading:
+        places = counted(attended)
+        return Reading(ids, places, torch.zeros_like(places), attended.long() + PADDING)
+
+
+@dataclass(frozen=True)
+class BlockCausal:
+    """Tokens look at their block and at those before it (SDAR, LLaDA2, Fast-dLLM v2, BD3-LM).
+
+    block: tokens of a block; 1 makes a model that writes from left to right. alignment: `row` counts blocks from the
+    row's first token, so that a prompt's last tokens may share the answer's first block; `answer` lets a block begin
+    with the answer.
+    """
+
+    block: int
+    alignment: Alignment = "row"
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise UserError(f"attention: blocks of {self.block} tokens", mend="a block has 1 token or more")
+
+    def blocks(self, attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The number of each token's block; of a prompt before an answer that begins a block they may be negative."""
+        places = counted(attended)
+        if self.alignment == "row":
+            return places // self.block
+        first = places.gather(1, answer.long().argmax(-1, keepdim=True))
+        start = torch.where(answer.any(-1, keepdim=True), first, attended.sum(-1, keepdim=True))
+        return (places - start).div(self.block, rounding_mode="floor").long()
+
+    def training(self, noised: Tensor, clean: Tensor, attended: Tensor, answer: Tensor) -> Reading:
+        """Two streams: the noised rows, and the clean ones behind them."""
+        places, block = counted(attended), self.blocks(attended, answer)
+        streams = [torch.where(attended, stream, PADDING) for stream in (NOISED, CLEAN)]
+        return Reading(
+            *(torch.cat(pair, dim=1) for pair in ((noised, clean), (places, places), (block, block), streams))
+        )
+
+    def inference(self, ids: Tensor, attended: Tensor, answer: Tensor, at_work: int | None) -> Reading:
+        """One stream: finished blocks are clean, and what is from `at_work` on is noised."""
+        block = self.blocks(attended, answer)
+        stream = torch.full_like(ids, CLEAN) if at_work is None else torch.where(block < at_work, CLEAN, NOISED)
+        return Reading(ids, counted(attended), block, torch.where(attended, stream, PADDING))
+
+
+def counted(attended: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Each token's number among its row's attended ones, from 0."""
+    return (attended.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def named(text: str) -> Attention:
+    """`full`, `block:32`, or `block:32:answer`, as a config says it. Raises UserError for anything else."""
+    kind, *rest = text.split(":")
+    if kind == "full" and not rest:
+        return Full()
+    if kind == "block" and rest and rest[0].isdecimal() and rest[1:] in ([], ["answer"]):
+        return BlockCausal(int(rest[0]), "answer" if rest[1:] else "row")
+    raise UserError(
+        f"unknown attention {text!r}", mend="it is full, block:<tokens of a block>, or block:<tokens>:answer"
+    )

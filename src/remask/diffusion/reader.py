@@ -1,0 +1,129 @@
+"""How the mathematics asks a model: for losses at chosen positions, or for a look at its logits there.
+
+Shapes: B batch, L length, N chosen positions in row-major order, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.head import Look
+from remask.diffusion.token_loss import TokenReading, read_tokens, token_cross_entropy
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Whoever reads noised rows. `noised` are the rows of `canvas` with some of their tokens masked."""
+
+    def losses(
+        self,
+        noised: Int[Tensor, "B L"],
+        canvas: Canvas,
+        positions: Bool[Tensor, "B L"],
+        expected: Float[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "N"]:
+        """−log p(x_i | noised) of the canvas's own tokens at the positions, in nats; carries gradient.
+
+        expected: what the loss will weigh each of them with, up to a common factor, where that is known: it saves work
+        (`head_losses`).
+        """
+
+    def look(
+        self, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"], look: Look
+    ) -> tuple[Tensor, ...]:
+        """What `look` says of the logits at the positions, which it is shown part by part, without gradient."""
+
+
+@dataclass(frozen=True)
+class ModelReader:
+    """A model of Remask's, which never keeps the logits of all positions.
+
+    Each call is made under `context`: a trainer's mixed precision.
+    """
+
+    model: Callable[..., Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, expected: Tensor | None = None) -> Tensor:
+        said = self.call(noised, canvas, positions, targets=canvas.ids[positions], expected=expected)
+        ce: Tensor = said.token_loss
+        return ce
+
+    def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
+        seen: tuple[Tensor, ...] = self.call(noised, canvas, positions, look=look).seen
+        return seen
+
+    def call(self, noised: Tensor, canvas: Canvas, positions: Tensor, **wanted: Any) -> Any:
+        """The model's prediction at the positions. A block model reads the clean rows beside the noised ones."""
+        with self.context():
+            return self.model(
+                input_ids=noised,
+                attention_mask=canvas.attended.long(),
+                positions=positions,
+                clean=canvas.ids,
+                answer=canvas.corruptible,
+                **wanted,
+            )
+
+    def under(self, further: Callable[[], AbstractContextManager[Any]]) -> ModelReader:
+        """The same model, called under a further context."""
+
+        @contextmanager
+        def both() -> Iterator[None]:
+            with self.context(), further():
+                yield
+
+        return ModelReader(self.model, both)
+
+    def read_only(self) -> ModelReader:
+        """The same module, called in evaluation mode and without gradient."""
+        module: Any = self.model
+
+        @contextmanager
+        def reading() -> Iterator[None]:
+            was_training = module.training
+            module.eval()
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                module.train(was_training)
+
+        return self.under(reading)
+
+
+@dataclass(frozen=True)
+class LogitsReader:
+    """A function (noised ids [B, L], attended [B, L], positions [B, L]) → logits [N, V] as a reader."""
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, expected: Tensor | None = None) -> Tensor:
+        return token_cross_entropy(self.function(noised, canvas.attended, positions), canvas.ids[positions])
+
+    @torch.no_grad()
+    def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
+        logits = self.function(noised, canvas.attended, positions)
+        return look(logits, slice(0, len(logits)))
+
+
+def reader_of(model: nn.Module | Reader) -> Reader:
+    """A model as a reader; a reader as it is."""
+    return ModelReader(model) if isinstance(model, nn.Module) else model
+
+
+@torch.no_grad()
+def token_reading(
+    reader: Reader, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"]
+) -> TokenReading:
+    """Entropy and −log p(x_i | noised) of the canvas's tokens at the positions, without gradient."""
+    gold = canvas.ids[positions]
+    return TokenReading(*reader.look(noised, canvas, positions, lambda logits, part: read_tokens(logits, gold[part])))
