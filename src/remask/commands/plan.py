@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -49,9 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     record = plan(config)
     show(record)
     if config.json:
-        from remask.files import write_atomically
+        from remask.files import as_json, write_atomically
 
-        write_atomically(Path(config.json), json.dumps(record, indent=1))
+        write_atomically(Path(config.json), as_json(record, indent=1))
     if not record["fits"]:
         raise UserError(
             f"{record['total_gib']:.1f} GiB do not fit into the {record['usable_gib']:.1f} GiB that a GPU has to spare",

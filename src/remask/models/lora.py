@@ -6,7 +6,6 @@ LLaDA's official module names (`attn_out`, `ff_proj`, `ff_out`, …) are renamed
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
+from remask.files import from_json
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -115,7 +115,7 @@ def is_adapter(folder: str) -> bool:
 def base_of(folder: str) -> str:
     """The base model that an adapter names. Raises UserError where it names none."""
     try:
-        base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = from_json((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError("adapter_config.json names no base model", where=folder) from error
     if not base:

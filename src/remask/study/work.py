@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig
 from remask.errors import UserError
+from remask.files import from_json
 from remask.imports import uncollected
 from remask.locks import locked
 
@@ -26,8 +26,8 @@ def is_done(folder: Path, name: str) -> bool:
     if path.suffix == ".json":
         return path.exists()
     try:
-        return json.loads((path / "run.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, KeyError):
+        return from_json((path / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -66,7 +66,7 @@ def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
 
 def main() -> int:
     folder, name = Path(sys.argv[1]), sys.argv[2]
-    job = json.loads((folder / f"{name}.job.json").read_text())
+    job = from_json((folder / f"{name}.job.json").read_text(encoding="utf-8"))
     try:
         with alone_with(folder, name):
             if not is_done(folder, name):  # another study may have done it meanwhile
