@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from remask import cli, config, progress
 from remask.cli import main
@@ -50,6 +52,7 @@ MACHINE: dict[str, tuple[Callable[[], object], str]] = {
     "sizes beyond all": (lambda: torch.empty(1 << 62, 1 << 62), "not enough memory"),
     "bytes that are no text": (undecodable, "text that cannot be read or written"),
     "tensors": (lambda: (_ for _ in ()).throw(SafetensorError("I/O error: No space left")), "I/O error: No space left"),
+    "a tokenizer": (lambda: Tokenizer(BPE()).save("/"), "Is a directory (os error 21)"),
     "depth": (lambda: json.loads("[" * 100_000), "nested too deeply"),
     "depth of YAML": (lambda: yaml.safe_load("[" * 20_000), "nested too deeply"),
     "a number": (lambda: float(10**400), "a number is too large"),
