@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,16 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
     model.config._name_or_path = base_name
     model.name_or_path = base_name
     config = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    return lean(get_peft_model(model, config))
+    with _without_deprecations():
+        return lean(get_peft_model(model, config))
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """peft asks transformers for a property by its old name, of which transformers warns whoever sees it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def merge(model: Any, *, where: str) -> Any:
@@ -139,7 +150,8 @@ def load_adapter(model: Any, adapter: str) -> Any:
         weights = _renamed(config, weights, adapter)
     try:
         config.inference_mode = True
-        wrapped = PeftModel(model, config)
+        with _without_deprecations():
+            wrapped = PeftModel(model, config)
         result = set_peft_model_state_dict(wrapped, weights)
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):
