@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 
 from remask.errors import UserError, first_line, shortened
@@ -11,6 +12,8 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation
 """What torch says where memory is short; elsewhere it has an error of its own."""
 NO_ROOM = ("PytorchStreamWriter", "inline_container", "basic_ios::clear")
 """What torch says where a file cannot be written."""
+SYSTEM_ERROR = re.compile(r"\(os error \d+\)")
+"""What libraries written in Rust say of an error of the system."""
 NESTED = ("json", "yaml", "ast")
 """Readers of nested texts, which are as deep as a user makes them."""
 
@@ -43,7 +46,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_unwritable(error: BaseException) -> bool:
     """Whether a file could not be written (or, of tensors, read): whoever said so."""
     said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_ROOM)
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or said
+    # tokenizers has no kind of error of its own: what the system says comes in a bare one.
+    bare = type(error) is Exception and SYSTEM_ERROR.search(str(error)) is not None
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or said or bare
 
 
 def refuse_lost_folder() -> None:

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from remask.errors import UserError
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON as the standard has it: a number that is NaN or infinite, for which it has no word, is null. Letters are
+    written as they are, but where half a surrogate pair is among them, which UTF-8 has not: then as their numbers.
+    """
+    finite = _finite(value)
+    text = json.dumps(finite, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(finite, allow_nan=False, indent=indent)
+    return text
+
+
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -112,7 +112,11 @@ def test_adapters_on_quantised_weights(
     assert any(tensor.abs().max() > 0 for name, tensor in weights(outcome.folder).items() if "lora_B" in name)
     full, _ = remask.load(outcome.folder)
     ids = torch.tensor([[65, 66, 67, full.config.mask_token_id]])
-    for quantization, kind, near in (("8bit", "Linear8bitLt", 0.999), ("4bit", "Linear4bit", 0.9)):
+    for quantization, kind, near in (
+        ("8bit", "Linear8bitLt", 0.999),
+        ("4bit", "Linear4bit", 0.9),
+        ("4bit-double", "Linear4bit", 0.9),
+    ):
         model, _ = remask.load(outcome.folder, quantization=quantization)
         assert type(model.get_base_model().model.layers[0].mlp.up_proj).__name__ == kind
         with torch.no_grad():

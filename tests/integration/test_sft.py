@@ -376,6 +376,17 @@ def test_a_nan_loss_stops_names_the_rows_and_keeps_the_checkpoint(
     assert json.loads((Path(config.output_dir) / "run.json").read_text())["status"] == "failed"
 
 
+def test_a_run_that_diverges_in_its_last_step_fails(make_config: MakeConfig, data: Path) -> None:
+    """No gradient comes after that step, but the evaluation does. What is logged stays JSON: null is no number."""
+    config = make_config({"learning_rate": 1e19}, max_steps=1, eval_data=str(data))
+    with pytest.raises(UserError, match=r"no finite eval_loss, eval_nll after the last step.*lower"):
+        run_sft(config, quiet=True)
+    folder = Path(config.output_dir)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").open()]
+    assert [line["eval_loss"] for line in lines if "eval_loss" in line] == [None]
+
+
 def test_a_diverging_run_stops_before_nan_reaches_the_weights(make_config: MakeConfig) -> None:
     config = make_config({"learning_rate": 1e30, "max_grad_norm": 0.0, "save_steps": 1, "save_total_limit": None})
     with pytest.raises(UserError, match="not finite"):

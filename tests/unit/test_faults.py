@@ -15,13 +15,15 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from remask import cli, config, progress
 from remask.cli import main
 from remask.config import LoraConfig, RlConfig
 from remask.errors import UserError, one_line, shortened
 from remask.faults import what_went_wrong
-from remask.files import refuse_unwritable, refuse_unwritable_folder
+from remask.files import as_json, from_json, refuse_unwritable, refuse_unwritable_folder
 from remask.training.model import trainable
 from remask.training.rows import refuse_beyond_memory
 
@@ -50,6 +52,7 @@ MACHINE: dict[str, tuple[Callable[[], object], str]] = {
     "sizes beyond all": (lambda: torch.empty(1 << 62, 1 << 62), "not enough memory"),
     "bytes that are no text": (undecodable, "text that cannot be read or written"),
     "tensors": (lambda: (_ for _ in ()).throw(SafetensorError("I/O error: No space left")), "I/O error: No space left"),
+    "a tokenizer": (lambda: Tokenizer(BPE()).save("/"), "Is a directory (os error 21)"),
     "depth": (lambda: json.loads("[" * 100_000), "nested too deeply"),
     "depth of YAML": (lambda: yaml.safe_load("[" * 20_000), "nested too deeply"),
     "a number": (lambda: float(10**400), "a number is too large"),
@@ -93,6 +96,17 @@ def test_all_have_a_traceback_where_one_is_asked_for(
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert said.splitlines()[-1].startswith("remask eval: n = 0")
+
+
+def test_json_is_what_the_standard_says() -> None:
+    """No word for NaN and infinity; half a surrogate pair only as its number; and what is too deep is no JSON."""
+    values = {"a": [1.5, float("nan"), (float("inf"), -float("inf"))], "b": "é漢", "c": None, "d": True}
+    assert as_json(values) == '{"a": [1.5, null, [null, null]], "b": "é漢", "c": null, "d": true}'
+    halved = as_json({"a": "é\ud800"})
+    assert halved == r'{"a": "\u00e9\ud800"}'
+    assert from_json(halved.encode()) == {"a": "é\ud800"}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        from_json("[" * 100_000)
 
 
 @pytest.mark.parametrize("part", ["what", "where", "mend"])

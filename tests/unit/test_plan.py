@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, seeded, special
+from peft import prepare_model_for_kbit_training
 from torch.utils.flop_counter import FlopCounterMode
 
 from remask.analysis.plan import Meter, Need, need
+from remask.analysis.quantised import quantise, stored_bytes, weight_bytes
 from remask.cli import main
-from remask.commands.plan import plan, remedies
-from remask.config import LoraConfig, PlanConfig
+from remask.commands.plan import kept_gib, plan, remedies
+from remask.config import LoraConfig, PlanConfig, Quantization
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
+from remask.models.llada import LLaDAConfig, LLaDAModelLM
+from remask.models.load import load_model
 from remask.models.lora import add_adapter
 from remask.models.shapes import empty_model, shape_config
 
@@ -57,7 +61,8 @@ def test_what_is_counted_is_what_the_step_makes(family: str, rank: int, checkpoi
     if rank:
         model = add_adapter(model, LoraConfig(rank=rank), base_name="x")
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner = model.get_base_model() if rank else model
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     meter = Meter()
     left = step(model.train(), meter)
@@ -135,6 +140,84 @@ def test_a_published_shape_by_hand() -> None:
     assert zero.working == one.working
 
 
+def test_quantised_weights_by_hand() -> None:
+    """nf4: half a byte a weight, and of each 64 a float32; doubly: of each 64 a byte, and of each 256 of these a
+    float32; the tables of 16 (and 256, and a mean) float32. 8 bits: a byte a weight, a float32 a row.
+    """
+    n = 4096 * 12288
+    assert stored_bytes(n, 12288, "4bit") == n // 2 + 4 * n // 64 + 64
+    assert 8 * (stored_bytes(n, 12288, "4bit") - 64) / n == 4.5
+    assert stored_bytes(n, 12288, "4bit-double") == n // 2 + n // 64 + 4 * n // (64 * 256) + 1092
+    assert 8 * (stored_bytes(n, 12288, "4bit-double") - 1092) / n == 4 + 8 / 64 + 32 / (64 * 256) == 4.126953125
+    assert stored_bytes(n, 12288, "8bit") == n + 4 * 12288
+    assert stored_bytes(65, 1, "4bit") == 33 + 2 * 4 + 64
+    assert stored_bytes(65, 1, "4bit-double") == 33 + 2 + 4 + 1092
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "4bit-double", "8bit"])
+def test_a_published_shape_on_quantised_weights_by_hand(quantization: Quantization) -> None:
+    """LLaDA-8B with adapters of rank 8 on queries, keys and values: embedding, head, norms and adapters are float32."""
+    config = PlanConfig(model="llada-8b", length=16, lora_rank=8, quantization=quantization)
+    record = plan(config)
+    each = {"4bit": 4096**2 * 9 // 16 + 64, "8bit": 4096**2 + 4 * 4096}
+    each["4bit-double"] = 4096**2 // 2 + 4096**2 // 64 + 4096**2 // 4096 + 1092
+    wide = {"4bit": 4096 * 12288 * 9 // 16 + 64}
+    wide["4bit-double"] = 4096 * 12288 // 2 + 4096 * 12288 // 64 + 4096 * 12288 // 4096 + 1092
+    up, down = (wide.get(quantization, 4096 * 12288 + 4 * outputs) for outputs in (12288, 4096))
+    rest = 2 * 126464 * 4096 + 32 * 2 * 4096 + 4096
+    adapters = 32 * 3 * 8 * 2 * 4096
+    whole = 32 * (4 * each[quantization] + 2 * up + down) + 4 * rest + 4 * adapters
+    assert record["memory_gib"]["weights"] * 2**30 == whole
+    assert record["memory_gib"]["gradients"] * 2**30 == 4 * adapters
+    assert record["trained"] == adapters
+    assert (
+        record["parameters"] == 2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096 + adapters
+    )
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "4bit-double", "8bit"])
+def test_quantised_layers_take_what_bitsandbytes_stores(
+    quantization: Quantization, tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'remask[quantization]'")
+    folder = save_llada(tmp_path, tokenizer)
+    model = load_model(str(folder), quantization=quantization)
+    found = 0
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            found += module.weight.data.nbytes + module.weight.SCB.nbytes
+        elif type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            held = [module.weight.data, state.absmax, state.code]
+            held += [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+            found += sum(tensor.nbytes for tensor in held)
+    counted = quantise(empty_model(model.config, "float32"), quantization)
+    rest = sum(p.nbytes for name, p in counted.named_parameters() if "proj" not in name)
+    assert weight_bytes(counted) - rest == found > 0
+
+
+def test_a_step_on_8_bits_leaves_what_is_counted(tokenizer: Any, tmp_path: Path) -> None:
+    """The one that trains on a CPU. Beside the inputs its kernels keep their scales, which are small."""
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'remask[quantization]'")
+    folder = save_llada(tmp_path, tokenizer)
+    model = prepare_model_for_kbit_training(load_model(str(folder), quantization="8bit"), False)
+    left = step(add_adapter(model, LoraConfig(rank=4), base_name="x").train(), Meter())
+
+    def build() -> Any:
+        counted = quantise(empty_model(model.config, "float32"), "8bit")
+        return add_adapter(counted, LoraConfig(rank=4), base_name="x")
+
+    planned = need(build, rows=ROWS, length=LENGTH, scored=SCORED)
+    assert planned.activations == pytest.approx(left, rel=0.02)
+
+
+def save_llada(folder: Path, tokenizer: Any) -> Path:
+    """Of widths that the kernels take."""
+    sizes = {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 192}
+    seeded(lambda: LLaDAModelLM(LLaDAConfig(**sizes, **special(tokenizer)))).save_pretrained(folder)
+    return folder
+
+
 def test_a_mixture_is_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="depends on its routing"):
         need(lambda: meta("llada-moe", tokenizer), rows=1, length=8, scored=4)
@@ -167,6 +250,8 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
         (["--reserve-gib", "-1"], "reserve_gib = -1.0"),
         (["--memory-gib", "8", "--reserve-gib", "8"], "reserve_gib = 8.0; it is 0 or more, and below 8.0"),
         (["--total-rows", "-5"], "total_rows = -5; it is 1 or more"),
+        (["--quantization", "4bit"], "weights of 4bit cannot be trained; train adapters on them: --lora-rank 64"),
+        (["--quantization", "8bit", "--lora-rank", "8", "--gpus", "2", "--strategy", "fsdp"], "are not sharded"),
     ],
 )
 def test_plans_that_cannot_be(arguments: list[str], message: str, capsys: Any) -> None:
@@ -187,3 +272,45 @@ def test_advice_is_what_helps_on_that_machine(capsys: pytest.CaptureFixture[str]
     assert first in flags
     assert plan(dict(remedies(one))[first])["fits"]
     assert not plan(one)["fits"]
+
+
+def test_a_quantised_base_is_offered_where_nothing_else_fits(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """27 MB of linear layers in bfloat16, in 24 MiB. Each way that is named fits when it is planned."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1536}
+    LLaDAConfig(
+        **{LLaDAConfig.attribute_map[key]: n for key, n in sizes.items()}, **special(tokenizer)
+    ).save_pretrained(tmp_path)
+    small = PlanConfig(model=str(tmp_path), memory_gib=24 / 1024, reserve_gib=0.0, length=16)
+    assert not plan(replace(small, lora_rank=8, gradient_checkpointing=True))["fits"]
+    asked = ["--memory-gib", str(24 / 1024), "--reserve-gib", "0", "--length", "16"]
+    assert main(["plan", "--model", str(tmp_path), *asked]) == 2
+    ways = capsys.readouterr().err.strip().partition("this would fit: ")[2].split("; or ")
+    for way in ways:
+        assert "--lora-rank 64" in way
+        assert "--quantization" in way
+        assert plan(dict(remedies(small))[way])["fits"]
+
+
+def test_what_is_kept_is_part_of_the_plan() -> None:
+    for config in (
+        PlanConfig(model="tiny", length=16),
+        PlanConfig(model="tiny", length=16, gpus=4, strategy="zero2"),
+        PlanConfig(model="tiny", length=16, lora_rank=4, quantization="4bit-double"),
+    ):
+        memory = plan(config)["memory_gib"]
+        assert kept_gib(config) == memory["weights"] + memory["gradients"] + memory["optimiser"]
+
+
+def test_only_a_frozen_base_is_quantised() -> None:
+    for config in (PlanConfig(), PlanConfig(gpus=4), PlanConfig(lora_rank=8), PlanConfig(gpus=4, strategy="zero2")):
+        ways = remedies(config)
+        assert any(changed.quantization == "4bit" for _, changed in ways) == (config.strategy == "ddp")
+        for flags, changed in ways:
+            if changed.quantization:
+                assert changed.lora_rank
+                assert changed.strategy == "ddp"
+                assert flags.count("--quantization") == 1
+    already = PlanConfig(lora_rank=8, quantization="8bit")
+    assert not any("--quantization" in flags for flags, _ in remedies(already))

@@ -316,6 +316,29 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, text: str) -> None
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["objective", "model", "seed", "seconds", "hardware", "versions", "data", "training"])
+@pytest.mark.parametrize("value", [True, [1], "text", 3, {"a": 1}])
+def test_a_record_with_another_kind_of_value_is_shown_or_named(tmp_path: Path, key: str, value: Any) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, key: value}))
+    try:
+        write_report([run], tmp_path / "report.html")
+    except UserError as error:
+        assert f"{key}: not what a run records there" in str(error)  # noqa: PT017
+        assert not (tmp_path / "report.html").exists()
+    else:
+        fits = {"objective": (str, dict), "seed": (int,), "seconds": (int,), "model": (str,), "training": (str,)}
+        assert type(value) in fits.get(key, (dict,))
+
+
+def test_half_a_surrogate_pair_is_shown_as_its_number(tmp_path: Path) -> None:
+    run = run_dir(tmp_path, "sft", 0, 0.4)
+    write_report([run], tmp_path / "report.html", title="a \ud800 b")
+    assert r"a \ud800 b" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_strip_that_cannot_be_drawn_names_its_file(tmp_path: Path) -> None:
     path = tmp_path / "eval.json"
     path.write_text(json.dumps(evaluation("sft", 0, 0.4, strip={"tokens": ["a"], "revealed_at": []})))

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from remask.analysis.quantised import weight_bytes
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
 
@@ -115,7 +116,7 @@ def need(
         pretend(model)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         model.train()
         ids = torch.zeros(rows, length, dtype=torch.long)
@@ -131,23 +132,17 @@ def need(
             raise UserError("what this model computes depends on its routing", mend="plan a dense model") from error
         weights = list(model.parameters())
         trained = [p for p in weights if p.requires_grad]
-        own = {
-            "weights": sum(p.nbytes for p in weights),
-            "gradients": sum(p.nbytes for p in trained),
-            "optimiser": 2 * sum(p.nbytes for p in trained),
-        }
         working = max(0, meter.peak - activations)
         flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
         probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
         parameters, count = sum(p.numel() for p in weights), sum(p.numel() for p in trained)
         gathered = gathered_bytes(inner, trained)
     # At the peak of a backward pass part of the gradients exist: they are counted once, as gradients.
-    working = max(0.0, working - own["gradients"])
+    working = max(0.0, working - sum(p.nbytes for p in trained))
     if "weights" in SHARDED[strategy] and devices > 1:
         working += gathered
-    share = {kind: size / (devices if kind in SHARDED[strategy] else 1) for kind, size in own.items()}
     return Need(
-        **share,
+        **kept(model, strategy, devices),
         activations=activations,
         working=working,
         flops=flops,
@@ -155,6 +150,13 @@ def need(
         parameters=parameters,
         trained=count,
     )
+
+
+def kept(model: Any, strategy: Strategy = "ddp", devices: int = 1) -> dict[str, float]:
+    """Bytes that a model to be trained takes on each device throughout, by kind. It may lie on the meta device."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    own = {"weights": weight_bytes(model), "gradients": trained, "optimiser": 2 * trained}
+    return {kind: size / (devices if kind in SHARDED[strategy] else 1) for kind, size in own.items()}
 
 
 def gathered_bytes(model: Any, trained: list[Tensor]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,9 +31,9 @@ def run(arguments: Sequence[str]) -> int:
     refuse_unwritable(config.json)
     for part, record in measure(config):
         if config.json:
-            from remask.files import write_atomically
+            from remask.files import as_json, write_atomically
 
-            write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False, allow_nan=False))
+            write_atomically(Path(config.json), as_json(record))
         show({"settings": record["settings"], part: record[part]})
     return 0
 

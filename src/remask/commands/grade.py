@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from remask.config import GradeConfig
 from remask.errors import UserError
 from remask.evaluation.arms import ACCURACY
 from remask.evaluation.statistics import Interval, mean_interval, wilson
-from remask.files import refuse_unwritable, write_atomically
+from remask.files import as_json, refuse_unwritable, write_atomically
 from remask.progress import progress
 from remask.tasks import Grade, Problem, Task
 from remask.tasks.benchmark import named
@@ -75,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         graded.append(_together(graded))
     scores = [{"source": part.source, **scores_of(task, part)} for part in graded]
     if config.json:
-        write_atomically(Path(config.json), json.dumps(_record(task, scores, graded), indent=1))
+        write_atomically(Path(config.json), as_json(_record(task, scores, graded), indent=1))
         print(f"written to {config.json}")
     show(task, scores)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     from remask.analysis.entropy_map import entropy_map, without_fill
     from remask.data.canvas import Fill
     from remask.data.collate import Collator
-    from remask.files import write_atomically
+    from remask.files import as_json, write_atomically
     from remask.models.facts import facts
     from remask.sft.presets import resolve
 
@@ -82,7 +81,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
             example |= {**wrong, "classes": classes_of(tokenizer, row.response, fill=fill)}
         record["classes"] = entropy_classes(found)
     if config.json:
-        write_atomically(Path(config.json), json.dumps(record, ensure_ascii=False))
+        write_atomically(Path(config.json), as_json(record))
     return record
 
 

@@ -15,6 +15,7 @@ import tyro
 
 from remask import config as configs
 from remask.errors import UserError
+from remask.files import as_json
 from remask.imports import uncollected
 
 C = TypeVar("C")
@@ -164,10 +165,7 @@ def load_named(config: Any) -> tuple[Any, Any]:
 
 
 def print_json(value: Any) -> None:
-    import json
-
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=1)
-    print()
+    print(as_json(value, indent=1))
 
 
 def console() -> Any:

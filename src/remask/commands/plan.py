@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -49,9 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     record = plan(config)
     show(record)
     if config.json:
-        from remask.files import write_atomically
+        from remask.files import as_json, write_atomically
 
-        write_atomically(Path(config.json), json.dumps(record, indent=1))
+        write_atomically(Path(config.json), as_json(record, indent=1))
     if not record["fits"]:
         raise UserError(
             f"{record['total_gib']:.1f} GiB do not fit into the {record['usable_gib']:.1f} GiB that a GPU has to spare",
@@ -68,14 +67,32 @@ def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
         "--strategy fsdp": {"strategy": "fsdp"} if config.gpus > 1 and config.strategy not in ("fsdp", "zero3") else {},
         "--lora-rank 64": {} if config.lora_rank else {"lora_rank": 64},
         "--dtype bfloat16": {"dtype": "bfloat16"} if config.dtype != "bfloat16" else {},
+        **{f"--quantization {kind}": {} if config.quantization else {"quantization": kind} for kind in LESS},
     }
     changes = {flag: change for flag, change in single.items() if change}
     found: list[tuple[str, PlanConfig]] = []
     for count in range(1, len(changes) + 1):
         for flags in combinations(changes, count):
             whole: dict[str, Any] = {key: value for flag in flags for key, value in changes[flag].items()}
-            found.append((" ".join(flags), replace(config, **whole)))
+            changed = replace(config, **whole)
+            if len(whole) == sum(len(changes[flag]) for flag in flags) and quantised_wrongly(changed) is None:
+                found.append((" ".join(flags), changed))
     return found
+
+
+LESS = ("8bit", "4bit")
+"""How a base may be stored that adapters are trained on, the more exact way first."""
+
+
+def quantised_wrongly(config: PlanConfig) -> tuple[str, str] | None:
+    """What keeps a plan's base from being quantised, and what to do about it."""
+    if config.quantization is None:
+        return None
+    if not config.lora_rank:
+        return f"weights of {config.quantization} cannot be trained", "train adapters on them: --lora-rank 64"
+    if config.strategy != "ddp":
+        return f"weights of {config.quantization} are not sharded", "use --strategy ddp"
+    return None
 
 
 def advice(config: PlanConfig, record: dict[str, Any]) -> str:
@@ -85,18 +102,20 @@ def advice(config: PlanConfig, record: dict[str, Any]) -> str:
     candidates = remedies(config)
     with progress("looking for what fits", len(candidates)) as tick:
         for number, (flags, changed) in enumerate(candidates, 1):
-            total = plan(changed)["total_gib"]
-            least = min(least, total)
-            if total <= record["usable_gib"] and not any(set(one.split()) <= set(flags.split()) for one in fitting):
-                fitting.append(flags)
             tick(number)
+            if any(set(one.split()) <= set(flags.split()) for one in fitting):
+                continue
+            total = kept_gib(changed)
+            if total <= record["usable_gib"] and (total := plan(changed)["total_gib"]) <= record["usable_gib"]:
+                fitting.append(flags)
+            least = min(least, total)
             if len(fitting) == MOST_ADVICE:
                 break
     if fitting:
         return f"this would fit: {'; or '.join(fitting)}"
     if least == math.inf:
         return "use GPUs of more memory"
-    return f"all that is tried takes {least:.1f} GiB: shorten the rows, or use more GPUs or GPUs of more memory"
+    return f"all that is tried takes {least:.1f} GiB or more: shorten the rows, or use more GPUs or GPUs of more memory"
 
 
 MOST_ADVICE = 2
@@ -107,22 +126,11 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """The figures, for people and machines."""
     with uncollected():
         from remask.analysis.plan import need
-        from remask.config import LoraConfig
-        from remask.models.lora import add_adapter
-        from remask.models.shapes import empty_model, shape_config
 
     check(config)
-    shape = shape_config(config.model)
-
-    def build() -> Any:
-        model = empty_model(shape, config.dtype)
-        if not config.lora_rank:
-            return model.requires_grad_(True)
-        return add_adapter(model, LoraConfig(rank=config.lora_rank, dropout=0.0), base_name=config.model)
-
     scored = max(1, round(config.rows * config.length * config.response / 2))
     found = need(
-        build,
+        builder(config),
         rows=config.rows,
         length=config.length,
         scored=scored,
@@ -153,6 +161,38 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     }
 
 
+def builder(config: PlanConfig) -> Callable[[], Any]:
+    """What makes the model of a plan, its trained weights requiring gradient."""
+    with uncollected():
+        from remask.analysis.quantised import quantise
+        from remask.config import LoraConfig
+        from remask.models.lora import add_adapter
+        from remask.models.shapes import empty_model, shape_config
+
+    shape = shape_config(config.model)
+
+    def build() -> Any:
+        model = empty_model(shape, config.dtype)
+        if config.quantization:
+            model = quantise(model, config.quantization)
+        if not config.lora_rank:
+            return model.requires_grad_(True)
+        return add_adapter(model, LoraConfig(rank=config.lora_rank, dropout=0.0), base_name=config.model)
+
+    return build
+
+
+def kept_gib(config: PlanConfig) -> float:
+    """What a plan takes at the least: weights, gradients and optimiser states, which need no step to be counted."""
+    import torch
+
+    from remask.analysis.plan import kept
+
+    with torch.device("meta"):
+        model = builder(config)()
+    return sum(kept(model, config.strategy, config.gpus).values()) / GIB
+
+
 def check(config: PlanConfig) -> None:
     for name in ("gpus", "length", "rows", "accumulation"):
         if getattr(config, name) < 1:
@@ -160,6 +200,8 @@ def check(config: PlanConfig) -> None:
     for name in ("efficiency", "response"):
         if not 0 < getattr(config, name) <= 1:
             raise UserError(f"{name} = {getattr(config, name)}", mend="it lies in (0, 1]")
+    if (wrong := quantised_wrongly(config)) is not None:
+        raise UserError(wrong[0], mend=wrong[1])
     if config.lora_rank < 0:
         raise UserError(f"lora_rank = {config.lora_rank}", mend="it is 0 or more")
     if config.total_rows is not None and config.total_rows < 1:
@@ -186,6 +228,7 @@ def show(record: dict[str, Any]) -> None:
         f"{settings['model']}: {record['parameters'] / 1e6:,.1f} M parameters, "
         f"{record['trained'] / 1e6:,.1f} M trained; "
         f"{settings['gpus']} × {settings['gpu']}, {settings['strategy']}, {settings['dtype']}"
+        f"{', base in ' + settings['quantization'] if settings['quantization'] else ''}"
         f"{', mixed precision' if settings['bf16'] else ''}"
         f"{', checkpointing' if settings['gradient_checkpointing'] else ''}",
         highlight=False,

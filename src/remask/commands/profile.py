@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     record = profile(config)
     show(record)
     if config.json:
-        from remask.files import write_atomically
+        from remask.files import as_json, write_atomically
 
-        write_atomically(Path(config.json), json.dumps(record, indent=1))
+        write_atomically(Path(config.json), as_json(record, indent=1))
     return 0
 
 

@@ -217,6 +217,8 @@ class PlanConfig:
     """ddp: all on every GPU. The others shard optimiser states, then gradients, then weights (fsdp and zero3: all)."""
     lora_rank: int = 0
     """Adapters of this rank on a frozen base (0: all weights are trained)."""
+    quantization: Quantization | None = None
+    """Of the base that adapters are trained on, whose other weights are then float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights, their gradients and the optimiser's states."""
     bf16: bool = False

@@ -10,7 +10,7 @@ from remask.config.read import STRICT
 OverLong = Literal["truncate", "drop", "error"]
 OnBadRow = Literal["error", "skip"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["4bit", "8bit"]
+Quantization = Literal["4bit", "4bit-double", "8bit"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["full"]
 

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +22,7 @@ from typing import Any
 from remask.chat_template import Message
 from remask.data.turns import conversation, is_conversation, text_of
 from remask.errors import UserError
+from remask.files import from_json
 
 CHATS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
@@ -206,7 +206,7 @@ def _tools(value: Any, where: str) -> Any:
         if not value.strip():
             return None
         try:
-            value = json.loads(value)
+            value = from_json(value)
         except ValueError:
             raise UserError("tools is text that is no JSON", where=where) from None
     if not isinstance(value, list):

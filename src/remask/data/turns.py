@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from remask.chat_template import Message
 from remask.errors import UserError
+from remask.files import from_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 """Roles that are given to the chat template as they are."""
@@ -53,8 +53,8 @@ def _parsed_turns(text: str) -> list[Any] | None:
     if not text.lstrip().startswith("[{"):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = from_json(text)
+    except ValueError:
         return None
     plain = isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
     return value if plain and all(any(names[0] in turn for names in NAMES) for turn in value) else None
@@ -102,7 +102,7 @@ def _content(content: Any, name: str, where: str) -> str:
 
 def _call(text: str, name: str, where: str) -> Any:
     try:
-        call = json.loads(text)
+        call = from_json(text)
     except ValueError:
         call = None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):

@@ -6,7 +6,6 @@ the training seed alone. Nothing here loads torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from remask.errors import UserError
 from remask.evaluation.calibration import Sureness
 from remask.evaluation.settings import same_decoding
 from remask.evaluation.statistics import RESAMPLES, Interval, Scores, cluster_interval, wilson
+from remask.files import from_json
 
 KIND, FORMAT = "remask.evaluation", 1
 START = "start"
@@ -144,7 +144,7 @@ def load_evaluation(path: Path | str) -> Evaluation:
 def read_json(path: Path) -> Any:
     """The JSON of a file. Raises UserError where it cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(path), mend="check the path") from error
     except ValueError as error:

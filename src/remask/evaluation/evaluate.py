@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from remask.evaluation.journal import Journal, fingerprint, weights_stamp
 from remask.evaluation.likelihood import TASK as LIKELIHOOD
 from remask.evaluation.likelihood import evaluate_likelihood
 from remask.evaluation.run import Shard, evaluate, identity
-from remask.files import refuse_unwritable, write_atomically
+from remask.files import as_json, from_json, refuse_unwritable, write_atomically
 from remask.locks import locked
 from remask.models.facts import facts
 from remask.models.load import load, pick_device
@@ -140,7 +139,7 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
             label=label,
         )
     if record is not None and config.json:
-        write_atomically(Path(config.json), json.dumps({**record, "request": request}, ensure_ascii=False))
+        write_atomically(Path(config.json), as_json({**record, "request": request}))
         journal.remove()
     return record
 
@@ -160,7 +159,7 @@ def _finished(config: EvalConfig) -> dict[str, Any] | None:
     if config.json is None or config.overwrite or not Path(config.json).exists():
         return None
     try:
-        record = json.loads(Path(config.json).read_bytes())
+        record = from_json(Path(config.json).read_bytes())
         is_record = record["kind"] == KIND
     except (ValueError, KeyError, TypeError, OSError):
         is_record = False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files import from_json
 from remask.models.gguf import gguf_file, gguf_parts
 
 MODEL_FILES = (
@@ -89,14 +90,14 @@ class Journal:
                 )
             for line in lines[1:]:
                 try:
-                    answer = Written(**json.loads(line))
+                    answer = Written(**from_json(line))
                 except (ValueError, TypeError):  # a damaged line: its problem is asked again
                     continue
                 self.answers[answer.key] = answer
 
     def _is_ours(self, header: str) -> bool:
         try:
-            begun = json.loads(header)
+            begun = from_json(header)
         except ValueError:
             return False
         return isinstance(begun, dict) and begun.get("evaluation") == self.fingerprint

@@ -18,6 +18,7 @@ from remask.evaluation.arms import ACCURACY, FORMAT, KIND, START
 from remask.evaluation.calibration import sureness
 from remask.evaluation.journal import Journal, Key, Written
 from remask.evaluation.statistics import mean_interval, wilson
+from remask.files import from_json
 from remask.models.facts import stop_token_ids
 from remask.progress import progress, working
 from remask.sampling.generate import Row, encode_prompts, generate_from_ids, length_of
@@ -238,7 +239,7 @@ def identity(model_path: str) -> tuple[str, int | None]:
     if not record.is_file():
         return START, None
     try:
-        info = json.loads(record.read_text())
+        info = from_json(record.read_text(encoding="utf-8"))
         return str(info["objective"]["name"]), int(info["seed"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("not the record of a run", where=str(record)) from error

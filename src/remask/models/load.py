@@ -158,7 +158,7 @@ def load_model(
             mend="check model_type and the sizes in its config.json",
         )
     model.name_or_path = folder  # of weights that were handed over there is none
-    if quantization == "4bit" and device == "cpu":
+    if quantization in ("4bit", "4bit-double") and device == "cpu":
         _refuse_odd_sizes(model, folder)
     return model
 
@@ -231,7 +231,7 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantization not in get_args(Quantization):
-        raise UserError(f"unknown quantization {quantization!r}", mend=f"it is {' or '.join(get_args(Quantization))}")
+        raise UserError(f"unknown quantization {quantization!r}", mend=f"it is {', '.join(get_args(Quantization))}")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -240,8 +240,12 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
         ) from None
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = torch.bfloat16 if dtype == "auto" else _dtype(dtype)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else _dtype(dtype),
+        bnb_4bit_use_double_quant=quantization == "4bit-double",
+    )
 
 
 def _refuse_odd_sizes(model: Any, folder: str) -> None:

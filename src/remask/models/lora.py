@@ -6,10 +6,11 @@ LLaDA's official module names (`attn_out`, `ff_proj`, `ff_out`, …) are renamed
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from remask.config import LoraConfig
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
+from remask.files import from_json
 from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
@@ -53,7 +55,16 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
     model.config._name_or_path = base_name
     model.name_or_path = base_name
     config = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    return lean(get_peft_model(model, config))
+    with _without_deprecations():
+        return lean(get_peft_model(model, config))
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """peft asks transformers for a property by its old name, of which transformers warns whoever sees it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def merge(model: Any, *, where: str) -> Any:
@@ -115,7 +126,7 @@ def is_adapter(folder: str) -> bool:
 def base_of(folder: str) -> str:
     """The base model that an adapter names. Raises UserError where it names none."""
     try:
-        base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = from_json((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError("adapter_config.json names no base model", where=folder) from error
     if not base:
@@ -139,7 +150,8 @@ def load_adapter(model: Any, adapter: str) -> Any:
         weights = _renamed(config, weights, adapter)
     try:
         config.inference_mode = True
-        wrapped = PeftModel(model, config)
+        with _without_deprecations():
+            wrapped = PeftModel(model, config)
         result = set_peft_model_state_dict(wrapped, weights)
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files import from_json
 
 
 def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -25,7 +25,7 @@ def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = from_json(line)
             if not isinstance(row, dict):
                 raise ValueError("not an object")
         except ValueError as error:

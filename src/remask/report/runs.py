@@ -110,6 +110,11 @@ def load_run(path: Path | str) -> Run:
     info = read_json(record)
     if not isinstance(info, dict) or info.get("kind") != "remask.run":
         raise UserError("not the record of a run", where=str(record), mend="give a folder made by a run")
+    odd = [name for name, kinds in OF_RECORD.items() if not _is_of(info.get(name), kinds)]
+    if odd:
+        raise UserError(
+            f"{', '.join(odd)}: not what a run records there", where=str(record), mend="give a folder made by a run"
+        )
     objective = info.get("objective")
     method = objective.get("name") if isinstance(objective, dict) else objective
     config = path / "config.yaml"
@@ -127,6 +132,23 @@ def load_run(path: Path | str) -> Run:
         rollouts=read_rollouts(path / "completions.jsonl"),
         class_counts=_class_counts(path / "class_accuracy.json"),
     )
+
+
+OF_RECORD: dict[str, tuple[type, ...]] = {
+    "objective": (dict, str),
+    "model": (str,),
+    "seed": (int,),
+    "seconds": (int, float),
+    "hardware": (dict,),
+    "versions": (dict,),
+    "data": (dict,),
+    "training": (str,),
+}
+"""What is read of a run's record, and its types; null, and what is not there, is let pass."""
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    return value is None or (isinstance(value, kinds) and not isinstance(value, bool))
 
 
 def _deciles(path: Path) -> list[Decile]:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise
 from remask.errors import UserError
+from remask.files import from_json
 from remask.rl.batches import PolicyBatch, shared_anew
 from remask.rl.reference import Reference
 
@@ -88,7 +89,7 @@ class RolloutState(TrainerCallback):
 def _read(file: Path) -> tuple[list[PolicyBatch], dict[str, Any]]:
     """What one process had left of its rollout."""
     with safe_open(file, "pt") as stored:
-        names, facts = list(stored.keys()), {name: json.loads(text) for name, text in stored.metadata().items()}
+        names, facts = list(stored.keys()), {name: from_json(text) for name, text in stored.metadata().items()}
         batches = [
             _batch({name.partition(".")[2]: stored.get_tensor(name) for name in names if name.startswith(f"{i}.")})
             for i in range(facts["left"])

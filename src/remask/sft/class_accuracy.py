@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from remask.data.token_classes import classes_of
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.halves import score_in_halves
 from remask.diffusion.noise import Noise
-from remask.files import write_atomically
+from remask.files import as_json, from_json, write_atomically
 from remask.progress import progress
 from remask.training.rows import EVALUATION_SEED
 
@@ -55,7 +54,7 @@ class ClassAccuracy:
     def after(self) -> None:
         """Read it again and write both. What an earlier process read before training of other rows is left out."""
         try:
-            found = json.loads(self.path.read_text())
+            found = from_json(self.path.read_text(encoding="utf-8"))
             count = len(next(iter(found["tokens"].values())))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             return  # nothing was read before
@@ -68,7 +67,7 @@ class ClassAccuracy:
 
     def _write(self, counts: dict[str, Any]) -> None:
         held_out = bool(self.trainer.eval_rows)
-        write_atomically(self.path, json.dumps({"kind": "remask.class_accuracy", "held_out": held_out, **counts}))
+        write_atomically(self.path, as_json({"kind": "remask.class_accuracy", "held_out": held_out, **counts}))
 
     def read(self) -> tuple[Counts, Counts]:
         """(tokens, right ones) of each class in each row; the EOS fill is a class."""

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from remask.config import SftConfig
 from remask.errors import UserError
-from remask.files import refuse_unwritable_folder, write_atomically
+from remask.files import from_json, refuse_unwritable_folder, write_atomically
 from remask.sft.signals import CacheKey, SignalCache, build_cache, hash_model, hash_rows, hash_tokenizer
 from remask.training.sharding import whole
 
@@ -83,7 +83,7 @@ class ProbeRefresh(TrainerCallback):
         """The cache a checkpoint was trained with, where that was a refreshed one."""
         if checkpoint is None or not (checkpoint / self.STATE).exists():
             return False
-        state = json.loads((checkpoint / self.STATE).read_text())
+        state = from_json((checkpoint / self.STATE).read_text())
         if state["epoch"] == 0:
             return False
         self.epoch = state["epoch"]

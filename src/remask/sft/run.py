@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from remask.data.collate import Collator
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
 from remask.errors import UserError
-from remask.files import write_atomically
+from remask.files import as_json, write_atomically
 from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.progress import working
@@ -94,7 +93,7 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
             with whole(trainer):
                 if trainer.is_world_process_zero():
                     counts = masking_by_entropy(trainer, rows=extent.masking, quiet=quiet)
-                    write_atomically(folder / "masking.json", json.dumps(counts))
+                    write_atomically(folder / "masking.json", as_json(counts))
                     by_class.before()
         return [EpochCallback(trainer.sampler), *([probe] if probe else [])]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import jinja2
 from remask.config import StudyConfig
 from remask.environment import hardware, versions
 from remask.evaluation.statistics import Difference
-from remask.files import write_atomically
+from remask.files import as_json, write_atomically
 from remask.progress import duration
 from remask.report.words import p_value, plural
 from remask.study.figure import draw, numbers
@@ -34,7 +33,7 @@ def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Pat
         "hardware": hardware(),
         "results": [f.row() for f in found],
     }
-    write_atomically(files["json"], json.dumps(record, indent=1, ensure_ascii=False))
+    write_atomically(files["json"], as_json(record, indent=1))
     write_atomically(files["csv"], as_csv(found))
     write_atomically(files["md"], markdown(study, name, found, command))
     draw(name, study.baseline, [f for f in found if f.leads], files)

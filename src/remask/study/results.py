@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from remask.config import StudyConfig
+from remask.errors import UserError
 from remask.evaluation.arms import START, Arm, load_evaluation, pool
 from remask.evaluation.compare import TaskComparison, compare_arms
 from remask.evaluation.statistics import Interval, holm
+from remask.files import from_json
 from remask.study.grid import Cell
 from remask.study.work import output
 
@@ -102,8 +103,13 @@ def _cost(cells: Sequence[Cell], folder: Path) -> float:
 
 
 def _seconds(path: Path) -> float:
-    record = json.loads((path if path.suffix == ".json" else path / "run.json").read_text())
-    return float(record["seconds"])
+    record = path if path.suffix == ".json" else path / "run.json"
+    try:
+        return float(from_json(record.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "does not say how long it took", where=str(record), mend=f"delete {path}: the study makes it anew"
+        ) from error
 
 
 def _gradient(cells: Sequence[Cell], folder: Path) -> tuple[float, float, float] | None:
@@ -119,4 +125,4 @@ def _logged(cell: Cell, folder: Path) -> Iterable[dict[str, Any]]:
     for job in cell.training[-1:]:
         path = output(folder, job.name) / "metrics.jsonl"
         if path.exists():
-            yield from (json.loads(line) for line in path.read_text().splitlines())
+            yield from (from_json(line) for line in path.read_text().splitlines())

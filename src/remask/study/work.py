@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ from typing import Any
 from remask import config as configs
 from remask.config import EvalConfig, RlConfig, SftConfig
 from remask.errors import UserError
+from remask.files import from_json
 from remask.imports import uncollected
 from remask.locks import locked
 
@@ -27,8 +27,8 @@ def is_done(folder: Path, name: str) -> bool:
     if path.suffix == ".json":
         return path.exists()
     try:
-        return json.loads((path / "run.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, KeyError):
+        return from_json((path / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -78,7 +78,7 @@ def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> Non
         import torch  # which has read the variable before, where this process is a fork
 
         torch.set_num_threads(int(threads))
-    job = json.loads((folder / f"{name}.job.json").read_text())
+    job = from_json((folder / f"{name}.job.json").read_text(encoding="utf-8"))
     try:
         with alone_with(folder, name):
             if not is_done(folder, name):  # another study may have done it meanwhile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
+from remask.files import from_json
 from remask.tasks.base import Grade, Problem, Task
 from remask.tasks.code import CodeTask
 
@@ -115,8 +115,8 @@ def published_count(task: Task, problems: Sequence[Problem], grades: Sequence[Gr
 
 def _of_json(path: Path, task: Task | None) -> list[Stored]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"not readable as JSON ({error})", where=str(path)) from None
     if isinstance(content, dict) and isinstance(content.get("tasks"), dict):
         return _of_record(content["tasks"], path)
@@ -143,7 +143,7 @@ def _of_record(tasks: dict[str, Any], path: Path) -> list[Stored]:
     for name, block in tasks.items():
         try:
             for number, answer in enumerate(block["problems"], 1):
-                fields, completion = json.loads(answer["reference"]), answer["completion"]
+                fields, completion = from_json(answer["reference"]), answer["completion"]
                 if not isinstance(fields, dict) or not isinstance(completion, str):
                     raise TypeError(f"problem {number} is not whole")
                 problem = Problem(name, str(answer["id"]), fields)

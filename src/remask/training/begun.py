@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import Any
 from remask import config as configs
 from remask.chat_template import on_date
 from remask.errors import UserError
+from remask.files import from_json
 from remask.training.checkpoints import find
 
 CONFIG, RECORD, KEPT = "config.yaml", "run.json", "remask_run.json"
@@ -66,7 +66,7 @@ def dated(config: Any) -> Iterator[None]:
 def read_kept(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint keeps of its run. Raises UserError where it keeps nothing."""
     try:
-        kept: dict[str, Any] = json.loads((checkpoint / KEPT).read_bytes())
+        kept: dict[str, Any] = from_json((checkpoint / KEPT).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"no {KEPT} says how it was trained",
@@ -90,7 +90,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     try:
-        values = json.loads(content)
+        values = from_json(content)
         whole = values["status"] in STATUSES and math.isfinite(values["seconds"]) and isinstance(values["data"], dict)
     except (ValueError, KeyError, TypeError):
         whole = False

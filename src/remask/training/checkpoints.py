@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from remask.errors import UserError
-from remask.files import let_others_read, write_atomically
+from remask.files import from_json, let_others_read, write_atomically
 
 MANIFEST = "remask_manifest.json"
 
@@ -35,7 +35,7 @@ def seal(folder: Path) -> None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a sealed checkpoint, or None."""
     try:
-        files = dict(json.loads((folder / MANIFEST).read_text())["files"])
+        files = dict(from_json((folder / MANIFEST).read_text())["files"])
     except FileNotFoundError:
         return "it was never finished"
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from remask import config as configs
 from remask.config import EngineConfig, LoraConfig
 from remask.environment import command, hardware, versions
 from remask.errors import UserError
-from remask.files import refuse_unwritable_folder, write_atomically
+from remask.files import as_json, refuse_unwritable_folder, write_atomically
 from remask.models.gguf import gguf_file, gguf_parts
 from remask.models.load import pick_device, resolve
 from remask.models.lora import base_of, is_adapter
@@ -350,4 +349,4 @@ class Record:
     def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
         self.values |= {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
         if self.enabled:
-            write_atomically(self.folder / RECORD, json.dumps(self.values, indent=1))
+            write_atomically(self.folder / RECORD, as_json(self.values, indent=1))

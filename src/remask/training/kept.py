@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remask.errors import UserError
-from remask.files import write_atomically
+from remask.files import from_json, write_atomically
 from remask.training.begun import KEPT, read_kept
 from remask.training.lines import Lines
 from remask.training.window import WindowTrainer
@@ -70,5 +70,5 @@ class KeepCallback(TrainerCallback):
                 mend="resume from another checkpoint, or --overwrite starts anew",
             )
         args = self.trainer.args
-        everywhere = [json.loads(path.read_text()) for path in paths]
+        everywhere = [from_json(path.read_text()) for path in paths]
         self.trainer.window.restore(everywhere, args.process_index, args.world_size)

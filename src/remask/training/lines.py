@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
-from remask.files import write_atomically
+from remask.files import as_json, write_atomically
 
 
 class Lines:
@@ -27,7 +26,7 @@ class Lines:
 
     def append(self, values: Iterable[dict[str, Any]]) -> None:
         """Add a line for each. Raises UserError where they cannot be written; the file then ends as it did."""
-        added = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in values).encode()
+        added = "".join(as_json(each) + "\n" for each in values).encode()
         try:
             with self.path.open("ab") as handle:
                 handle.write(added)

@@ -34,7 +34,7 @@ def load_trainable(
     """
     if quantization and not lora.rank:
         raise UserError(f"weights of {quantization} cannot be trained", mend="train adapters on them: --lora.rank 16")
-    if quantization == "4bit" and device.type == "cpu":
+    if quantization in ("4bit", "4bit-double") and device.type == "cpu":
         raise UserError(
             "4-bit weights are trained on CUDA only: the CPU kernels of bitsandbytes have no gradient",
             mend="use --quantization 8bit, or none",

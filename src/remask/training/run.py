@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ def carry_out(
             with whole_model(folder, kind):
                 _save(config, trainer, tokenizer, folder)
             metrics |= finish()
+            refuse_ruined(metrics, folder)
     except BaseException as error:
         cut = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # no room for it either: the first error is the one to tell
@@ -141,6 +143,18 @@ def _save(config: Any, trainer: Trainer, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
         if not config.lora.rank:
             copy_code(resolve_model(config.model), folder)
+
+
+def refuse_ruined(metrics: dict[str, float], folder: Path) -> None:
+    """Raises UserError where the model that is left gives no numbers: the last step is the only one that no gradient
+    comes after.
+    """
+    if bad := [name for name, value in metrics.items() if name.startswith("eval_") and not math.isfinite(value)]:
+        raise UserError(
+            f"no finite {', '.join(bad)} after the last step: the run has diverged, and the model it left is of no use",
+            where=str(folder),
+            mend="start anew with a lower trainer.learning_rate (--overwrite)",
+        )
 
 
 def already_finished(folder: Path) -> Outcome:
