@@ -15,11 +15,23 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "faults", "config", "progress", "environment", "imports", "chat_template", "locks"}
+BASE = {
+    "choices",
+    "files",
+    "errors",
+    "faults",
+    "config",
+    "progress",
+    "environment",
+    "imports",
+    "chat_template",
+    "locks",
+}
 """Modules that any package may import."""
 
 LOWER: dict[str, set[str]] = {
     "errors": set(),
+    "choices": {"errors"},
     "faults": {"errors"},
     "streams": {"errors"},
     "progress": set(),
@@ -29,9 +41,9 @@ LOWER: dict[str, set[str]] = {
     "chat_template": {"errors"},
     "locks": {"errors", "environment"},
     "sandbox": {"errors", "progress"},
-    "config": {"errors"},
+    "config": {"choices", "errors"},
     "kernels": set(),
-    "diffusion": {"errors", "kernels"},
+    "diffusion": {"choices", "errors", "kernels"},
     "models": BASE | {"diffusion", "kernels"},
     "data": BASE | {"diffusion"},
     "sampling": BASE | {"diffusion", "models", "data"},

@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from remask.choices import StrategyName
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
 
-Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
-SHARDED: dict[Strategy, tuple[str, ...]] = {
+SHARDED: dict[StrategyName, tuple[str, ...]] = {
     "ddp": (),
     "zero1": ("optimiser",),
     "zero2": ("optimiser", "gradients"),
@@ -99,7 +99,7 @@ def need(
     rows: int,
     length: int,
     scored: int,
-    strategy: Strategy = "ddp",
+    strategy: StrategyName = "ddp",
     devices: int = 1,
     autocast: bool = False,
     checkpointing: bool = False,

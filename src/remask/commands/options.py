@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from remask import config as configs
+from remask.commands.helptext import with_help
 from remask.errors import UserError
 from remask.imports import uncollected
 
@@ -44,6 +45,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
                 args=list(rest),
                 default=base,
                 config=(tyro.conf.AvoidSubcommands,),
+                registry=with_help(),
             )
     except SystemExit as leave:
         if leave.code in (0, None):

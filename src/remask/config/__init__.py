@@ -13,15 +13,9 @@ from remask.config.commands import (
     TourConfig,
 )
 from remask.config.common import (
-    Attention,
     DecodingConfig,
-    Device,
-    Dtype,
     EngineConfig,
     LoraConfig,
-    OnBadRow,
-    OverLong,
-    Quantization,
     RowEngineConfig,
     TrainerConfig,
 )
@@ -41,14 +35,11 @@ from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileC
 from remask.config.study import StudyConfig
 
 __all__ = [
-    "Attention",
     "CanvasConfig",
     "ChoicesConfig",
     "ConvertConfig",
     "DecodingConfig",
-    "Device",
     "DpoConfig",
-    "Dtype",
     "EngineConfig",
     "EstimatorsConfig",
     "EvalConfig",
@@ -57,8 +48,6 @@ __all__ = [
     "HeldOutConfig",
     "InspectConfig",
     "LoraConfig",
-    "OnBadRow",
-    "OverLong",
     "PlanConfig",
     "PolicyChoicesConfig",
     "PolicyEngineConfig",
@@ -66,7 +55,6 @@ __all__ = [
     "PreferenceEngineConfig",
     "ProbeConfig",
     "ProfileConfig",
-    "Quantization",
     "ReferenceConfig",
     "ReportConfig",
     "RewardsConfig",

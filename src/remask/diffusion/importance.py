@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from remask.choices import ReferenceName, SignalName, TransformName
 from remask.diffusion.corruption import Canvas, apply_mask
 from remask.diffusion.predict import Predict, token_reading
 from remask.diffusion.token_loss import TokenReading
-
-SignalName = Literal["entropy", "nll", "permuted_entropy", "constant"]
-TransformName = Literal["sqrt", "identity", "log1p", "cbrt"]
-ReferenceName = Literal["sequence", "batch"]
 
 TRANSFORMS: dict[TransformName, Callable[[Tensor], Tensor]] = {
     "sqrt": torch.sqrt,

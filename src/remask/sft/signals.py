@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from remask.choices import SignalName
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, canvas_of
-from remask.diffusion.importance import SignalName, probe_signal
+from remask.diffusion.importance import probe_signal
 from remask.diffusion.predict import Predict
 from remask.errors import UserError, first_line
 from remask.progress import progress
