@@ -32,6 +32,7 @@ from remask.config.rl import (
     RolloutConfig,
 )
 from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, ReportConfig, SftConfig
+from remask.config.spelling import respelled
 from remask.config.study import StudyConfig
 
 __all__ = [
@@ -70,5 +71,6 @@ __all__ = [
     "load",
     "refuse_altered",
     "refuse_impossible",
+    "respelled",
     "sealed",
 ]
