@@ -44,7 +44,7 @@ def _marks(hint: Any) -> Iterator[Meanings]:
         yield from _marks(inner)
 
 
-# ---- fine-tuning: one objective, four choices (docs/theory.md, section 5) ------------------------------
+# ---- fine-tuning: one objective, four choices (docs/theory.md §5) ------------------------------
 
 TuningName = Annotated[
     str,
@@ -157,7 +157,7 @@ Diagnostics = Annotated[
 ]
 
 
-# ---- likelihoods (docs/theory.md, section 8) ------------------------------
+# ---- likelihoods (docs/theory.md §8) ------------------------------
 
 LikelihoodName = Annotated[
     Literal["mean_field", "elbo", "elbo_coupled", "coupled"],
@@ -188,7 +188,7 @@ Backward = Annotated[
 ]
 
 
-# ---- reinforcement learning and preferences (docs/theory.md, section 9) ------------------------------
+# ---- reinforcement learning and preferences (docs/theory.md §9) ------------------------------
 
 PolicyName = Annotated[
     str,
@@ -275,7 +275,7 @@ PreferenceName = Annotated[
 ]
 
 
-# ---- sampling (docs/theory.md, section 7) ------------------------------
+# ---- sampling (docs/theory.md §7) ------------------------------
 
 RevealName = Annotated[
     Literal["confidence", "margin", "entropy", "random", "left_to_right"],

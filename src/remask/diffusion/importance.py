@@ -1,4 +1,4 @@
-"""β: how much a token matters, read from the model's own predictions (methods §2).
+"""β: how much a token matters, read from the model's own predictions (docs/theory.md §3).
 
 A *signal* (entropy or negative log-likelihood, in nats) is read from a probe forward with the whole response masked; a
 *transform* turns it into β; β_ref is its mean. Only β_i/β_ref enters an objective.

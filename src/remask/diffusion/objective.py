@@ -1,4 +1,4 @@
-"""One SFT objective, four choices (methods §2):
+"""One SFT objective, four choices (docs/theory.md §5):
 
     loss = (1/N) Σ_{i∈R} w_i · m_i · ce_i ,    m_i = [u_i < p_i]
 

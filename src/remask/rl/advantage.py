@@ -1,4 +1,4 @@
-"""From a group's rewards to its advantages: how much better than the group an answer is (methods §5).
+"""From a group's rewards to its advantages: how much better than the group an answer is (docs/theory.md §9).
 
 Shapes: P prompts, G completions of each. A reward of NaN is none: its completion takes no part, its advantage is 0.
 """

@@ -1,4 +1,4 @@
-"""One policy objective, five choices (methods §5): likelihood, level, clip, KL, advantage.
+"""One policy objective, five choices (docs/theory.md §9): likelihood, level, clip, KL, advantage.
 
 A method is a preset of the choices (`rl.presets`). What is minimised is
 

@@ -1,4 +1,4 @@
-"""Sampling a rollout: a group of answers to each prompt, graded while the next ones are written (architecture, idea 4).
+"""Sampling a rollout: a group of answers to each prompt, graded while the next ones are written.
 
 A rollout is the same on any number of processes: an answer's random numbers follow from (seed, rollout, place), every
 process samples its share of the groups, and all then hold the whole.

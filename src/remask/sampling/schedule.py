@@ -1,4 +1,4 @@
-"""How an answer is written: canvas, blocks, steps, and the rule that reveals (methods §6)."""
+"""How an answer is written: canvas, blocks, steps, and the rule that reveals (docs/theory.md §7)."""
 
 from __future__ import annotations
 

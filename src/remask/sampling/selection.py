@@ -1,4 +1,4 @@
-"""What to write at a masked position, and how sure the model is of it (methods §6).
+"""What to write at a masked position, and how sure the model is of it (docs/theory.md §7).
 
 Shapes: N masked positions of the current blocks, V vocabulary.
 """

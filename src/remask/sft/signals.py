@@ -1,4 +1,4 @@
-"""The signal of every response token, read once and kept in one file (methods §2, probe policy).
+"""The signal of every response token, read once and kept in one file (docs/theory.md §3).
 
 A cache is tied to the model's weights, the tokenizer, the rows and the signal; one that does not match is an error that
 names what differs. The file holds a digest of what is in it: a byte that changed would change the masks in silence.
