@@ -41,7 +41,7 @@ model.train()
 for step, batch in zip(range(STEPS), batches, strict=False):
     canvas, noise = canvas_of(batch), noise_of(batch)
     signal = probe_signal(predict, canvas, known.mask_id, objective.signal)  # entropy, all of the response masked
-    corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # t_i = 1 − (1 − t)^(β_i/β_ref)
+    corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # p_i = 1 − (1 − t)^(β_i/β_ref)
     where = scored_positions(canvas, corrupted)
     ce = token_losses(predict, corrupted.ids, canvas.attended, where, canvas.ids)  # −log p of the masked tokens
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
