@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from remask import diffusion, evaluation, models, sampling, sft, tasks
+    from remask import (
+        analysis,
+        config,
+        data,
+        diffusion,
+        evaluation,
+        kernels,
+        models,
+        preference,
+        report,
+        rl,
+        sampling,
+        sandbox,
+        sft,
+        study,
+        tasks,
+        training,
+    )
     from remask.errors import UserError
     from remask.models.load import load
     from remask.sampling.generate import generate
@@ -18,19 +35,46 @@ _NAMES = {
     "generate": ("remask.sampling.generate", "generate"),
     "UserError": ("remask.errors", "UserError"),
 }
-_PACKAGES = ("diffusion", "models", "sampling", "data", "tasks", "sft", "evaluation", "report")
+_PACKAGES = (
+    "analysis",
+    "config",
+    "data",
+    "diffusion",
+    "evaluation",
+    "kernels",
+    "models",
+    "preference",
+    "report",
+    "rl",
+    "sampling",
+    "sandbox",
+    "sft",
+    "study",
+    "tasks",
+    "training",
+)
 
 __all__ = [
     "UserError",
     "__version__",
+    "analysis",
+    "config",
+    "data",
     "diffusion",
     "evaluation",
     "generate",
+    "kernels",
     "load",
     "models",
+    "preference",
+    "report",
+    "rl",
     "sampling",
+    "sandbox",
     "sft",
+    "study",
     "tasks",
+    "training",
 ]
 
 
@@ -44,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_PACKAGES])
+    return sorted(__all__)

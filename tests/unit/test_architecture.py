@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,42 +16,39 @@ import pytest
 import remask
 
 SOURCE = Path(remask.__file__).parent
-BASE = {"files", "errors", "faults", "config", "progress", "environment", "imports", "chat_template", "locks"}
-"""Modules that any package may import."""
+PAGE = SOURCE.parents[1] / "docs" / "architecture.md"
+EVERYTHING, THE_BASE = "everything", "the base"
 
-LOWER: dict[str, set[str]] = {
-    "errors": set(),
-    "faults": {"errors"},
-    "streams": {"errors"},
-    "progress": set(),
-    "imports": set(),
-    "environment": {"kernels"},
-    "files": {"errors"},
-    "chat_template": {"errors"},
-    "locks": {"errors", "environment"},
-    "sandbox": {"errors", "progress"},
-    "config": {"errors"},
-    "kernels": set(),
-    "diffusion": {"errors", "kernels"},
-    "models": BASE | {"diffusion", "kernels"},
-    "data": BASE | {"diffusion"},
-    "sampling": BASE | {"diffusion", "models", "data"},
-    "tasks": BASE | {"diffusion", "data", "sandbox"},
-    "training": BASE | {"diffusion", "models"},
-    "sft": BASE | {"diffusion", "models", "data", "sampling", "tasks", "training"},
-    "rl": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks", "training"},
-    "preference": BASE | {"diffusion", "models", "data", "tasks", "training", "rl"},
-    "evaluation": BASE | {"diffusion", "models", "data", "sampling", "sandbox", "tasks"},
-    "analysis": BASE | {"diffusion", "models", "data", "sampling", "tasks", "training", "sft", "evaluation"},
-    "report": BASE | {"data", "tasks", "evaluation", "analysis"},
-}
-"""What each package may import, besides itself."""
+
+def base_of(page: str) -> set[str]:
+    """What the page calls the base: modules that any package may import."""
+    (line,) = re.findall(r'^"The base" is (.*?)\. ', page, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", line))
+
+
+def rows_of(page: str) -> Iterator[tuple[str, str]]:
+    """(package, what the page says it may import) of every row of the table."""
+    for line in page.splitlines():
+        if (row := re.fullmatch(r"\| [\w ]*\| `(\w+)` \|(.*)\|", line)) is not None:
+            yield row[1], row[2]
+
+
+def table_of(page: str) -> dict[str, set[str]]:
+    """Package → what it may import besides itself, for those that may not import everything."""
+    return {
+        package: set(re.findall(r"`(\w+)`", told)) | (base_of(page) if THE_BASE in told else set())
+        for package, told in rows_of(page)
+        if EVERYTHING not in told
+    }
+
+
+BASE = base_of(PAGE.read_text())
+LOWER = table_of(PAGE.read_text())
+TOP = {package for package, told in rows_of(PAGE.read_text()) if EVERYTHING in told}
+"""What may import everything, and nothing imports."""
 
 NEEDS = {"remask.kernels.tokens": "triton"}
 """Modules that are imported only where a library is that not everyone has."""
-
-TOP = {"cli", "commands", "study"}
-"""What may import everything, and nothing imports."""
 
 
 def top_level() -> list[str]:
@@ -98,8 +96,28 @@ def test_the_reading_of_imports_sees_every_form(tmp_path: Path, monkeypatch: pyt
     assert sorted(found) == ["data", "models", "report", "sampling", "sft", "tasks"]
 
 
-def test_every_package_has_its_place() -> None:
-    assert set(top_level()) <= set(LOWER) | TOP
+def test_the_table_is_read_as_it_stands() -> None:
+    page = "| layer | package | may import |\n|---|---|---|\n| base | `errors` | |\n| | `sft` | the base, `data` |\n"
+    page += '| top | `cli` | everything |\n\n"The base" is `errors` and `files`. No `data`.\n'
+    assert table_of(page) == {"errors": set(), "sft": {"errors", "files", "data"}}
+    assert sorted(TOP) == ["cli", "commands", "study"]
+    assert LOWER["diffusion"] == {"choices", "errors", "kernels"}
+    assert "diffusion" not in BASE
+
+
+def test_every_package_has_its_place_and_every_place_its_package() -> None:
+    assert set(top_level()) == set(LOWER) | TOP
+
+
+def test_every_package_is_described() -> None:
+    text = PAGE.read_text().partition("## The base")[2]
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert [name for name in sorted(folders) if f"**`{name}/`**" not in text] == []
+    assert [name for name in sorted(BASE - folders) if f"`{name}`" not in text] == []
+
+
+def test_nothing_lower_imports_what_may_import_everything() -> None:
+    assert not TOP & {name for lower in LOWER.values() for name in lower}
 
 
 @pytest.mark.parametrize("package", [name for name in LOWER if name in top_level()])
@@ -181,5 +199,23 @@ def test_public_names_resolve() -> None:
     assert callable(remask.generate)
     assert callable(remask.sampling.denoise)
     assert remask.tasks.__name__ == "remask.tasks"
+    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert set(remask._PACKAGES) == packages - {"commands"}
+    assert set(remask._PACKAGES) | set(remask._NAMES) | {"__version__"} == set(remask.__all__)
+    code = "import json, remask; print(json.dumps([getattr(remask, name).__name__ for name in remask._PACKAGES]))"
+    assert in_a_clean_process(code) == [f"remask.{name}" for name in remask._PACKAGES]
+
+
+def test_the_mathematics_names_every_module() -> None:
+    listed = re.findall(r"^- `(\w+)`: ", remask.diffusion.__doc__ or "", re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in files("diffusion") if path.stem != "__init__")
+
+
+def test_every_package_says_what_it_is() -> None:
+    packages = [path for path in SOURCE.glob("*/__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert packages == []
+
+
+def test_an_unknown_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="lod"):
         _ = remask.lod

@@ -57,7 +57,7 @@ class Estimator:
 
 
 def uniform_time_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """Each token masked with probability t, each weighing 1/t: the ELBO as it is first written (methods §1)."""
+    """Each token masked with probability t, each weighing 1/t: the ELBO as it is first written (docs/theory.md §2)."""
     scored = scored_tokens(batch)
     mask = bernoulli_mask(noise.u, uniform_rate(noise.t, scored), scored)
     hidden = mask | (batch.corruptible & ~batch.supervised)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from remask.analysis.quantised import weight_bytes
+from remask.choices import StrategyName
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
 
-Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
-SHARDED: dict[Strategy, tuple[str, ...]] = {
+SHARDED: dict[StrategyName, tuple[str, ...]] = {
     "ddp": (),
     "zero1": ("optimiser",),
     "zero2": ("optimiser", "gradients"),
@@ -100,7 +100,7 @@ def need(
     rows: int,
     length: int,
     scored: int,
-    strategy: Strategy = "ddp",
+    strategy: StrategyName = "ddp",
     devices: int = 1,
     autocast: bool = False,
     checkpointing: bool = False,
@@ -152,7 +152,7 @@ def need(
     )
 
 
-def kept(model: Any, strategy: Strategy = "ddp", devices: int = 1) -> dict[str, float]:
+def kept(model: Any, strategy: StrategyName = "ddp", devices: int = 1) -> dict[str, float]:
     """Bytes that a model to be trained takes on each device throughout, by kind. It may lie on the meta device."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     own = {"weights": weight_bytes(model), "gradients": trained, "optimiser": 2 * trained}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from remask.config import Quantization
+from remask.choices import Quantization
 from remask.models.derive import derive
 
 BLOCK = 64

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from remask.analysis.estimators import chosen, draw_noise
+from remask.choices import PromptStyle
 from remask.data.canvas import Row
 from remask.data.collate import lay_out
 from remask.diffusion.corruption import Canvas
@@ -22,7 +23,7 @@ from remask.diffusion.reader import reader_of
 from remask.models.facts import Facts
 from remask.sampling.generate import encode_prompts, generate_from_ids
 from remask.sampling.schedule import Decoding
-from remask.tasks.base import Problem, PromptStyle, Task
+from remask.tasks.base import Problem, Task
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from remask import config as configs
+from remask.commands.helptext import with_help
+from remask.config.spelling import canonical, respelled_value, twice
 from remask.errors import UserError
 from remask.files import as_json
 from remask.imports import uncollected
@@ -30,7 +32,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     `--help` prints and leaves with 0; its usage line names `words`, which the command takes without a flag.
     Raises UserError for a flag that is unknown or of the wrong type.
     """
-    path, rest = _take(with_truth_values(kind, arguments), "--config")
+    path, rest = _take(with_truth_values(kind, respelled_flags(kind, arguments)), "--config")
     base = configs.load(kind, path) if path is not None else kind()
     description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
     if issubclass(kind, configs.SftConfig | configs.RlConfig | configs.DpoConfig):
@@ -45,6 +47,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
                 args=list(rest),
                 default=base,
                 config=(tyro.conf.AvoidSubcommands,),
+                registry=with_help(),
             )
     except SystemExit as leave:
         if leave.code in (0, None):
@@ -54,6 +57,26 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     if path is not None and getattr(made, "resume", None):
         configs.refuse_altered(Path(path), must=False)
     return made
+
+
+def respelled_flags(kind: Any, arguments: Sequence[str]) -> list[str]:
+    """The arguments (flags and their values) with British and American spellings as Remask calls them.
+
+    Raises UserError for an option that is given in both.
+    """
+    done: list[str] = []
+    spelled: dict[str, str] = {}
+    hint: Any = None
+    for token in arguments:
+        if not token.startswith("--"):
+            done.append(respelled_value(hint, token))
+            continue
+        flag, equals, value = token.partition("=")
+        name, hint = _option(kind, flag)
+        if spelled.setdefault(name.replace("-", "_"), flag).replace("-", "_") != flag.replace("-", "_"):
+            raise UserError(twice(spelled[name.replace("-", "_")], flag))
+        done.append(f"{name}{equals}{respelled_value(hint, value)}")
+    return done
 
 
 def with_truth_values(kind: Any, arguments: Sequence[str]) -> list[str]:
@@ -112,11 +135,21 @@ def _type_of(kind: Any, flag: str) -> Any:
     """The type of a flag's value, bool where it stands alone; None where it is not known."""
     if flag in ("--help", "-h"):
         return bool
-    for part in flag.removeprefix("--").removeprefix("no-").replace("-", "_").split("."):
-        if not is_dataclass(kind) or part not in {f.name for f in fields(kind)}:
-            return None
-        kind = get_type_hints(kind)[part]
-    return kind
+    return _option(kind, flag)[1]
+
+
+def _option(kind: Any, flag: str) -> tuple[str, Any]:
+    """(flag, type of its value): the flag as Remask spells it, and None for the type where it is not known."""
+    start = "--no-" if flag.startswith("--no-") else "--"
+    parts = []
+    for part in flag.removeprefix(start).split("."):
+        known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+        name = canonical(part.replace("-", "_"), known)
+        if name not in known:
+            return flag, None
+        parts.append(part if name == part.replace("-", "_") else name)
+        kind = get_type_hints(kind, include_extras=True)[name]
+    return start + ".".join(parts), kind
 
 
 def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from remask.choices import GpuName
 from remask.commands.options import console, parse
 from remask.config import PlanConfig
 from remask.errors import UserError
@@ -22,7 +23,7 @@ EXAMPLES = """Examples:
   remask plan --model dream-7b --gpus 4 --strategy zero2 --lora-rank 64 --json plan.json"""
 
 GIB = 2**30
-GPUS: dict[str, tuple[float, float]] = {
+GPUS: dict[GpuName, tuple[float, float]] = {
     "a100-40gb": (40, 312),
     "a100-80gb": (80, 312),
     "l40s": (48, 362),

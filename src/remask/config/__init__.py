@@ -13,15 +13,9 @@ from remask.config.commands import (
     TourConfig,
 )
 from remask.config.common import (
-    Attention,
     DecodingConfig,
-    Device,
-    Dtype,
     EngineConfig,
     LoraConfig,
-    OnBadRow,
-    OverLong,
-    Quantization,
     RowEngineConfig,
     TrainerConfig,
 )
@@ -38,17 +32,15 @@ from remask.config.rl import (
     RolloutConfig,
 )
 from remask.config.sft import CanvasConfig, ChoicesConfig, ProbeConfig, ProfileConfig, ReportConfig, SftConfig
+from remask.config.spelling import respelled
 from remask.config.study import StudyConfig
 
 __all__ = [
-    "Attention",
     "CanvasConfig",
     "ChoicesConfig",
     "ConvertConfig",
     "DecodingConfig",
-    "Device",
     "DpoConfig",
-    "Dtype",
     "EngineConfig",
     "EstimatorsConfig",
     "EvalConfig",
@@ -57,8 +49,6 @@ __all__ = [
     "HeldOutConfig",
     "InspectConfig",
     "LoraConfig",
-    "OnBadRow",
-    "OverLong",
     "PlanConfig",
     "PolicyChoicesConfig",
     "PolicyEngineConfig",
@@ -66,7 +56,6 @@ __all__ = [
     "PreferenceEngineConfig",
     "ProbeConfig",
     "ProfileConfig",
-    "Quantization",
     "ReferenceConfig",
     "ReportConfig",
     "RewardsConfig",
@@ -82,5 +71,6 @@ __all__ = [
     "load",
     "refuse_altered",
     "refuse_impossible",
+    "respelled",
     "sealed",
 ]

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from remask.config.common import Attention, DecodingConfig, Device, Dtype, Quantization
+from remask.choices import (
+    Attention,
+    Device,
+    Dtype,
+    GpuName,
+    HeldOutSplit,
+    PlannedDtype,
+    PromptStyle,
+    Quantization,
+    StrategyName,
+    TuningName,
+)
+from remask.config.common import DecodingConfig
 from remask.config.read import STRICT
 
 
@@ -18,7 +29,7 @@ class EvalConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
@@ -32,7 +43,7 @@ class EvalConfig:
     """Noise draws of each row, with likelihood."""
     n: int | None = None
     """Problems per task (default: 100 generated ones, or the whole file)."""
-    split: Literal["validation", "test"] = "test"
+    split: HeldOutSplit = "test"
     """Which split generated problems are of."""
     problem_seed: int = 0
     """Seeds which problems are generated."""
@@ -52,7 +63,7 @@ class EvalConfig:
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
     arm: str | None = None
     """The name results are pooled under (default: the run's objective, or start)."""
-    prompt_style: Literal["compact", "instruct"] | None = None
+    prompt_style: PromptStyle | None = None
     """Which wording of the prompts (default: the checkpoint's)."""
     batch_size: int = 32
     dtype: Dtype = "float32"
@@ -75,7 +86,7 @@ class GenerateConfig:
 
     model: str = "tiny"
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     adapter: str | None = None
     infill: str | None = None
     """A text to fill in where it has masks: the model's mask token, once for each token to write. A prompt may come
@@ -121,7 +132,7 @@ class InspectConfig:
 
     model: str = "tiny"
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     adapter: str | None = None
     data: str | None = None
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""
@@ -129,7 +140,7 @@ class InspectConfig:
     """How many rows to look at (default: 4, or 64 with classes)."""
     classes: bool = False
     """Which kinds of tokens have high entropy, and whether entropy tells what the model gets wrong, over all rows."""
-    objective: str = "gift"
+    objective: TuningName = "gift"
     """Whose β and masking rate to show."""
     time: float = 0.5
     """The diffusion time t at which the masking rate is shown."""
@@ -195,7 +206,7 @@ class PlanConfig:
     model: str = "llada-8b"
     """llada-8b, dream-7b, a local folder whose config.json is read, a GGUF file, or a hub id."""
     gpus: int = 1
-    gpu: Literal["a100-40gb", "a100-80gb", "l40s", "h100", "h200", "b200", "rtx-4090"] = "h100"
+    gpu: GpuName = "h100"
     """Gives memory and peak; the next two override it."""
     memory_gib: float | None = None
     """Of one GPU."""
@@ -213,13 +224,13 @@ class PlanConfig:
     """Micro-batches of an optimiser step."""
     response: float = 0.75
     """Share of a row that is answer."""
-    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
-    """ddp: all on every GPU. The others shard optimiser states, then gradients, then weights (fsdp and zero3: all)."""
+    strategy: StrategyName = "ddp"
+    """What is shared out over the GPUs instead of kept on each."""
     lora_rank: int = 0
     """Adapters of this rank on a frozen base (0: all weights are trained)."""
     quantization: Quantization | None = None
     """Of the base that adapters are trained on, whose other weights are then float32."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: PlannedDtype = "bfloat16"
     """Of the weights, their gradients and the optimiser's states."""
     bf16: bool = False
     """Mixed precision: compute in bfloat16 with float32 weights."""

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from remask.choices import CacheName, RevealName, ScheduleName
 from remask.config.read import STRICT
-
-OverLong = Literal["truncate", "drop", "error"]
-OnBadRow = Literal["error", "skip"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["4bit", "4bit-double", "8bit"]
-Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["full"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +93,12 @@ class DecodingConfig:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    reveal: Literal["confidence", "margin", "entropy", "random", "left_to_right"] | None = None
+    reveal: RevealName | None = None
     """Which proposals are kept first."""
     threshold: float | None = None
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
-    schedule: Literal["even", "t"] | None = None
-    """How many tokens a step reveals: an even share, or Dream's share of t."""
+    schedule: ScheduleName | None = None
+    """How many tokens a step reveals."""
     eps: float | None = None
     """Where t ends under schedule t."""
     guidance: float | None = None
@@ -115,8 +109,8 @@ class DecodingConfig:
     """Write tokens that end a text after all others."""
     stop_early: bool | None = None
     """Stop a row when its text can no longer change."""
-    cache: Literal["none", "prefix", "dual"] | None = None
-    """Approximate and faster: compute what stands before the block, or on both sides of it, once a block."""
+    cache: CacheName | None = None
+    """Which keys and values are kept from one step to the next."""
     seed: int | None = None
     """Seeds sampling at temperature above 0 and random reveal."""
 

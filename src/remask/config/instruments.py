@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from remask.config.common import Attention, Device, Dtype, Quantization
+from remask.choices import Attention, Device, Dtype, FillName, InstrumentName, Quantization
 from remask.config.read import STRICT
 
 
@@ -20,13 +19,13 @@ class EstimatorsConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     adapter: str | None = None
     data: str | None = None
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""
     rows: int | None = None
     """How many of them (default: 8, or all where there are fewer)."""
-    parts: tuple[Literal["elbo", "tightness", "reward", "gradients"], ...] = (
+    parts: tuple[InstrumentName, ...] = (
         "elbo",
         "tightness",
         "reward",
@@ -59,8 +58,8 @@ class EstimatorsConfig:
     """Gradients: the norm that trainers clip them to; they are measured as they are, and clipped."""
     seed: int = 0
     batch_size: int = 64
-    fill: str | None = None
-    """EOS fill of the answers (default: the checkpoint's)."""
+    fill: FillName | None = None
+    """How far an answer is extended with EOS (default: the checkpoint's)."""
     max_length: int = 4096
     json: str | None = None
     """Where to write the record."""

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from remask.config.common import Attention, Device, Dtype, LoraConfig, OnBadRow, Quantization, RowEngineConfig
+from remask.choices import (
+    Attention,
+    Backward,
+    Device,
+    Dtype,
+    OnBadRow,
+    PreferenceLikelihoodName,
+    PreferenceName,
+    Quantization,
+)
+from remask.config.common import LoraConfig, RowEngineConfig
 from remask.config.read import STRICT
 from remask.config.sft import CanvasConfig
 
@@ -16,7 +26,7 @@ class PreferenceChoicesConfig:
 
     __pydantic_config__ = STRICT
 
-    likelihood: Literal["elbo", "elbo_coupled", "mean_field"] | None = None
+    likelihood: PreferenceLikelihoodName | None = None
     """What stands for log p of an answer."""
     draws: int | None = None
     """Noise draws (K) the likelihood is the mean of, each with one mask."""
@@ -47,9 +57,8 @@ class PreferenceEngineConfig(RowEngineConfig):
     """Pairs, each of which is two rows."""
     eval_draws: int = 8
     """Noise draws per held-out answer: the same ones every time, and the same for policy and reference."""
-    backward: Literal["draw", "whole"] = "draw"
-    """draw: one noise draw at a time: memory does not grow with the draws, all of which but one are read once more.
-    whole: all draws at once."""
+    backward: Backward = "draw"
+    """How the gradient of several noise draws is taken."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,13 @@ class DpoConfig:
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the
     reference."""
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None
     """Held-out pairs for the evaluation, in the same forms."""
-    objective: str = "vrpo"
-    """Which method: vrpo, or dpo (the naive estimate: one draw, and another one for the reference)."""
+    objective: PreferenceName = "vrpo"
+    """Which method."""
     output_dir: str = "runs/dpo"
     """Where the model, its metrics and its checkpoints go."""
     resume: str | None = None
@@ -80,12 +89,12 @@ class DpoConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever num_train_epochs says."""
     dtype: Dtype = "float32"
-    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    """Precision the weights are loaded in."""
     quantization: Quantization | None = None
     """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
     device: Device = "auto"
     on_bad_row: OnBadRow = "error"
-    """skip counts and lists rows that cannot be used."""
+    """What to do with a row that cannot be used."""
     choices: PreferenceChoicesConfig = field(default_factory=PreferenceChoicesConfig)
     canvas: CanvasConfig = field(default_factory=CanvasConfig)
     """As in sft, but fill batch extends the answers of a pair to the longer row of that pair."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
+from remask.config.spelling import respelled
 from remask.errors import UserError
 
 STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -21,8 +22,9 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     """Build a config from plain values. Raises UserError naming every key that is unknown or of the wrong type."""
     from pydantic import TypeAdapter, ValidationError
 
+    values, problems = respelled(kind, values) if isinstance(values, dict) else (values, [])
     truths = dict(_truths(kind, values))
-    problems = [f"{key}: expected no true or false here (got {str(value).lower()})" for key, value in truths.items()]
+    problems += [f"{key}: expected no true or false here (got {str(value).lower()})" for key, value in truths.items()]
     try:
         made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

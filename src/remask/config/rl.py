@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from remask.config.common import Attention, DecodingConfig, Device, Dtype, EngineConfig, LoraConfig, Quantization
+from remask.choices import (
+    AdvantageName,
+    Attention,
+    Backward,
+    Device,
+    Dtype,
+    KlName,
+    LevelName,
+    LikelihoodName,
+    OnBadReward,
+    OverLongPrompt,
+    PolicyName,
+    PolicyNormaliserName,
+    PromptStyle,
+    Quantization,
+    ScopeName,
+)
+from remask.config.common import DecodingConfig, EngineConfig, LoraConfig
 from remask.config.read import STRICT
 
 
@@ -15,29 +32,29 @@ class PolicyChoicesConfig:
 
     __pydantic_config__ = STRICT
 
-    likelihood: Literal["mean_field", "elbo", "elbo_coupled", "coupled"] | None = None
+    likelihood: LikelihoodName | None = None
     """What stands for log p of an answer."""
     draws: int | None = None
     """Noise draws (K) the likelihood is the mean of."""
-    scope: Literal["canvas", "until_eos"] | None = None
-    """Which positions are scored: the whole canvas, or the answer up to its end."""
+    scope: ScopeName | None = None
+    """Which positions are scored."""
     prompt_mask: float | None = None
     """Share of the prompt's tokens masked by mean_field."""
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
-    level: Literal["token", "sequence", "whole", "none"] | None = None
-    """A ratio per token, per answer (sequence: length-normalised; whole: not), or none: weighted likelihood."""
+    level: LevelName | None = None
+    """What has a ratio of its own that is clipped."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None
     """Ratios are clipped above 1 + clip_high."""
-    kl: Literal["k1", "k2", "k3", "none"] | None = None
+    kl: KlName | None = None
     """Estimator of the KL to the reference."""
     kl_weight: float | None = None
     """Its weight in the loss (beta)."""
-    advantage: Literal["mean", "normalised", "leave_one_out", "softmax"] | None = None
+    advantage: AdvantageName | None = None
     """From a group's rewards to advantages."""
-    normaliser: Literal["sequences", "tokens", "groups"] | None = None
+    normaliser: PolicyNormaliserName | None = None
     """What the loss is divided by, counted over the whole optimiser step."""
 
     def given(self) -> dict[str, Any]:
@@ -55,8 +72,8 @@ class RewardsConfig:
     or file.py:function."""
     weights: tuple[float, ...] | None = None
     """One weight a function (default: 1 each)."""
-    on_bad: Literal["error", "skip"] = "error"
-    """What to do when a function raises or gives NaN: stop, or leave that completion out and count it."""
+    on_bad: OnBadReward = "error"
+    """What to do when a function raises or gives NaN."""
     timeout: float = 300.0
     """Seconds that a call of a function of your own may take (0: no limit)."""
 
@@ -79,7 +96,7 @@ class RolloutConfig:
     """Canvases written at once by each process."""
     max_prompt_tokens: int | None = None
     """Longest prompt (default: what the model's positions allow)."""
-    over_long: Literal["error", "drop"] = "error"
+    over_long: OverLongPrompt = "error"
     """What to do with a longer prompt."""
     keep: int = 8
     """Groups of each rollout to write to completions.jsonl (-1: all)."""
@@ -124,9 +141,8 @@ class PolicyEngineConfig(EngineConfig):
     learning_rate: float = 1e-5
     lr_scheduler_type: str = "constant"
     max_grad_norm: float = 0.2
-    backward: Literal["draw", "whole"] = "draw"
-    """draw: one noise draw at a time: memory does not grow with the draws; where the policy has moved since the
-    rollout, all draws but one are read once more. whole: all draws at once."""
+    backward: Backward = "draw"
+    """How the gradient of several noise draws is taken."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class RlConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
     name=SOURCE for a file or a folder."""
@@ -147,9 +163,8 @@ class RlConfig:
     problems: int | None = None
     """Distinct problems of each task to train on, or rows of data, the first ones (default: 1500 generated ones, or all
     of a source)."""
-    objective: str = "espo"
-    """Which method: espo, diffu-grpo, coupled-grpo, wd1, token-elbo, sequence-mean-field, token-mean-field; gspo-elbo,
-    gspo-mean-field and grpo-elbo are other names for three of them."""
+    objective: PolicyName = "espo"
+    """Which method."""
     output_dir: str = "runs/rl"
     """Where the model, its metrics, completions and checkpoints go."""
     resume: str | None = None
@@ -162,7 +177,7 @@ class RlConfig:
     """Optimiser steps: inner_updates x minibatches of each rollout."""
     allow_code_execution: bool = False
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
-    prompt_style: Literal["compact", "instruct"] | None = None
+    prompt_style: PromptStyle | None = None
     """Which wording of the prompts (default: the checkpoint's)."""
     prompt_template: str | None = None
     """A prompt to use instead of a task's, or @FILE that holds it; {question} and the like are the problem's."""
@@ -171,7 +186,7 @@ class RlConfig:
     prefill: str = ""
     """What every answer begins with, such as <reasoning>."""
     dtype: Dtype = "float32"
-    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    """Precision the weights are loaded in."""
     quantization: Quantization | None = None
     """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
     device: Device = "auto"

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from remask.config.common import Attention, Device, Dtype, LoraConfig, OnBadRow, OverLong, Quantization, TrainerConfig
+from remask.choices import (
+    Attention,
+    Device,
+    Diagnostics,
+    Dtype,
+    FillName,
+    NormaliserName,
+    OnBadRow,
+    OverLong,
+    ProbePolicy,
+    Quantization,
+    RateName,
+    ReferenceName,
+    SignalName,
+    TransformName,
+    TuningName,
+    WeightName,
+)
+from remask.config.common import LoraConfig, TrainerConfig
 from remask.config.read import STRICT
 
 
@@ -15,15 +33,15 @@ class ChoicesConfig:
 
     __pydantic_config__ = STRICT
 
-    rate: Literal["uniform", "importance", "lift2", "lift3"] | None = None
+    rate: RateName | None = None
     """How the masking rate of a token is set."""
-    signal: Literal["entropy", "nll", "permuted_entropy", "constant"] | None = None
+    signal: SignalName | None = None
     """What β is read from."""
-    transform: Literal["sqrt", "identity", "log1p", "cbrt"] | None = None
+    transform: TransformName | None = None
     """From signal to β."""
-    reference: Literal["sequence", "batch"] | None = None
+    reference: ReferenceName | None = None
     """Over what β_ref is the mean."""
-    weight: Literal["inverse_rate", "importance", "cart", "dft", "rho1"] | None = None
+    weight: WeightName | None = None
     """How a masked token's loss is weighted."""
     alpha: float | None = None
     """Exponent of the weight 1/p^alpha."""
@@ -31,7 +49,7 @@ class ChoicesConfig:
     """Share of the masked tokens that Rho-1 keeps."""
     cart_q: float | None = None
     """Parameter of CART's geometric kernel."""
-    normaliser: Literal["response", "masked", "sequence"] | None = None
+    normaliser: NormaliserName | None = None
     """What the loss is divided by."""
 
     def given(self) -> dict[str, Any]:
@@ -44,8 +62,8 @@ class ProbeConfig:
 
     __pydantic_config__ = STRICT
 
-    policy: Literal["policy", "frozen"] = "policy"
-    """policy: read anew each step from the model in training. frozen: read once from the starting model and cached."""
+    policy: ProbePolicy = "policy"
+    """Which model β is read from, and when."""
     every: int = 0
     """With frozen: read again from the current model every N epochs (0: never)."""
     cache: str | None = None
@@ -60,8 +78,8 @@ class CanvasConfig:
 
     max_length: int = 512
     """Longest row in tokens, prompt and answer together."""
-    fill: str | None = None
-    """How far an answer is extended with EOS: batch, multiple:<n>, max or none (default: the checkpoint's)."""
+    fill: FillName | None = None
+    """How far an answer is extended with EOS (default: the checkpoint's)."""
     over_long: OverLong = "error"
     """What to do with a row longer than max_length."""
 
@@ -72,9 +90,8 @@ class ReportConfig:
 
     __pydantic_config__ = STRICT
 
-    diagnostics: Literal["auto", "on", "off"] = "auto"
-    """Which tokens are masked, and which are right before and after training. auto: on as many rows as take a twentieth
-    of the training's arithmetic or a few seconds, and none of a model above 1 B weights."""
+    diagnostics: Diagnostics = "auto"
+    """Which tokens are masked, and which are right before and after training."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +103,13 @@ class SftConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: Attention | None = None
-    """full: every token sees every other, of a checkpoint whose config does not say (a2d-*)."""
+    """Which tokens a token sees (default: what the checkpoint's config says)."""
     data: str = "generated:sudoku+countdown:1000"
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
     eval_data: str | None = None
     """Held-out rows for the evaluation loss, in the same forms."""
-    objective: str = "sft"
-    """Which method: sft, gift, gift-elbo, gift-raw, gift-log, gift-cbrt, gift-nll, gift-permuted, gift-alpha, weft-sw,
-    cart, dft, rho1, lift2, lift3."""
+    objective: TuningName = "sft"
+    """Which method."""
     output_dir: str = "runs/sft"
     """Where the model, its metrics and its checkpoints go."""
     resume: str | None = None
@@ -105,12 +121,12 @@ class SftConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever num_train_epochs says."""
     dtype: Dtype = "float32"
-    """Precision the weights are loaded in (auto: the checkpoint's own)."""
+    """Precision the weights are loaded in."""
     quantization: Quantization | None = None
     """Load the base in 4 or 8 bits and train adapters on it (needs bitsandbytes and lora.rank)."""
     device: Device = "auto"
     on_bad_row: OnBadRow = "error"
-    """skip counts and lists rows that cannot be used."""
+    """What to do with a row that cannot be used."""
     choices: ChoicesConfig = field(default_factory=ChoicesConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     canvas: CanvasConfig = field(default_factory=CanvasConfig)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from remask.config import OnBadRow, OverLong
+from remask.choices import OnBadRow, OverLong
 from remask.data.chat import encode
 from remask.data.sources import Example, Loaded
 from remask.errors import UserError

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from remask.chat_template import Message
-from remask.config import OnBadRow
+from remask.choices import OnBadRow
 from remask.data.columns import answered, labels, refuse_labels
 from remask.data.files import Unreadable, read_rows
 from remask.data.named import Source

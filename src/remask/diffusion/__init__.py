@@ -1,5 +1,16 @@
 """The mathematics of masked diffusion: torch and shapes only. No trainer, no files, no global randomness.
 
 Every function is a pure function of (batch, noise, predictions). Import the module you need:
-`noise`, `corruption`, `importance`, `objective`, `token_loss`.
+
+- `noise`: the random numbers that decide a corruption, as data
+- `corruption`: from noise to masking rates, a mask and the noised ids
+- `importance`: β, how much a token matters, from the model's own predictions
+- `objective`: the loss of fine-tuning, as four choices
+- `likelihood`: estimates of how likely a model finds an answer
+- `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one
+- `halves`: every token scored once, with about half of the others revealed
+- `predict`: how all of these call a model
+- `head`: losses from hidden states, without keeping the logits
+- `token_loss`: losses and entropies from logits
+- `precision`: the number format that a forward pass computes in
 """

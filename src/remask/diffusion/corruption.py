@@ -1,4 +1,4 @@
-"""From noise to a masked canvas: masking rates p_i, masks m_i, and the noised ids (methods §1–3).
+"""From noise to a masked canvas: masking rates p_i, masks m_i, and the noised ids (docs/theory.md §1).
 
 Shapes: B batch, L length. R is the response: the corruptible positions.
 """
@@ -18,7 +18,7 @@ from remask.diffusion.rows import Rows
 
 @dataclass(frozen=True)
 class Canvas(Rows):
-    """A batch of rows and three separate facts per position (methods §8).
+    """A batch of rows and three separate facts per position (docs/theory.md §6).
 
     attended: other tokens may look at it. corruptible: it may be masked (R). supervised: it may carry loss.
     Response EOS fill is all three; padding outside the canvas is none.

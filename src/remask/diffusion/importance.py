@@ -1,4 +1,4 @@
-"""β: how much a token matters, read from the model's own predictions (methods §2).
+"""β: how much a token matters, read from the model's own predictions (docs/theory.md §3).
 
 A *signal* (entropy or negative log-likelihood, in nats) is read from a probe forward with the whole response masked; a
 *transform* turns it into β; β_ref is its mean. Only β_i/β_ref enters an objective.
@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from remask.choices import ReferenceName, SignalName, TransformName
 from remask.diffusion.corruption import Canvas, apply_mask
 from remask.diffusion.reader import Reader, token_reading
 from remask.diffusion.token_loss import TokenReading
-
-SignalName = Literal["entropy", "nll", "permuted_entropy", "constant"]
-TransformName = Literal["sqrt", "identity", "log1p", "cbrt"]
-ReferenceName = Literal["sequence", "batch"]
 
 TRANSFORMS: dict[TransformName, Callable[[Tensor], Tensor]] = {
     "sqrt": torch.sqrt,

@@ -1,4 +1,4 @@
-"""How likely a model finds an answer: Monte-Carlo estimates and one-step proxies of log p_θ (methods §1, §4).
+"""How likely a model finds an answer: Monte-Carlo estimates and one-step proxies of log p_θ (docs/theory.md §8).
 
 An estimate is a mean over draws, a draw a few `View`s: what the model reads, which tokens it is scored on, and what
 each of them counts. The views of a draw are decided by its `Noise`: no chance enters here, and the old, the reference

@@ -24,7 +24,7 @@ from remask.errors import UserError
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 MIN_TIME = 1e-3
-"""ε: times and masking rates live in [ε, 1] (methods §1)."""
+"""ε: times and masking rates live in [ε, 1] (docs/theory.md §1)."""
 
 
 @dataclass(frozen=True)

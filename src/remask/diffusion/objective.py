@@ -1,4 +1,4 @@
-"""One SFT objective, four choices (methods §2):
+"""One SFT objective, four choices (docs/theory.md §5):
 
     loss = (1/N) Σ_{i∈R} w_i · m_i · ce_i ,    m_i = [u_i < p_i]
 
@@ -12,12 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from remask.choices import (
+    NormaliserName,
+    RateName,
+    ReferenceName,
+    SignalName,
+    TransformName,
+    WeightName,
+    refuse_unknown,
+)
 from remask.diffusion.corruption import (
     Canvas,
     Corrupted,
@@ -30,14 +38,11 @@ from remask.diffusion.corruption import (
     lift_superset_rate,
     uniform_rate,
 )
-from remask.diffusion.importance import Importance, ReferenceName, SignalName, TransformName, importance
+from remask.diffusion.importance import Importance, importance
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
-RateName = Literal["uniform", "importance", "lift2", "lift3"]
-WeightName = Literal["inverse_rate", "importance", "cart", "dft", "rho1"]
-NormaliserName = Literal["response", "masked", "sequence"]
 LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3": ("easy", "hard", "plain")}
 
 
@@ -69,10 +74,7 @@ class Objective:
             ("normaliser", NormaliserName),
         )
         for name, kind in choices:
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"unknown {name} {getattr(self, name)!r}", mend=f"the choices are {', '.join(get_args(kind))}"
-                )
+            refuse_unknown(name, getattr(self, name), kind)
         for name, low, high in (("alpha", 0.0, 1.0), ("keep", 0.0, 1.0), ("cart_q", 0.0, 1.0)):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} = {getattr(self, name)}", mend=f"it lies in [{low:g}, {high:g}]")

@@ -4,8 +4,8 @@ The harness (0.4.13) finds only models of its own, so the name is registered whe
 `remask lm-eval …` is the harness's own command line with that done first; from Python, import this module and call
 `lm_eval.simple_evaluate(model="remask", …)`.
 
-A text's likelihood is its ELBO (methods §4), a lower bound, from a stated number of draws on noise that depends on the
-seed and the context alone: all endings offered for one context are scored on the same draws.
+A text's likelihood is its ELBO (docs/theory.md §8), a lower bound, from a stated number of draws on noise that depends
+on the seed and the context alone: all endings offered for one context are scored on the same draws.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from remask import config as configs
 from remask.chat_template import turn_end
+from remask.choices import Attention, FillName, PromptStyle
 from remask.config import DecodingConfig
 from remask.config.read import STRICT
 from remask.errors import UserError
@@ -22,11 +23,11 @@ class OwnKeys:
 
     mask_token_id: int | None = None
     stop_token_ids: list[int] | None = None
-    fill: str | None = None
+    fill: FillName | None = None
     shift: bool | None = None
-    prompt_style: Literal["compact", "instruct"] | None = None
+    prompt_style: PromptStyle | None = None
     default_decoding: DecodingConfig | None = None
-    attention: Literal["full"] | None = None
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)

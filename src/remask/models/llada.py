@@ -36,7 +36,7 @@ FIXED_SETTINGS: dict[str, Any] = {
 class LLaDAConfig(OfficialKeys, PreTrainedConfig):
     """LLaDA's config under its own key names; transformers reads them through `attribute_map`.
 
-    `fill` and `stop_token_ids` are Remask's additions: how far an answer is extended with EOS (methods: the canvas) and
+    `fill` and `stop_token_ids` are Remask's additions: how far an answer is extended with EOS (docs/theory.md §6) and
     which tokens besides `eos_token_id` end a text.
     """
 

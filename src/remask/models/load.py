@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config, tok
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from remask.config import Attention, Dtype, Quantization
+from remask.choices import Attention, Dtype, Quantization, refuse_unknown, values
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
 from remask.models.converted import A2D
@@ -223,15 +223,14 @@ def _dtype(name: str) -> Any:
     """`auto`, or torch's dtype of that name."""
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if name != "auto" and not isinstance(dtype, torch.dtype):
-        raise UserError(f"unknown dtype {name!r}", mend=f"it is {', '.join(get_args(Dtype))}")
+        raise UserError(f"unknown dtype {name!r}", mend=f"the choices are {', '.join(values(Dtype))}")
     return "auto" if name == "auto" else dtype
 
 
 def _quantized(quantization: Quantization, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if quantization not in get_args(Quantization):
-        raise UserError(f"unknown quantization {quantization!r}", mend=f"it is {', '.join(get_args(Quantization))}")
+    refuse_unknown("quantization", quantization, Quantization)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remask.chat_template import Message
-from remask.config import OnBadRow, OverLong
+from remask.choices import OnBadRow, OverLong, Split
 from remask.data.canvas import Fill, Row, Rows, fitted, row_of
 from remask.data.collate import Visit, lay_out
 from remask.data.columns import CHATS, LABELS, PROMPTS, Asked, asked_in, framed, has
@@ -28,7 +28,6 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise, collate_noise, drawn_shift, row_noise
 from remask.errors import UserError
 from remask.tasks.generated import generated_examples, is_generated
-from remask.tasks.generator import Split
 
 REFERENCE_SEED = 1 << 21
 """Added to the seed for the noise of a reference that is not read on the policy's."""

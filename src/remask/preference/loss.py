@@ -16,15 +16,13 @@ Shapes: P pairs; likelihoods have 2P rows, the P chosen answers first, then the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from remask.choices import PreferenceLikelihoodName
 from remask.diffusion.likelihood import Likelihood
-
-PreferenceLikelihood = Literal["elbo", "elbo_coupled", "mean_field"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class PreferenceObjective:
     normalisation. The defaults are LLaDA 1.5's: β = 0.2, K = 8, λ = 0.05 (its appendix D.3).
     """
 
-    likelihood: PreferenceLikelihood = "elbo"
+    likelihood: PreferenceLikelihoodName = "elbo"
     draws: int = 8
     shared_noise: bool = True
     beta: float = 0.2

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from remask.choices import Split
 from remask.config import DpoConfig
 from remask.data.canvas import Fill, Rows, tell_faults
 from remask.errors import UserError
@@ -19,7 +20,6 @@ from remask.preference.loss import PreferenceObjective
 from remask.preference.presets import resolve
 from remask.preference.trainer import PreferenceTrainer
 from remask.progress import working
-from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.begun import dated
 from remask.training.folder import (

@@ -1,0 +1,1 @@
+"""Reinforcement learning with verifiable rewards: `presets` name the methods, `rollout` samples, `trainer` learns."""

@@ -1,4 +1,4 @@
-"""From a group's rewards to its advantages: how much better than the group an answer is (methods §5).
+"""From a group's rewards to its advantages: how much better than the group an answer is (docs/theory.md §9).
 
 Shapes: P prompts, G completions of each. A reward of NaN is none: its completion takes no part, its advantage is 0.
 """
@@ -6,13 +6,13 @@ Shapes: P prompts, G completions of each. A reward of NaN is none: its completio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-AdvantageName = Literal["mean", "normalised", "leave_one_out", "softmax"]
+from remask.choices import AdvantageName
+
 MIN_SPREAD = 1e-6
 """Below this standard deviation the rewards of a group are taken as equal."""
 

@@ -10,11 +10,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
+from remask.choices import OnBadReward
 from remask.models.facts import stop_token_ids
 from remask.rl.completions import Completion
 from remask.rl.prompts import Prompt, columns_of
 from remask.rl.ranks import agreed
-from remask.rl.rewards import OnBad, Reward, score
+from remask.rl.rewards import Reward, score
 from remask.rl.rollout import row_seed
 from remask.sampling.generate import generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
@@ -28,7 +29,7 @@ class HeldOut:
     prompts: Sequence[Prompt]
     decoding: Decoding
     rewards: Sequence[Reward]
-    on_bad: OnBad
+    on_bad: OnBadReward
     batch_size: int
     prefill: str = ""
 

@@ -1,4 +1,4 @@
-"""One policy objective, five choices (methods §5): likelihood, level, clip, KL, advantage.
+"""One policy objective, five choices (docs/theory.md §9): likelihood, level, clip, KL, advantage.
 
 A method is a preset of the choices (`rl.presets`). What is minimised is
 
@@ -14,19 +14,13 @@ Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from remask.diffusion.likelihood import Likelihood, LikelihoodName
-from remask.rl.advantage import AdvantageName
-
-Level = Literal["token", "sequence", "whole", "none"]
-KlName = Literal["k1", "k2", "k3", "none"]
-Scope = Literal["canvas", "until_eos"]
-Normaliser = Literal["sequences", "tokens", "groups"]
+from remask.choices import AdvantageName, KlName, LevelName, LikelihoodName, PolicyNormaliserName, ScopeName
+from remask.diffusion.likelihood import Likelihood
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut to ±20 before exp; how many were is logged."""
@@ -41,16 +35,16 @@ class PolicyObjective:
 
     likelihood: LikelihoodName = "elbo_coupled"
     draws: int = 2
-    scope: Scope = "canvas"
+    scope: ScopeName = "canvas"
     prompt_mask: float = 0.0
     fresh_noise: bool = True
-    level: Level = "sequence"
+    level: LevelName = "sequence"
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: KlName = "k2"
     kl_weight: float = 0.01
     advantage: AdvantageName = "leave_one_out"
-    normaliser: Normaliser = "sequences"
+    normaliser: PolicyNormaliserName = "sequences"
 
     @property
     def uses_old(self) -> bool:

@@ -1,4 +1,4 @@
-"""Named methods: presets of the policy objective's choices (methods §5)."""
+"""Named methods: presets of the policy objective's choices (docs/theory.md §9)."""
 
 from __future__ import annotations
 

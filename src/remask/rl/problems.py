@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from remask.choices import Split
 from remask.config import DecodingConfig, RlConfig
 from remask.errors import UserError
 from remask.rl.held_out import HeldOut
@@ -13,7 +14,7 @@ from remask.rl.ranks import tell
 from remask.rl.rewards import OF_TASKS, Reward, refuse_missing_columns
 from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
-from remask.tasks import GeneratedTask, Split, get
+from remask.tasks import GeneratedTask, get
 from remask.tasks.benchmark import Asking, Benchmark, read_template
 from remask.tasks.generator import digest, published_digests
 

@@ -12,16 +12,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from remask.choices import OnBadReward
 from remask.errors import UserError, first_line
 from remask.rl import own_rewards
 from remask.rl.completions import Batch, Completion
 from remask.rl.faults import said_of
 from remask.rl.own_rewards import OwnFunction
 from remask.tasks import form
-
-OnBad = Literal["error", "skip"]
 
 NAMES = "task, correct, format, length, length:<n>, share:<text>, module:function, file.py:function"
 LARGEST = 1e15
@@ -169,7 +168,7 @@ def _reward(name: str, weight: float, canvas: int) -> Reward:
 
 
 def score(
-    rewards: Sequence[Reward], completions: Sequence[Completion], *, on_bad: OnBad, columns: Sequence[str] = ()
+    rewards: Sequence[Reward], completions: Sequence[Completion], *, on_bad: OnBadReward, columns: Sequence[str] = ()
 ) -> Scores:
     """What completions are worth. `columns` are names that functions are given even where no completion has them (as
     None); those that any has are given in any case.
@@ -214,7 +213,7 @@ def _total(weighted: Sequence[tuple[float, float | None]]) -> float:
     return sum(given) if given else math.nan
 
 
-def _values(reward: Reward, batch: Batch, on_bad: OnBad, faults: list[str]) -> Iterator[float | Fault | None]:
+def _values(reward: Reward, batch: Batch, on_bad: OnBadReward, faults: list[str]) -> Iterator[float | Fault | None]:
     """A function's values in turn. Where it raises for many completions together, it is asked again for one after the
     other: that shows which it fails, and leaves it the rest.
     """

@@ -1,4 +1,4 @@
-"""Sampling a rollout: a group of answers to each prompt, graded while the next ones are written (architecture, idea 4).
+"""Sampling a rollout: a group of answers to each prompt, graded while the next ones are written.
 
 A rollout is the same on any number of processes: an answer's random numbers follow from (seed, rollout, place), every
 process samples its share of the groups, and all then hold the whole.
@@ -23,14 +23,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from remask.choices import AdvantageName, OnBadReward, ScopeName
 from remask.models.facts import stop_token_ids
 from remask.progress import LINE_SECONDS
-from remask.rl.advantage import AdvantageName, advantages, informative
+from remask.rl.advantage import advantages, informative
 from remask.rl.completions import Completion
-from remask.rl.policy_loss import Scope
 from remask.rl.prompts import Prompt, PromptOrder, columns_of
 from remask.rl.ranks import agreed
-from remask.rl.rewards import OnBad, Reward, Scores, score
+from remask.rl.rewards import Reward, Scores, score
 from remask.sampling.generate import generate_from_ids, length_of
 from remask.sampling.schedule import Decoding
 
@@ -84,9 +84,9 @@ class Sampler:
     completions: int
     decoding: Decoding
     rewards: Sequence[Reward]
-    on_bad: OnBad
+    on_bad: OnBadReward
     advantage: AdvantageName
-    scope: Scope
+    scope: ScopeName
     seed: int
     batch_size: int
     prefill: str = ""

@@ -10,15 +10,14 @@ Shapes: B rows of the batch, b rows of a forward, L prompt and canvas, q tokens 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from remask.choices import CacheName
 from remask.models.bidirectional import counted_positions
-
-CacheName = Literal["none", "prefix", "dual"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop that writes: a canvas of masks, unmasked in any order, block after block (methods §6).
+"""The loop that writes: a canvas of masks, unmasked in any order, block after block (docs/theory.md §7).
 
 Shapes: B prompts, P prompt length, C canvas length, N masked positions of the current blocks, V vocabulary.
 """

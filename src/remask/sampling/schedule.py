@@ -1,17 +1,14 @@
-"""How an answer is written: canvas, blocks, steps, and the rule that reveals (methods §6)."""
+"""How an answer is written: canvas, blocks, steps, and the rule that reveals (docs/theory.md §7)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from remask.choices import CacheName, RevealName, ScheduleName, refuse_unknown
 from remask.errors import UserError
-from remask.sampling.cache import CacheName
-from remask.sampling.selection import RevealRule
-
-Schedule = Literal["even", "t"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,9 @@ class Decoding:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    reveal: RevealRule = "confidence"
+    reveal: RevealName = "confidence"
     threshold: float | None = None
-    schedule: Schedule = "even"
+    schedule: ScheduleName = "even"
     eps: float = 1e-3
     guidance: float = 0.0
     suppress_eos: bool = False
@@ -54,18 +51,14 @@ class Decoding:
                 raise UserError(f"{name} = {value}", mend="it is 1 or more")
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}", mend="it is 0 or more")
-        if self.reveal not in get_args(RevealRule):
-            raise UserError(f"unknown reveal {self.reveal!r}", mend=f"the rules are {', '.join(get_args(RevealRule))}")
+        for name, choice in (("reveal", RevealName), ("schedule", ScheduleName), ("cache", CacheName)):
+            refuse_unknown(name, getattr(self, name), choice)
         if not np.isfinite(self.temperature) or self.temperature < 0:
             raise UserError(f"temperature = {self.temperature}", mend="it is 0 or more")
         if not np.isfinite(self.guidance) or self.guidance < 0:
             raise UserError(f"guidance = {self.guidance}", mend="it is 0 or more")
         if self.threshold is not None and not np.isfinite(self.threshold):
             raise UserError(f"threshold = {self.threshold}", mend="it is a number")
-        if self.schedule not in get_args(Schedule):
-            raise UserError(f"unknown schedule {self.schedule!r}", mend=f"it is {' or '.join(get_args(Schedule))}")
-        if self.cache not in get_args(CacheName):
-            raise UserError(f"unknown cache {self.cache!r}", mend=f"it is {', '.join(get_args(CacheName))}")
         if self.cache != "none" and self.guidance:
             raise UserError("guidance and a cache do not go together", mend="leave one out")
         if not 0 < self.eps < 1:

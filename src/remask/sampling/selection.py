@@ -1,4 +1,4 @@
-"""What to write at a masked position, and how sure the model is of it (methods §6).
+"""What to write at a masked position, and how sure the model is of it (docs/theory.md §7).
 
 Shapes: N masked positions of the current blocks, V vocabulary.
 """
@@ -6,16 +6,16 @@ Shapes: N masked positions of the current blocks, V vocabulary.
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from remask.choices import RevealName
 from remask.diffusion.token_loss import IMPOSSIBLE, exponential
 
-RevealRule = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
 GROUP = 512
 """About how many tokens' probabilities are added up before the one that was drawn is looked for among them."""
 
@@ -43,7 +43,7 @@ def restrict(logits: Float[Tensor, "N V"], top_k: int | None, top_p: float | Non
 
 def propose(
     logits: Float[Tensor, "N V"],
-    reveal: RevealRule,
+    reveal: RevealName,
     *,
     temperature: float = 0.0,
     top_k: int | None = None,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from remask.choices import Diagnostics
 from remask.data.collate import RowDataset, Visit
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
@@ -41,7 +42,7 @@ class Extent:
     classes: int
 
 
-def extent_of(trainer: SftTrainer, asked: Literal["auto", "on", "off"], *, quiet: bool) -> Extent:
+def extent_of(trainer: SftTrainer, asked: Diagnostics, *, quiet: bool) -> Extent:
     """How much is read. What auto leaves out altogether is told in one line."""
     whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
     if asked != "auto":

@@ -1,4 +1,4 @@
-"""Every named SFT method as a choice of the four (methods §2–3). To add one: a function for a new choice where
+"""Every named SFT method as a choice of the four (docs/theory.md §5). To add one: a function for a new choice where
 needed, one line here, and its test.
 """
 

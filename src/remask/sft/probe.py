@@ -1,4 +1,4 @@
-"""The frozen probe: β read once, or anew every few epochs, and kept (methods §2, probe policy).
+"""The frozen probe: β read once, or anew every few epochs, and kept (docs/theory.md §3).
 
 With a cache Q, the law of the masks, is fixed during optimisation, as GIFT's theorem assumes, and β costs nothing after
 the first pass.

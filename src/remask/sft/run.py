@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
+from remask.choices import Split
 from remask.config import SftConfig
 from remask.data.canvas import Fill, Row, Rows, build_rows, tell_faults
 from remask.data.collate import Collator
@@ -28,7 +29,6 @@ from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
 from remask.tasks.generated import generated_examples, is_generated
-from remask.tasks.generator import Split
 from remask.training.arguments import training_arguments
 from remask.training.begun import dated
 from remask.training.callbacks import ProgressCallback

@@ -1,4 +1,4 @@
-"""The signal of every response token, read once and kept in one file (methods §2, probe policy).
+"""The signal of every response token, read once and kept in one file (docs/theory.md §3).
 
 A cache is tied to the model's weights, the tokenizer, the rows and the signal; one that does not match is an error that
 names what differs. The file holds a digest of what is in it: a byte that changed would change the masks in silence.
@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from remask.choices import SignalName
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.importance import SignalName, probe_signal
+from remask.diffusion.importance import probe_signal
 from remask.diffusion.reader import Reader
 from remask.errors import UserError, first_line
 from remask.progress import progress

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,7 @@ class Cell:
 def cells(study: StudyConfig, where: str) -> list[Cell]:
     """All cells. Raises UserError for a study that says something no run can be made of."""
     _check(study, where)
+    study = _respelled(study, where)
     grids = [[(axis, level) for level in levels] for axis, levels in study.axes.items()]
     found: list[Cell] = []
     for levels in itertools.product(*grids):
@@ -117,6 +118,22 @@ def _check(study: StudyConfig, where: str) -> None:
         refuse("nothing is evaluated", "give base.eval, such as {tasks: sudoku, n: 200}")
     if any(((patch or {}).get("eval") or {}).get("n") == 1 for patch in patches):
         refuse("eval.n is 1", "differences need two problems or more")
+
+
+def _respelled(study: StudyConfig, where: str) -> StudyConfig:
+    """The study with its keys as they are called here: a patch overrides another one's key however it is spelled."""
+
+    def of(patch: dict[str, Any]) -> dict[str, Any]:
+        done = dict(patch or {})
+        for kind in CONFIGS:
+            if done.get(kind):
+                done[kind], problems = configs.respelled(CONFIGS[kind], done[kind])
+                if problems:
+                    raise UserError("; ".join(problems), where=f"{where}, {kind}")
+        return done
+
+    axes = {axis: {level: of(patch) for level, patch in levels.items()} for axis, levels in study.axes.items()}
+    return replace(study, base=of(study.base), arms={arm: of(patch) for arm, patch in study.arms.items()}, axes=axes)
 
 
 def _cell(

@@ -10,7 +10,7 @@ from remask.tasks.base import Grade, Problem, Task
 from remask.tasks.code import HumanEval, Mbpp
 from remask.tasks.code_plus import HumanEvalPlus, MbppPlus
 from remask.tasks.countdown import Countdown, Countdown4, Countdown5
-from remask.tasks.generator import GeneratedTask, Split
+from remask.tasks.generator import GeneratedTask
 from remask.tasks.gsm8k import Gsm8k
 from remask.tasks.match import Match, MatchExact, MatchNumeric, MatchRegex
 from remask.tasks.math500 import Math, Math500
@@ -68,7 +68,6 @@ __all__ = [
     "Mbpp",
     "MbppPlus",
     "Problem",
-    "Split",
     "Sudoku",
     "Task",
     "get",

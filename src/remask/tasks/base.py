@@ -10,17 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from remask.chat_template import Message
+from remask.choices import PromptStyle
 from remask.data.files import Unreadable, read_rows
 from remask.errors import UserError
 from remask.tasks import form
 
 if TYPE_CHECKING:
     from remask.sandbox import Sandbox
-
-PromptStyle = Literal["compact", "instruct"]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remask.chat_template import Message
+from remask.choices import PromptStyle, Split
 from remask.data.files import FILE_KINDS, is_there
 from remask.errors import UserError
-from remask.tasks import GeneratedTask, Problem, Split, Task, get, own
-from remask.tasks.base import PromptStyle, fill_template
+from remask.tasks import GeneratedTask, Problem, Task, get, own
+from remask.tasks.base import fill_template
 
 if TYPE_CHECKING:
     from remask.sandbox import Sandbox

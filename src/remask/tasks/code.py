@@ -14,10 +14,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from remask.choices import PromptStyle
 from remask.errors import UserError
 from remask.sandbox import Limits, Outcome, Program, Sandbox
 from remask.tasks import form
-from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
+from remask.tasks.base import Grade, Hub, Problem, Task
 from remask.tasks.code_continuation import after_prompt
 from remask.tasks.code_extraction import blocks, extract, until_end
 from remask.tasks.mbpp_tests import asked_of

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from remask.choices import PromptStyle
 from remask.errors import UserError
 from remask.tasks import form
-from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.base import Grade, Problem, answer_text
 from remask.tasks.extraction import first_answer, has_box, is_wordless, last_boxed
 from remask.tasks.generator import GeneratedTask
 

@@ -8,11 +8,11 @@ import random
 from collections.abc import Sequence
 from typing import cast
 
+from remask.choices import PromptStyle, Split
 from remask.data.sources import Example
 from remask.errors import UserError
 from remask.tasks import get
-from remask.tasks.base import PromptStyle
-from remask.tasks.generator import GeneratedTask, Split
+from remask.tasks.generator import GeneratedTask
 
 GENERATED, DIRECT = "generated:", "direct:"
 

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from itertools import islice
-from typing import Literal
 
+from remask.choices import Split
 from remask.errors import UserError
 from remask.tasks.base import Problem, Task
 
-Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DIGEST_BYTES = 6
 

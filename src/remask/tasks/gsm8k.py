@@ -11,8 +11,9 @@ import math
 import re
 from typing import Any
 
+from remask.choices import PromptStyle
 from remask.tasks import form
-from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
+from remask.tasks.base import Grade, Hub, Problem, Task
 from remask.tasks.extraction import boxes, first_answer, format_score
 from remask.tasks.generator import digest
 

@@ -23,8 +23,9 @@ from typing import Any
 import regex
 
 from remask.chat_template import Message
+from remask.choices import PromptStyle
 from remask.data.columns import answered, refuse_labels
-from remask.tasks.base import Grade, Problem, PromptStyle, Task, answer_text
+from remask.tasks.base import Grade, Problem, Task, answer_text
 from remask.tasks.extraction import BOX, last_boxed
 from remask.tasks.generator import digest
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from remask.choices import PromptStyle
 from remask.tasks import form
-from remask.tasks.base import Grade, Hub, Problem, PromptStyle, Task
+from remask.tasks.base import Grade, Hub, Problem, Task
 from remask.tasks.extraction import SPECIAL, first_answer, format_score, has_box, last_boxed
 from remask.tasks.generator import digest
 from remask.tasks.verifier import Verifier

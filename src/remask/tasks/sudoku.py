@@ -15,8 +15,9 @@ from functools import cache
 from itertools import permutations
 from typing import Any
 
+from remask.choices import PromptStyle
 from remask.errors import UserError
-from remask.tasks.base import Grade, Problem, PromptStyle, answer_text
+from remask.tasks.base import Grade, Problem, answer_text
 from remask.tasks.extraction import STOPS, with_stop
 from remask.tasks.generator import GeneratedTask
 

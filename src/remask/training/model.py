@@ -11,7 +11,8 @@ import torch
 from peft import prepare_model_for_kbit_training
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
-from remask.config import Attention, Dtype, LoraConfig, Quantization
+from remask.choices import Attention, Dtype, Quantization
+from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load

@@ -1,0 +1,446 @@
+"""Every choice with named values, once: what the values are, and what each of them means in one line. Loads no torch.
+
+A choice is a type, so that mypy and the configs check it, and carries its meanings: `values` and `meanings` read them.
+The options of the command line, the tables in docs/configuration.md and the functions that act on a choice take it from
+here. A name that a function does not know is refused by `refuse_unknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from remask.errors import UserError
+
+
+class Meanings:
+    """What each value of a choice means: value → one line."""
+
+    def __init__(self, lines: Mapping[str, str]) -> None:
+        self.lines = dict(lines)
+
+
+def meanings(choice: Any) -> dict[str, str]:
+    """Value → meaning of a choice, or of a type hint that holds one (`RateName | None`); empty where there is none."""
+    return next((mark.lines for mark in _marks(choice)), {})
+
+
+def values(choice: Any) -> tuple[str, ...]:
+    """The values of a choice, in the order in which they are listed."""
+    return tuple(meanings(choice))
+
+
+def refuse_unknown(what: str, value: object, choice: Any) -> None:
+    """Raises UserError with the values there are, where `value` is none of them."""
+    if value not in values(choice):
+        raise UserError(f"unknown {what} {value!r}", mend=f"the choices are {', '.join(values(choice))}")
+
+
+def _marks(hint: Any) -> Iterator[Meanings]:
+    """The meanings in a hint, the outermost first."""
+    if get_origin(hint) is Annotated:
+        yield from (mark for mark in hint.__metadata__ if isinstance(mark, Meanings))
+    for inner in get_args(hint):
+        yield from _marks(inner)
+
+
+# ---- fine-tuning: one objective, four choices (docs/theory.md §5) ------------------------------
+
+TuningName = Annotated[
+    str,
+    Meanings(
+        {
+            "sft": "every response token is masked at the rate t: plain masked diffusion, as in LLaDA",
+            "gift": "each token is masked at a rate from the model's entropy; divided by the masked tokens",
+            "gift-elbo": "gift divided by the response tokens, which noise does not change",
+            "gift-raw": "gift with β the entropy itself",
+            "gift-log": "gift with β = log(1 + entropy)",
+            "gift-cbrt": "gift with β the cube root of the entropy",
+            "gift-nll": "gift with β from the negative log-likelihood of the right token",
+            "gift-permuted": "the control: gift's rates on the wrong tokens",
+            "gift-alpha": "gift with the weight 1/√p, which counts tokens of high entropy more",
+            "weft-sw": "uniform masking; a token's loss is weighted by its importance",
+            "cart": "uniform masking; tokens with visible neighbours count more (Dream)",
+            "dft": "uniform masking; a token's loss is weighted by its probability",
+            "rho1": "uniform masking; only tokens that a reference model finds easier are learned",
+            "lift2": "the easy or the hard tokens of a larger mask stay masked",
+            "lift3": "the easy, the hard or any tokens of a larger mask stay masked",
+        }
+    ),
+]
+
+RateName = Annotated[
+    Literal["uniform", "importance", "lift2", "lift3"],
+    Meanings(
+        {
+            "uniform": "t for every token",
+            "importance": "1 − (1 − t)^(β/β_ref): important tokens are masked more often (GIFT)",
+            "lift2": "more than t is masked and scored; the easy or the hard tokens of it stay masked (LIFT)",
+            "lift3": "as lift2, or any tokens of it",
+        }
+    ),
+]
+
+SignalName = Annotated[
+    Literal["entropy", "nll", "permuted_entropy", "constant"],
+    Meanings(
+        {
+            "entropy": "the entropy of the prediction, with the whole response masked",
+            "nll": "the negative log-likelihood of the right token there",
+            "permuted_entropy": "the entropies of a response on other tokens of it: a control",
+            "constant": "1 for every token",
+        }
+    ),
+]
+
+TransformName = Annotated[
+    Literal["sqrt", "identity", "log1p", "cbrt"],
+    Meanings(
+        {
+            "sqrt": "β = √signal",
+            "identity": "β = signal",
+            "log1p": "β = log(1 + signal)",
+            "cbrt": "β = ∛signal",
+        }
+    ),
+]
+
+ReferenceName = Annotated[
+    Literal["sequence", "batch"],
+    Meanings({"sequence": "each response by itself", "batch": "all responses of the batch together"}),
+]
+
+WeightName = Annotated[
+    Literal["inverse_rate", "importance", "cart", "dft", "rho1"],
+    Meanings(
+        {
+            "inverse_rate": "1/p^alpha, with p the token's masking rate",
+            "importance": "β/(β_ref·t)",
+            "cart": "the visible tokens around it, near ones more, divided by t (CART)",
+            "dft": "the token's probability divided by t (DFT)",
+            "rho1": "1/t on the tokens whose loss exceeds a reference model's most, 0 on the others (Rho-1)",
+        }
+    ),
+]
+
+NormaliserName = Annotated[
+    Literal["response", "masked", "sequence"],
+    Meanings(
+        {
+            "response": "the response tokens of the batch",
+            "masked": "the masked tokens of the batch",
+            "sequence": "the tokens of each row, then the rows",
+        }
+    ),
+]
+
+ProbePolicy = Annotated[
+    Literal["policy", "frozen"],
+    Meanings(
+        {
+            "policy": "read anew each step from the model in training",
+            "frozen": "read once from the starting model and cached",
+        }
+    ),
+]
+
+Diagnostics = Annotated[
+    Literal["auto", "on", "off"],
+    Meanings(
+        {
+            "auto": "on as many rows as take a twentieth of the training's arithmetic or a few seconds, and on "
+            "none where the model has more than 1 B weights",
+            "on": "on 128 rows at most",
+            "off": "on none",
+        }
+    ),
+]
+
+
+# ---- likelihoods (docs/theory.md §8) ------------------------------
+
+LikelihoodName = Annotated[
+    Literal["mean_field", "elbo", "elbo_coupled", "coupled"],
+    Meanings(
+        {
+            "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
+            "elbo": "a random number of tokens masked in each draw: unbiased for the ELBO",
+            "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
+            "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
+        }
+    ),
+]
+
+PreferenceLikelihoodName = Annotated[
+    Literal["elbo", "elbo_coupled", "mean_field"],
+    Meanings({name: meanings(LikelihoodName)[name] for name in ("elbo", "elbo_coupled", "mean_field")}),
+]
+
+Backward = Annotated[
+    Literal["draw", "whole"],
+    Meanings(
+        {
+            "draw": "one noise draw at a time: memory does not grow with the draws, but all draws except one may be "
+            "read twice",
+            "whole": "all draws at once",
+        }
+    ),
+]
+
+
+# ---- reinforcement learning and preferences (docs/theory.md §9) ------------------------------
+
+PolicyName = Annotated[
+    str,
+    Meanings(
+        {
+            "espo": "the whole answer is one action, its likelihood the ELBO",
+            "diffu-grpo": "d1: a ratio per token of mean-field likelihoods",
+            "coupled-grpo": "DiffuCoder: a ratio per token, likelihoods from a mask and its complement",
+            "wd1": "likelihoods weighted by the softmax of advantages, no ratio",
+            "token-elbo": "ablation of espo: a ratio per token",
+            "sequence-mean-field": "ablation of espo: mean-field likelihood",
+            "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",
+            "gspo-elbo": "another name for espo",
+            "gspo-mean-field": "another name for sequence-mean-field",
+            "grpo-elbo": "another name for token-elbo",
+        }
+    ),
+]
+
+ScopeName = Annotated[
+    Literal["canvas", "until_eos"],
+    Meanings(
+        {
+            "canvas": "the whole canvas, with the EOS tokens that fill it",
+            "until_eos": "the answer up to its end; what fills the canvas is masked and not scored",
+        }
+    ),
+]
+
+LevelName = Annotated[
+    Literal["token", "sequence", "whole", "none"],
+    Meanings(
+        {
+            "token": "a ratio of likelihoods for each token",
+            "sequence": "one ratio for the answer: the geometric mean of its tokens' ratios",
+            "whole": "one ratio for the answer: the product of its tokens' ratios",
+            "none": "no ratio: the likelihood itself, weighted by the advantage",
+        }
+    ),
+]
+
+KlName = Annotated[
+    Literal["k1", "k2", "k3", "none"],
+    Meanings(
+        {
+            "k1": "d = log p − log p_ref, whose gradient is 0 on average",
+            "k2": "d²/2, with the gradient of KL(policy ‖ reference)",
+            "k3": "e^(−d) + d − 1, with the gradient of KL(reference ‖ policy)",
+            "none": "no KL",
+        }
+    ),
+]
+
+AdvantageName = Annotated[
+    Literal["mean", "normalised", "leave_one_out", "softmax"],
+    Meanings(
+        {
+            "mean": "reward − the group's mean",
+            "normalised": "that divided by the group's standard deviation",
+            "leave_one_out": "reward − the mean of the group's other rewards",
+            "softmax": "softmax(A) − softmax(−A), with A = reward − mean (wd1; needs level none)",
+        }
+    ),
+]
+
+PolicyNormaliserName = Annotated[
+    Literal["sequences", "tokens", "groups"],
+    Meanings({"sequences": "answers", "tokens": "scored tokens", "groups": "groups: prompts with their answers"}),
+]
+
+OnBadReward = Annotated[
+    Literal["error", "skip"],
+    Meanings({"error": "stop", "skip": "leave that completion out and count it"}),
+]
+
+PreferenceName = Annotated[
+    str,
+    Meanings(
+        {
+            "vrpo": "eight draws, the same ones for policy and reference (LLaDA 1.5)",
+            "dpo": "the plain estimate: one draw, and another one for the reference",
+        }
+    ),
+]
+
+
+# ---- sampling (docs/theory.md §7) ------------------------------
+
+RevealName = Annotated[
+    Literal["confidence", "margin", "entropy", "random", "left_to_right"],
+    Meanings(
+        {
+            "confidence": "those of the highest probability",
+            "margin": "those farthest ahead of the second likeliest token",
+            "entropy": "those with the least entropy",
+            "random": "any",
+            "left_to_right": "the leftmost",
+        }
+    ),
+]
+
+ScheduleName = Annotated[
+    Literal["even", "t"],
+    Meanings(
+        {
+            "even": "each step of a block the same number",
+            "t": "each step the share 1 − s/t of the masks left, with t falling evenly from 1 to eps (Dream)",
+        }
+    ),
+]
+
+CacheName = Annotated[
+    Literal["none", "prefix", "dual"],
+    Meanings(
+        {
+            "none": "exact: compute every token at every step",
+            "prefix": "approximate and faster: compute what stands before the block once a block",
+            "dual": "approximate and faster: compute what stands before and after the block once a block",
+        }
+    ),
+]
+
+
+# ---- models, data and machines ------------------------------
+
+Attention = Annotated[
+    Literal["full"],
+    Meanings({"full": "every token sees every other; for a checkpoint whose config does not say so (a2d-*)"}),
+]
+
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    Meanings(
+        {
+            "auto": "the checkpoint's own",
+            "float32": "32 bits",
+            "bfloat16": "16 bits, with the range of float32",
+            "float16": "16 bits, with more digits and a smaller range",
+        }
+    ),
+]
+
+PlannedDtype = Annotated[
+    Literal["bfloat16", "float32"],
+    Meanings({name: meanings(Dtype)[name] for name in ("bfloat16", "float32")}),
+]
+
+Quantization = Annotated[
+    Literal["4bit", "4bit-double", "8bit"],
+    Meanings(
+        {
+            "4bit": "NF4, 4.5 bits a weight with its scales",
+            "4bit-double": "NF4 with quantised scales, 4.13 bits a weight",
+            "8bit": "LLM.int8(), 8 bits a weight",
+        }
+    ),
+]
+
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    Meanings({"auto": "the GPU where there is one", "cpu": "the processor", "cuda": "the GPU"}),
+]
+
+FillName = Annotated[
+    str,
+    Meanings(
+        {
+            "batch": "to the longest row of its batch",
+            "multiple:<n>": "to the next multiple of n tokens, within max_length",
+            "max": "to max_length",
+            "none": "not at all",
+        }
+    ),
+]
+
+OverLong = Annotated[
+    Literal["truncate", "drop", "error"],
+    Meanings({"truncate": "cut the answer", "drop": "leave the row out and count it", "error": "stop"}),
+]
+
+OverLongPrompt = Annotated[
+    Literal["error", "drop"],
+    Meanings({"error": "stop", "drop": "leave the prompt out and count it"}),
+]
+
+OnBadRow = Annotated[
+    Literal["error", "skip"],
+    Meanings({"error": "stop with its file and line", "skip": "leave it out, and count and list it"}),
+]
+
+PromptStyle = Annotated[
+    Literal["compact", "instruct"],
+    Meanings(
+        {
+            "compact": "the problem in a few words, as the embedded models know it",
+            "instruct": "the problem explained, and the form of the answer asked for",
+        }
+    ),
+]
+
+Split = Annotated[
+    Literal["train", "validation", "test"],
+    Meanings(
+        {
+            "train": "problems to learn from",
+            "validation": "problems to choose settings by",
+            "test": "problems to report scores on",
+        }
+    ),
+]
+
+HeldOutSplit = Annotated[
+    Literal["validation", "test"],
+    Meanings({name: meanings(Split)[name] for name in ("validation", "test")}),
+]
+
+InstrumentName = Annotated[
+    Literal["elbo", "tightness", "reward", "gradients"],
+    Meanings(
+        {
+            "elbo": "bias and variance of estimates of the ELBO",
+            "tightness": "how far the ELBO is below the likelihood",
+            "reward": "whether the better answer of a prompt has the higher ELBO",
+            "gradients": "bias and variance of the gradients of fine-tuning methods",
+        }
+    ),
+]
+
+StrategyName = Annotated[
+    Literal["ddp", "zero1", "zero2", "zero3", "fsdp"],
+    Meanings(
+        {
+            "ddp": "everything on every GPU",
+            "zero1": "optimiser states are shared out",
+            "zero2": "optimiser states and gradients are shared out",
+            "zero3": "optimiser states, gradients and weights are shared out",
+            "fsdp": "as zero3",
+        }
+    ),
+]
+
+GpuName = Annotated[
+    Literal["a100-40gb", "a100-80gb", "l40s", "h100", "h200", "b200", "rtx-4090"],
+    Meanings(
+        {
+            "a100-40gb": "NVIDIA A100, 40 GB",
+            "a100-80gb": "NVIDIA A100, 80 GB",
+            "l40s": "NVIDIA L40S",
+            "h100": "NVIDIA H100",
+            "h200": "NVIDIA H200",
+            "b200": "NVIDIA B200",
+            "rtx-4090": "NVIDIA GeForce RTX 4090",
+        }
+    ),
+]
