@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from remask.analysis.plan import Meter, Need, need
 from remask.analysis.quantised import quantise, stored_bytes, weight_bytes
+from remask.choices import Quantization
 from remask.cli import main
 from remask.commands.plan import kept_gib, plan, remedies
-from remask.config import LoraConfig, PlanConfig, Quantization
+from remask.config import LoraConfig, PlanConfig
 from remask.diffusion.head import head_losses
 from remask.errors import UserError
 from remask.models.llada import LLaDAConfig, LLaDAModelLM

@@ -25,7 +25,7 @@ from remask.models.prediction import Prediction, predicted
 
 
 class Bidirectional:
-    """`forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i (docs/theory.md §6).
+    """`forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i.
 
     A config with `shift` true says that the network's own output at i−1 predicts token i, as in models that began as
     causal ones (Dream): the shift is undone here and nowhere else.
