@@ -80,7 +80,7 @@ class Stepper:
         self.rows, self.collator, self.visit = RowDataset(rows), collator, 0
         if frozen:
             self.trainer.cache = build_cache(
-                self.trainer.predict(model).read_only(),
+                self.trainer.reader(model).read_only(),
                 rows,
                 collator,
                 model.config.mask_token_id,
@@ -297,9 +297,9 @@ def forward_of_response(ours: Stepper) -> None:
     logits but one column.
     """
     trainer = ours.trainer
-    network = trainer.predict(trainer.model).read_only()
+    reader = trainer.reader(trainer.model).read_only()
     for part in trainer.parts(ours.batch()):
         canvas = Canvas.of({name: value.to(trainer.args.device) for name, value in part.items()})
         ids = canvas.ids.masked_fill(canvas.corruptible, trainer.mask_id)
         with mixed(trainer.model):
-            network.call(ids, canvas.attended, canvas.corruptible, look=lambda logits, part: (logits[:, 0].clone(),))
+            reader.look(ids, canvas, canvas.corruptible, lambda logits, part: (logits[:, 0].clone(),))

@@ -9,7 +9,9 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `likelihood`: estimates of how likely a model finds an answer
 - `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one
 - `halves`: every token scored once, with about half of the others revealed
-- `predict`: how all of these call a model
+- `reader`: how all of these ask a model
+- `attention`: which token may look at which: what a pass over rows reads
+- `rows`: what the records of a batch share
 - `head`: losses from hidden states, without keeping the logits
 - `token_loss`: losses and entropies from logits
 - `precision`: the number format that a forward pass computes in
