@@ -95,6 +95,8 @@ class DecodingConfig:
     top_p: float | None = None
     reveal: RevealName | None = None
     """Which proposals are kept first."""
+    rule: str | None = None
+    """A rule of your own in place of reveal: file.py:Class (docs/extending.md)."""
     threshold: float | None = None
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
     schedule: ScheduleName | None = None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from remask.errors import UserError, first_line
+from remask.errors import UserError
+from remask.own_code import from_file, not_imported, put_on_path
 
 Kind = inspect.Parameter
 BY_NAME = (Kind.POSITIONAL_OR_KEYWORD, Kind.KEYWORD_ONLY)
@@ -55,7 +54,7 @@ def load(name: str, hint: str = "") -> OwnFunction:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UserError("not a reward function", where=name, mend="write module:function or file.py:function")
-    module = _from_file(name, place) if place.endswith(".py") else _imported(name, place, hint)
+    module = from_file(name, place) if place.endswith(".py") else _imported(name, place, hint)
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -90,53 +89,17 @@ def _checked(name: str, found: Any) -> OwnFunction:
 def _imported(name: str, place: str, hint: str) -> ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
         raise UserError(f"{place!r} is no module", where=name, mend="write module:function or file.py:function")
-    _on_path(Path.cwd())
+    put_on_path(Path.cwd())
     importlib.invalidate_caches()
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise _no_import(name, place, error) from error  # another that it imports
+            raise not_imported(name, place, error) from error  # another that it imports
         mend = f"{hint}run where it is, install it, or write file.py:function"
         raise UserError(f"there is no module {error.name}", where=name, mend=mend) from None
     except (Exception, SystemExit) as error:
-        raise _no_import(name, place, error) from error
-
-
-def _from_file(name: str, place: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"no such file: {path}", where=name, mend="give the path of the file that defines the function")
-    known = sys.modules.get(str(path))
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(str(path), path)
-    assert spec is not None
-    assert spec.loader is not None
-    for folder in (Path.cwd(), path.parent):
-        _on_path(folder)
-    module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[str(path)]
-        if isinstance(error, (Exception, SystemExit)):
-            raise _no_import(name, place, error) from error
-        raise
-    return module
-
-
-def _on_path(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _no_import(name: str, place: str, error: BaseException) -> UserError:
-    return UserError(
-        f"{place} cannot be imported ({type(error).__name__}: {first_line(error)})",
-        where=name,
-        mend="run it with Python to see where it stops",
-    )
+        raise not_imported(name, place, error) from error
 
 
 def _functions_of(module: ModuleType, attribute: str) -> str:

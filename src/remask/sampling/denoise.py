@@ -8,35 +8,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from remask.diffusion.corruption import lowest
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
+from remask.own_code import load_class
 from remask.sampling.cache import KeyValues, Window, of_blocks, whole
 from remask.sampling.guidance import guided
-from remask.sampling.row_noise import RowNoise
+from remask.sampling.row_noise import RowNoise, Use
+from remask.sampling.rules import Proposals, Reveal, Rule, State
 from remask.sampling.schedule import Decoding
 from remask.sampling.selection import Proposal, propose
 
 PROPOSED = (torch.long, torch.float64, torch.float64)
 """Dtypes of a proposal's tensors."""
-STOP_LAST = 1e6
-"""Taken from the score of a token that ends a text: more than any two scores differ by."""
+LONGEST = 16
+"""Steps that a rule may take for each token of a block before it is stopped."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step revealed, for whoever watches: canvases of the rows still written, and where tokens are new."""
+    """What one step did, for whoever watches: canvases of the rows still written, where tokens are new, and where they
+    were masked again (None: nowhere).
+    """
 
     number: int
     rows: Int[Tensor, "b"]
     canvas: Int[Tensor, "b C"]
     revealed: Bool[Tensor, "b C"]
+    masked_again: Bool[Tensor, "b C"] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class _Writing:
         canvas = prompt_ids.new_full((B, C), self.mask_id) if canvas is None else canvas
         self.ids = torch.cat([prompt_ids, canvas], dim=1)
         self.masked = canvas == self.mask_id
+        self.open = self.masked.clone()  # what was given stays
+        self.rule = rule_of(decoding)
         self.revealed_at = torch.full((B, C), -1, device=device)
         self.confidence = torch.full((B, C), torch.nan, dtype=torch.float64, device=device)
         blocks = decoding.blocks
@@ -137,25 +144,52 @@ class _Writing:
                 )
             self.cache = KeyValues(B, self.ids.shape[1])
 
-    def here(self) -> Bool[Tensor, "b C"]:
-        """The masked places of each active row's current block."""
-        return self.masked[self.active] & (self.block_of == self.block[self.active, None])
+    def state(self) -> State:
+        """What the rule may look at, of the active rows."""
+        rows = self.active
+        in_block = self.block_of == self.block[rows, None]
+        count = self._count((self.masked[rows] & in_block).sum(-1))
+        return State(
+            tokens=self.ids[rows, self.prompt_length :],
+            masked=self.masked[rows],
+            window=self.open[rows] & in_block,
+            written_at=self.revealed_at[rows],
+            confidence=self.confidence[rows],
+            step=self.steps_in_block[rows],
+            steps=self.quota[self.block[rows]],
+            count=count,
+            stops=self.stop_ids,
+            uniform=partial(self._uniform, rows, self.forwards),
+        )
+
+    def _uniform(self, rows: Tensor, number: int, use: Use) -> Float[Tensor, "b C"]:
+        return self.noise.uniform(rows, number, self.masked.shape[1], use)
 
     def step(self) -> Step:
-        """One forward; the best proposals are written."""
-        rows, here = self.active, self.here()
-        count = self._count(here)
-        number = self.forwards
-        proposal = self._propose(here)
-        chosen = self._choose(here, self._scores(proposal, here), count)
-        canvas = self.ids[rows, self.prompt_length :]
-        canvas = torch.where(chosen, canvas.masked_scatter(here, proposal.token), canvas)
-        sure = torch.zeros_like(self.confidence[rows]).masked_scatter(here, proposal.confidence)
+        """One forward; what the rule chooses is written, or masked again."""
+        rows, number, state = self.active, self.forwards, self.state()
+        asked = self.rule.asked(state) & state.window
+        proposal = self._propose(asked)
+        proposals = Proposals(
+            state.tokens.masked_scatter(asked, proposal.token),
+            torch.zeros_like(state.confidence).masked_scatter(asked, proposal.confidence),
+            torch.full_like(state.confidence, -torch.inf).masked_scatter(asked, proposal.score),
+        )
+        write, again = self.rule.choose(state, proposals)
+        write = write & asked
+        canvas = torch.where(write, proposals.token, state.tokens)
+        masked = state.masked & ~write
+        written_at = torch.where(write, number, state.written_at)
+        confidence = torch.where(write, proposals.confidence, state.confidence)
+        if again is not None:
+            again = again & state.window & ~write
+            canvas, masked = canvas.masked_fill(again, self.mask_id), masked | again
+            written_at, confidence = written_at.masked_fill(again, -1), confidence.masked_fill(again, torch.nan)
         self.ids[rows, self.prompt_length :] = canvas
-        self.masked[rows] &= ~chosen
-        self.revealed_at[rows] = torch.where(chosen, number, self.revealed_at[rows])
-        self.confidence[rows] = torch.where(chosen, sure, self.confidence[rows])
-        return Step(number, rows, canvas, chosen)
+        self.masked[rows] = masked
+        self.revealed_at[rows] = written_at
+        self.confidence[rows] = confidence
+        return Step(number, rows, canvas, write, again)
 
     def _propose(self, here: Tensor) -> Proposal:
         """A token for each place of `here`, in row-major order."""
@@ -190,7 +224,7 @@ class _Writing:
         """One forward of these rows, or with a cache of a window of them."""
         decoding, uniform = self.decoding, None
         if decoding.temperature > 0:
-            uniform = self.noise.uniform(rows, self.forwards, here.shape[1], "token")[here]
+            uniform = self._uniform(rows, self.forwards, "token")[here]
 
         def look(logits: Tensor, part: slice) -> Proposal:
             logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
@@ -225,14 +259,14 @@ class _Writing:
             inputs = self.cache.inputs(rows, window, **inputs)
         return Proposal(*self.model(**inputs, look=look).seen)
 
-    def _count(self, here: Tensor) -> Int[Tensor, "b"] | None:
-        """How many each row reveals now; None where a threshold decides.
+    def _count(self, left: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
+        """How many of so many masks each row reveals now; None where a threshold decides.
 
         Under schedule `t` a step may reveal nothing. Nothing changes then, so it is passed over without a forward.
         """
         if self.decoding.threshold is not None:
             return None
-        rows, left = self.active, here.sum(-1)
+        rows = self.active
         if self.decoding.schedule == "even":
             steps_left = (self.quota[self.block[rows]] - self.steps_in_block[rows]).clamp(min=1)
             return -(-left // steps_left)
@@ -242,37 +276,14 @@ class _Writing:
             while (count := int(masks * self.decoding.share(int(self.steps_in_block[row]), steps))) == 0:
                 self.steps_in_block[row] += 1
             counts.append(count)
-        return torch.tensor(counts, device=here.device)
-
-    def _scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
-        score = self._raw_scores(proposal, here)
-        if self.decoding.stop_last:
-            stops = torch.isin(proposal.token, self.stop_ids)
-            score = score - STOP_LAST * torch.zeros_like(here).masked_scatter(here, stops)
-        return score
-
-    def _raw_scores(self, proposal: Proposal, here: Tensor) -> Float[Tensor, "b C"]:
-        C = here.shape[1]
-        if self.decoding.reveal == "random":
-            return self.noise.uniform(self.active, self.forwards, C, "order")
-        if self.decoding.reveal == "left_to_right":
-            return -torch.arange(C, dtype=torch.float64, device=here.device).expand(here.shape)
-        return torch.full(here.shape, -torch.inf, dtype=torch.float64, device=here.device).masked_scatter(
-            here, proposal.score
-        )
-
-    def _choose(self, here: Tensor, score: Tensor, count: Tensor | None) -> Bool[Tensor, "b C"]:
-        """The `count` best of each row, or all above the threshold and at least one."""
-        if count is None:
-            above = here & (score >= (self.decoding.threshold or 0.0))
-            return above | lowest(-score, here.any(-1).long(), here)
-        return lowest(-score, count, here)
+        return torch.tensor(counts, device=left.device)
 
     def retire(self) -> None:
         """Move rows to their next block, and let go of those that are done."""
         rows = self.active
-        block_done = ~self.here().any(-1)
+        block_done = ~(self.masked[rows] & (self.block_of == self.block[rows, None])).any(-1)
         self.steps_in_block[rows] = torch.where(block_done, 0, self.steps_in_block[rows] + 1)
+        self._refuse_endless(rows)
         self.block[rows] += block_done.long()
         self.begins[rows] |= block_done
         done = self.block[rows] >= len(self.quota)
@@ -280,9 +291,27 @@ class _Writing:
             done = done | text_is_final(self.ids[rows, self.prompt_length :], self.masked[rows], self.stop_ids)
         self.active = rows[~done]
 
+    def _refuse_endless(self, rows: Tensor) -> None:
+        """A rule of the user's own that masks as much as it writes would go on for ever."""
+        longest = LONGEST * len(self.decoding.blocks[0])
+        if self.decoding.rule is not None and bool((self.steps_in_block[rows] > longest).any()):
+            raise UserError(
+                f"a block of {len(self.decoding.blocks[0])} tokens is not finished after {longest} steps",
+                where=self.decoding.rule,
+                mend="let the rule write more than it masks again",
+            )
+
     def result(self, seconds: float) -> Denoised:
         ids = torch.where(self.masked, self.fill_id, self.ids[:, self.prompt_length :])
         return Denoised(ids, self.revealed_at, self.confidence.float(), self.forwards, self.row_forwards, seconds)
+
+
+def rule_of(decoding: Decoding) -> Rule:
+    """The rule that a setting names: `Reveal`, or the user's own. Raises UserError where that cannot be had."""
+    if decoding.rule is None:
+        return Reveal(decoding)
+    made: Rule = load_class(decoding.rule, "a sampler's rule", ("asked", "choose"))(decoding)
+    return made
 
 
 def text_is_final(

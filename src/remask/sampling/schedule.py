@@ -9,6 +9,7 @@ import numpy as np
 
 from remask.choices import CacheName, RevealName, ScheduleName, refuse_unknown
 from remask.errors import UserError
+from remask.own_code import is_own, stamp
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Decoding:
 
     max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
     blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
-    kept first. threshold: reveal every proposal whose score reaches it (at least one) instead of a fixed number.
+    kept first. rule: `file.py:Class`, a rule of one's own in place of `reveal` (`sampling/rules.py`). threshold: reveal
+    every proposal whose score reaches it (at least one) instead of a fixed number.
     schedule: how many a step reveals without a threshold: `even`, a block's masks split over its steps, or `t`, Dream's
     int(n·(1−s/t)) of the n masks left, t falling evenly from 1 to eps over the steps and all that is left in the last.
     temperature 0 takes the likeliest token; top_k and top_p restrict sampling. guidance w > 0 is classifier-free:
@@ -34,6 +36,7 @@ class Decoding:
     top_k: int | None = None
     top_p: float | None = None
     reveal: RevealName = "confidence"
+    rule: str | None = None
     threshold: float | None = None
     schedule: ScheduleName = "even"
     eps: float = 1e-3
@@ -51,6 +54,8 @@ class Decoding:
                 raise UserError(f"{name} = {value}", mend="it is 1 or more")
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}", mend="it is 0 or more")
+        if self.rule is not None and not is_own(self.rule):
+            raise UserError(f"rule = {self.rule!r}", mend="write file.py:Class; the named rules are those of reveal")
         for name, choice in (("reveal", RevealName), ("schedule", ScheduleName), ("cache", CacheName)):
             refuse_unknown(name, getattr(self, name), choice)
         if not np.isfinite(self.temperature) or self.temperature < 0:
@@ -101,4 +106,9 @@ class Decoding:
     def described(self) -> dict[str, Any]:
         """Every setting with its defaults filled in, as reported beside a score."""
         steps = None if self.threshold is not None else self.steps or self.max_new_tokens
-        return asdict(replace(self, block_length=self.block_length or self.max_new_tokens)) | {"steps": steps}
+        said = asdict(replace(self, block_length=self.block_length or self.max_new_tokens)) | {"steps": steps}
+        if self.rule is None:
+            del said["rule"]  # as in records of earlier versions
+        else:
+            said["rule"] = f"{self.rule}@{stamp(self.rule)}"
+        return said

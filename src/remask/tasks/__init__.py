@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from remask.errors import UserError
+from remask.own_code import is_own
 from remask.tasks import own
 from remask.tasks.base import Grade, Problem, Task
 from remask.tasks.code import HumanEval, Mbpp
@@ -37,7 +38,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 def get(name: str) -> Task:
     """The task of that name, or one of the user's own (`file.py:Class`). Raises UserError listing the known ones."""
-    if own.is_own(name):
+    if is_own(name):
         task = own.load(name)
         if task.name in TASKS:
             raise UserError(

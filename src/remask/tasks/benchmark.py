@@ -13,7 +13,8 @@ from remask.chat_template import Message
 from remask.choices import PromptStyle, Split
 from remask.data.files import FILE_KINDS, is_there
 from remask.errors import UserError
-from remask.tasks import GeneratedTask, Problem, Task, get, own
+from remask.own_code import is_own, stamp
+from remask.tasks import GeneratedTask, Problem, Task, get
 from remask.tasks.base import fill_template
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Benchmark:
             problems = task.generate(count or 100, split=split, seed=seed)
             return cls(task, problems, f"generated {split} split, seed {seed}")
         problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
-        version = f" (version {own.stamp(text.partition('=')[0])})" if own.is_own(text) else ""
+        version = f" (version {stamp(text.partition('=')[0])})" if is_own(text) else ""
         return cls(task, problems[:count] if count else problems, f"{source or task.hub}{version}")
 
 

@@ -1,0 +1,123 @@
+"""A sampler's rule: for which places it wants proposals, which of them it writes, and what it masks again.
+
+`Reveal` is the rule of all named settings: it writes the best proposals, and what is written stays. A rule of one's own
+(`decoding.rule: file.py:Class`) may do otherwise: `Class(decoding)` with the two methods of `Rule`.
+
+Shapes: b rows at work, C canvas length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from remask.diffusion.corruption import lowest
+from remask.sampling.schedule import Decoding
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule may look at before a step.
+
+    tokens: the canvases. masked: places that hold the mask. window: places of the block at work that may be written
+    (not those that were given). written_at: the step that wrote a token, −1 where none did. confidence: the probability
+    of a token when it was written (NaN where none was). step: steps that the row has had in this block. steps: how many
+    the block is to take. count: how many tokens the schedule would reveal now; None under a threshold. stops: what ends
+    a text. uniform: numbers in [0, 1) of a row's own for this step, for `token` or `order`.
+    """
+
+    tokens: Int[Tensor, "b C"]
+    masked: Bool[Tensor, "b C"]
+    window: Bool[Tensor, "b C"]
+    written_at: Int[Tensor, "b C"]
+    confidence: Float[Tensor, "b C"]
+    step: Int[Tensor, "b"]
+    steps: Int[Tensor, "b"]
+    count: Int[Tensor, "b"] | None
+    stops: Int[Tensor, "s"]
+    uniform: Callable[[Literal["token", "order"]], Float[Tensor, "b C"]]
+
+
+class Proposals(NamedTuple):
+    """Laid on the canvas, where they were asked for: a token, the probability the model gives it, and its score."""
+
+    token: Int[Tensor, "b C"]
+    confidence: Float[Tensor, "b C"]
+    score: Float[Tensor, "b C"]
+
+
+class Choice(NamedTuple):
+    """Where proposals are written, and where tokens are masked again (None: nowhere)."""
+
+    write: Bool[Tensor, "b C"]
+    mask_again: Bool[Tensor, "b C"] | None = None
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Decides a step. A block is finished when no place of it is masked after a step."""
+
+    def asked(self, state: State) -> Bool[Tensor, "b C"]:
+        """The places of the window for which a proposal is wanted: one or more in every row."""
+
+    def choose(self, state: State, proposals: Proposals) -> Choice:
+        """What is written of it and what is masked again. No place is in both."""
+
+
+STOP_LAST = 1e6
+"""Taken from the score of a token that ends a text: more than any two scores differ by."""
+
+
+@dataclass(frozen=True)
+class Reveal:
+    """Write the best of the masked places' proposals: as many as the schedule says, or all above the threshold and at
+    least one.
+    """
+
+    decoding: Decoding
+
+    def asked(self, state: State) -> Bool[Tensor, "b C"]:
+        return state.masked & state.window
+
+    def choose(self, state: State, proposals: Proposals) -> Choice:
+        here, score = self.asked(state), self._scores(state, proposals)
+        if state.count is None:
+            above = here & (score >= (self.decoding.threshold or 0.0))
+            return Choice(above | lowest(-score, here.any(-1).long(), here))
+        return Choice(lowest(-score, state.count, here))
+
+    def _scores(self, state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+        score = SCORES[self.decoding.reveal](state, proposals)
+        if self.decoding.stop_last:
+            stops = self.asked(state) & torch.isin(proposals.token, state.stops)
+            score = score - STOP_LAST * stops
+        return score
+
+
+def models_score(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+    """Probability, margin or negative entropy, as `selection.propose` has it."""
+    return proposals.score
+
+
+def random_order(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+    return state.uniform("order")
+
+
+def left_to_right(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+    places = torch.arange(state.tokens.shape[1], dtype=torch.float64, device=state.tokens.device)
+    return -places.expand(state.tokens.shape)
+
+
+SCORES: dict[str, Callable[[State, Proposals], Tensor]] = {
+    "confidence": models_score,
+    "margin": models_score,
+    "entropy": models_score,
+    "random": random_order,
+    "left_to_right": left_to_right,
+}
+"""What is written first, by the name of `decoding.reveal`."""
