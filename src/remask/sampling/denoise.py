@@ -159,7 +159,7 @@ class _Writing:
             steps=self.quota[self.block[rows]],
             count=count,
             stops=self.stop_ids,
-            uniform=partial(self._uniform, rows, self.forwards),
+            uniform=partial(self._uniform, rows, self.forwards + 1, "order"),
         )
 
     def _uniform(self, rows: Tensor, number: int, use: Use) -> Float[Tensor, "b C"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ class State:
     (not those that were given). written_at: the step that wrote a token, −1 where none did. confidence: the probability
     of a token when it was written (NaN where none was). step: steps that the row has had in this block. steps: how many
     the block is to take. count: how many tokens the schedule would reveal now; None under a threshold. stops: what ends
-    a text. uniform: numbers in [0, 1) of a row's own for this step, for `token` or `order`.
+    a text. uniform: makes numbers in [0, 1) of each row's own for this step.
     """
 
     tokens: Int[Tensor, "b C"]
@@ -40,7 +40,7 @@ class State:
     steps: Int[Tensor, "b"]
     count: Int[Tensor, "b"] | None
     stops: Int[Tensor, "s"]
-    uniform: Callable[[Literal["token", "order"]], Float[Tensor, "b C"]]
+    uniform: Callable[[], Float[Tensor, "b C"]]
 
 
 class Proposals(NamedTuple):
@@ -105,7 +105,7 @@ def models_score(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
 
 
 def random_order(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
-    return state.uniform("order")
+    return state.uniform()
 
 
 def left_to_right(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
