@@ -172,7 +172,7 @@ def gradient(
     where = scored_positions(canvas, corrupted)
     gain = expected_weights(objective, canvas, corrupted)
     kept = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    ce = network.losses(corrupted.ids, canvas, where, gain)
+    ce = objective.token_losses(network, canvas, corrupted, where, gain)
     loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted).clamp(min=1)
     found = torch.autograd.grad(loss, list(kept.values()), allow_unused=True)
     return {

@@ -41,8 +41,13 @@ class PreferenceChoicesConfig:
     length_normalised: bool | None = None
     """Divide each answer's reward by its number of tokens."""
 
+    own: dict[str, float] = field(default_factory=dict)
+    """Parameters of an objective of your own (file.py:Class), by their names."""
+
     def given(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """The choices that are made, an own objective's parameters among them."""
+        chosen = {key: value for key, value in asdict(self).items() if value is not None and key != "own"}
+        return {**chosen, **self.own}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3
 
 @dataclass(frozen=True)
 class Objective:
-    """The four choices and their parameters.
+    """The four choices and their parameters. A subclass with fields of its own may weigh losses otherwise, or have
+    others than cross-entropies (docs/extending.md).
 
     rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
     masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N.
@@ -95,6 +96,26 @@ class Objective:
     def uses_reference_model(self) -> bool:
         """Whether the weight needs a reference model's losses."""
         return self.weight == "rho1"
+
+    @property
+    def reads_losses(self) -> bool:
+        """Whether a weight depends on the losses it weighs."""
+        return self.weight in READ_LOSSES or type(self).weigh is not Objective.weigh
+
+    def weigh(self, scored: Scored) -> Float[Tensor, "N"]:
+        """w_i of the scored tokens."""
+        return WEIGHTS[self.weight](scored)
+
+    def token_losses(
+        self,
+        reader: Reader,
+        canvas: Canvas,
+        corrupted: Corrupted,
+        where: Bool[Tensor, "B L"],
+        expected: Float[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "N"]:
+        """What is weighed at the scored positions, with its gradient: −log p(x_i). `expected`: see `Reader.losses`."""
+        return reader.losses(corrupted.ids, canvas, where, expected)
 
 
 def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: Float[Tensor, "B L"]) -> Importance:
@@ -248,7 +269,7 @@ def token_weights(
     where = scored_positions(canvas, corrupted)
     time = corrupted.time[:, None].expand(where.shape)
     ratio = corrupted.importance
-    return WEIGHTS[objective.weight](
+    return objective.weigh(
         Scored(
             objective,
             corrupted.rate[where],
@@ -265,7 +286,7 @@ def token_weights(
 
 def expected_weights(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, "N"] | None:
     """What `row_losses` will weigh each scored token's loss with, where the loss itself has no say in it; else None."""
-    if objective.weight in READ_LOSSES:
+    if objective.reads_losses:
         return None
     where = scored_positions(canvas, corrupted)
     weights = token_weights(objective, canvas, corrupted, corrupted.rate.new_zeros(int(where.sum())))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
+from remask.training.presets import recorded
 from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
@@ -118,7 +118,7 @@ def _described(config: DpoConfig, objective: PreferenceObjective, pairs: Rows[Pa
     """What run.json says of a preference run."""
     return {
         "training": "dpo",
-        "objective": {"name": config.objective, **asdict(objective)},
+        "objective": recorded(config.objective, objective),
         "seed": config.seed,
         "rows_per_step": rows_per_step(config),
         "splits_alike": True,

@@ -55,6 +55,14 @@ class PolicyObjective:
     def uses_reference(self) -> bool:
         return self.kl != "none" and self.kl_weight > 0
 
+    def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """The loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A) (PPO,
+        arXiv 1707.06347). A subclass may have another (docs/extending.md).
+        """
+        ratio = _exp(log_ratio)
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        return -torch.minimum(ratio * advantage, clipped * advantage)
+
 
 @dataclass(frozen=True)
 class PolicyTerms:
@@ -97,11 +105,11 @@ def policy_terms(
     n = current.scored.clamp(min=1)
     if objective.level == "token":
         log_ratio = current.token - (current.token.detach() if old is None else old.token)
-        surrogate = _per_row(_surrogate(objective, log_ratio, advantage[:, None]), scored)
+        surrogate = _per_row(objective.surrogate(log_ratio, advantage[:, None]), scored)
     elif objective.level in ("sequence", "whole"):
         log_ratio = current.sequence - (current.sequence.detach() if old is None else old.sequence)
         log_ratio = log_ratio / n if objective.level == "sequence" else log_ratio
-        surrogate = _surrogate(objective, log_ratio, advantage)
+        surrogate = objective.surrogate(log_ratio, advantage)
     else:
         log_ratio = torch.zeros_like(current.sequence)
         surrogate = -advantage * current.sequence / (n if objective.normaliser == "tokens" else 1)
@@ -134,13 +142,6 @@ def rows_counted(
         return (scored.sum(-1) * counted).sum().float()
     rows = counted.sum().float()
     return rows / group_size if objective.normaliser == "groups" else rows
-
-
-def _surrogate(objective: PolicyObjective, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """−min(ρ·A, clip(ρ)·A) (PPO, arXiv 1707.06347)."""
-    ratio = _exp(log_ratio)
-    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-    return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
 def _exp(log_ratio: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ from remask.training.folder import (
 )
 from remask.training.lines import Lines
 from remask.training.model import load_trainable, trainable, without_dropout
+from remask.training.presets import recorded
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 
 FREE_ON_RESUME = frozenset(
@@ -307,7 +308,7 @@ def _described(
     """What run.json says of an RL run."""
     return {
         "training": "rl",
-        "objective": {"name": config.objective, **asdict(objective)},
+        "objective": recorded(config.objective, objective),
         "seed": config.seed,
         "model": config.model,
         "data": {

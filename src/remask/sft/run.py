@@ -44,6 +44,7 @@ from remask.training.folder import (
     starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
+from remask.training.presets import recorded
 from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
 from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
 from remask.training.sharding import whole
@@ -155,7 +156,7 @@ def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[
     objective = trainer.objective
     among_mates = objective.uses_importance and objective.reference == "batch"
     return {
-        "objective": {"name": config.objective, **asdict(objective)},
+        "objective": recorded(config.objective, objective),
         "probe": asdict(config.probe),
         "seed": config.seed,
         "rows_per_step": rows_per_step(config),

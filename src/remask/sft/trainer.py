@@ -240,7 +240,7 @@ class SftTrainer(WindowTrainer):
         where = scored_positions(canvas, corrupted)
         objective = objective or self.objective
         gain = expected_weights(objective, canvas, corrupted)
-        ce = self.reader(model).losses(corrupted.ids, canvas, where, gain)
+        ce = objective.token_losses(self.reader(model), canvas, corrupted, where, gain)
         weights = token_weights(objective, canvas, corrupted, ce, prepared.ce_reference).double()
         sums = (len(weights), weights.sum().item(), weights.square().sum().item())
         prepared.statistics.update(zip(WEIGHING, sums, strict=True))
