@@ -14,7 +14,7 @@ WORDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"), 
 def expected(hint: Any) -> str:
     """What a type hint asks for: "a whole number", "a, b or c"."""
     kinds = list(kinds_of(hint))
-    if any(get_origin(kind) is tuple for kind in kinds):
+    if any(get_origin(kind) in (tuple, list) for kind in kinds):
         return "a list, such as [a, b]"
     if any(is_dataclass(kind) or get_origin(kind) is dict for kind in kinds):
         return "a mapping of keys to values"
@@ -38,11 +38,14 @@ def unlike(key: str, hint: Any, value: Any) -> str:
 def hint_at(kind: Any, location: tuple[int | str, ...]) -> Any:
     """The type hint of what stands at a place of a config, such as ("choices", "rate") or ("seeds", 1)."""
     for part in location:
-        inner = [one for one in kinds_of(kind) if is_dataclass(one) or get_origin(one) in (tuple, dict)]
+        inner = [one for one in kinds_of(kind) if is_dataclass(one) or get_origin(one) in (tuple, list, dict)]
         if not inner:
             break
         (kind,) = inner[:1]
-        kind = get_type_hints(kind, include_extras=True)[str(part)] if is_dataclass(kind) else get_args(kind)[-2]
+        if is_dataclass(kind):
+            kind = get_type_hints(kind, include_extras=True)[str(part)]
+        else:
+            kind = get_args(kind)[1 if get_origin(kind) is dict else 0]
     return kind
 
 

@@ -34,7 +34,9 @@ def load(name: str) -> Task:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
         raise UserError(
-            f"the file cannot be imported ({type(error).__name__}: {first_line(error)})", where=place
+            f"the file cannot be imported ({type(error).__name__}: {first_line(error)})",
+            where=place,
+            mend="run it with Python to see where it stops",
         ) from error
     finally:
         sys.path.pop(0)
