@@ -50,7 +50,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot be written ({error.strerror})", where=str(path)) from error
+        raise UserError(
+            f"cannot be written ({error.strerror})", where=str(path), mend="make room there, or name another place"
+        ) from error
 
 
 def refuse_unwritable_folder(path: str | Path) -> None:

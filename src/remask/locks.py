@@ -59,7 +59,7 @@ def locked(lock: Path, *, holding: Path, wait: bool = False, make: bool = False)
     """
     lock = lock.absolute()
     if lock in _HELD:
-        raise UserError("is being worked on by this process", where=str(holding))
+        raise UserError("is being worked on by this process", where=str(holding), mend="let the first use end")
     descriptor = _taken(lock, holding, wait, make)
     _HELD.add(lock)
     try:

@@ -47,7 +47,11 @@ def flush() -> None:
         raise
     except OSError as error:
         drop_output()
-        raise UserError(f"results cannot be written ({error.strerror})", where="standard output") from error
+        raise UserError(
+            f"results cannot be written ({error.strerror})",
+            where="standard output",
+            mend="make room there, or send the output elsewhere",
+        ) from error
 
 
 def drop_output() -> None:

@@ -299,7 +299,7 @@ def test_sft_then_eval_then_report(
         ("objectiv: gift", "unknown key 'objectiv' (did you mean 'objective'?)"),
         ("trainer: {learning_rate: fast}", "trainer.learning_rate"),
         ("trainer: {lr: 1}", "unknown key 'trainer.lr'"),
-        ("- a", "a config is a mapping"),
+        ("- a", "expected a mapping of keys to values, got ['a']"),
         ("a: [", "not readable as YAML"),
     ],
 )

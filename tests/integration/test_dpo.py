@@ -376,4 +376,4 @@ def test_the_command(make_dpo: MakeDpo, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["dpo", "--config", str(path), "--resume", "auto"]) == 0
     assert "already finished" in capsys.readouterr().err
     assert main(["dpo", "--config", str(path), "--choices.draws", "0"]) == 2
-    assert capsys.readouterr().err == "remask dpo: choices.draws = 0; it is 1 or more\n"
+    assert capsys.readouterr().err == "remask dpo: choices.draws = 0; give 1 or more\n"

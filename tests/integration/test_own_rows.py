@@ -76,8 +76,8 @@ def test_better_on_my_data(rows: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--data", "x.jsonl"], "likelihood and data belong together"),
-        (["--likelihood"], "likelihood and data belong together"),
+        (["--data", "x.jsonl"], "--data is given without --likelihood"),
+        (["--likelihood"], "--likelihood is given without --data"),
         (["--tasks", ""], "there is no task"),
         (["--likelihood", "--data", "x.jsonl", "--draws", "0"], "draws = 0"),
         (["--likelihood", "--data", "gone.jsonl"], "gone.jsonl: no such file"),

@@ -257,7 +257,7 @@ def test_problems_of_an_evaluation_are_made_in_the_open(
     assert said[0].startswith("problems of countdown: ")
     assert "no more distinct test problems" in said[-1]
     assert main(["eval", "--n", "1000000000"]) == 2
-    assert "n = 1000000000; it is 1000000 or less" in capsys.readouterr().err
+    assert "n = 1000000000; give 1000000 or less" in capsys.readouterr().err
 
 
 def test_adapters_wider_than_every_layer_are_refused(random_model: Any) -> None:

@@ -243,13 +243,17 @@ def change_config(folder: Path, **changes: Any) -> None:
         ("llada", {"mlp_hidden_size": 40}, r"of another shape: .*gate_proj"),
         ("dream", {"eos_token_id": "end"}, "Validation error for field 'eos_token_id'.*str"),
         ("dream", {"eos_token_id": 100_000}, "outside its vocabulary"),
-        ("llada", {"mask_token_id": "[MASK]"}, "config.json: mask_token_id: .*valid integer"),
-        ("dream", {"stop_token_ids": 5}, "config.json: stop_token_ids: .*valid list"),
-        ("llada", {"shift": "perhaps"}, "config.json: shift: .*valid boolean"),
-        ("llada", {"fill": 3}, "config.json: fill: .*valid string"),
-        ("dream", {"prompt_style": "short"}, "config.json: prompt_style: .*'compact' or 'instruct'"),
+        ("llada", {"mask_token_id": "[MASK]"}, "config.json: mask_token_id: expected a whole number"),
+        ("dream", {"stop_token_ids": 5}, "config.json: stop_token_ids: expected a list"),
+        ("llada", {"shift": "perhaps"}, "config.json: shift: expected true or false"),
+        ("llada", {"fill": 3}, "config.json: fill: expected text"),
+        ("dream", {"prompt_style": "short"}, "config.json: prompt_style: expected compact or instruct, got 'short'"),
         ("llada", {"default_decoding": {"step": 3}}, "config.json: unknown key 'default_decoding.step'"),
-        ("llada", {"default_decoding": {"steps": "many"}}, "config.json: default_decoding.steps: .*valid integer"),
+        (
+            "llada",
+            {"default_decoding": {"steps": "many"}},
+            "config.json: default_decoding.steps: expected a whole number",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_be_right(family: str, changes: Any, message: str, saved: Any) -> None:

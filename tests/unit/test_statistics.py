@@ -192,7 +192,7 @@ def test_sides_may_differ_in_seeds() -> None:
     [
         (np.ones((1, 3)), np.ones((1, 4)), "same problems"),
         (np.ones((1, 1)), np.ones((1, 1)), "one problem"),
-        (np.ones(3), np.ones(3), "must be"),
+        (np.ones(3), np.ones(3), "scores of shape"),
         (np.full((1, 3), np.nan), np.ones((1, 3)), "NaN"),
     ],
 )

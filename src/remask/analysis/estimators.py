@@ -245,7 +245,7 @@ def tightness(
     """
     n = int(scored_tokens(row).sum())
     if not n:
-        raise UserError("an answer without tokens")
+        raise UserError("an answer without tokens", mend="give rows whose answer has one token or more")
     most = max(orders)
     drawn = drawn_orders(most * repetitions, n, generator)
     values = order_log_p(reader, row, mask_id, drawn, batch_size=batch_size)

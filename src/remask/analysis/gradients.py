@@ -100,12 +100,15 @@ def compare_gradients(
     for a method that needs another model.
     """
     if count < 4:
-        raise UserError(f"{count} gradients", mend="a variance needs 4 or more")
+        raise UserError(f"{count} gradients are too few for a variance", mend="ask for 4 or more")
     found: dict[float | None, list[Noisiness]] = {norm: [] for norm in ((None,) if clip is None else (None, clip))}
     first: tuple[dict[float | None, Sums], int] | None = None
     for number, (name, objective) in enumerate(objectives.items()):
         if objective.uses_reference_model:
-            raise UserError(f"{name} compares with a reference model, which here would be the model itself")
+            raise UserError(
+                f"{name} compares with a reference model, which here would be the model itself",
+                mend="leave it out of objectives",
+            )
         random = np.random.default_rng([collator.seed, 0x67, number])
         gathered = {norm: Sums() for norm in found}
         for g, weight in gradients(model, rows, collator, objective, mask_id, count, random):

@@ -230,7 +230,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     Raises UserError for settings that cannot be, and in a run of several processes.
     """
     if config.steps < 1:
-        raise UserError(f"steps = {config.steps}", mend="it is 1 or more")
+        raise UserError(f"steps = {config.steps}", mend="give 1 or more")
     with tempfile.TemporaryDirectory(prefix="remask-profile-") as folder:
         cache = config.probe.cache
         config = replace(
@@ -247,7 +247,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         objective = resolve(config.objective, **config.choices.given())
         trainer, tokenizer, _ = build(config, Path(folder), objective, ProfiledTrainer)
         if trainer.args.world_size > 1:
-            raise UserError("a profile is of one process", mend="start it without a launcher")
+            raise UserError("a profile is of one process, and several were started", mend="start it without a launcher")
         trainer.remove_callback(PrinterCallback)
         with quiet_transformers():
             if (probe := frozen_probe(config, trainer, tokenizer, Path(folder), None, quiet=True)) is not None:

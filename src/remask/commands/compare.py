@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(CompareConfig, arguments)
     config = parse(CompareConfig, flags, command="compare", examples=EXAMPLES, words="A B")
     if len(words) != 2:
-        raise UserError(f"{len(words)} sides given", mend="give two: remask compare A.json B.json")
+        raise UserError(f"expected two sides to compare, got {len(words)}", mend="write remask compare A.json B.json")
     baseline, candidate = (side(word) for word in words)
     start = side(config.start) if config.start else None
     found = compare_arms(baseline, candidate, start, allow_different_decoding=config.allow_different_decoding)

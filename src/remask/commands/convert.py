@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     if source is None or (config.to_diffusion and config.merge):
         raise UserError("nothing to convert", mend="give one of --to-diffusion MODEL and --merge ADAPTER")
     if config.base and not config.merge:
-        raise UserError("--base goes with --merge")
+        raise UserError("--base is given without --merge", mend="name the adapter: --merge ADAPTER")
     suffix = "diffusion" if config.to_diffusion else "merged"
     target = Path(config.output or f"{Path(source).resolve().name}-{suffix}")
     place = target.resolve()
@@ -48,7 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=str(target)) from None
+        raise UserError(
+            f"cannot be written ({error.strerror})", where=str(target), mend="make room there, or give another --output"
+        ) from None
     try:
         with quiet_transformers():
             model.save_pretrained(temporary)
@@ -60,7 +62,11 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):
-            raise UserError(f"cannot be written ({first_line(error)})", where=str(target)) from error
+            raise UserError(
+                f"cannot be written ({first_line(error)})",
+                where=str(target),
+                mend="make room there, or give another --output",
+            ) from error
         raise
     mask = f"mask token {tokenizer.mask_token!r} ({model.config.mask_token_id})"
     print(f"{target}: {model.config.model_type}, {model.num_parameters():,} parameters, {mask}")

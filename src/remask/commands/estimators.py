@@ -54,7 +54,7 @@ def check(config: EstimatorsConfig) -> None:
     for name, smallest in least.items():
         value = getattr(config, name)
         if value is not None and value < smallest:
-            raise UserError(f"{name} = {value}", mend=f"it is {smallest} or more")
+            raise UserError(f"{name} = {value}", mend=f"give {smallest} or more")
     for name in ("draws", "orders"):
         values = getattr(config, name)
         if not values or min(values) < 1:
@@ -62,9 +62,9 @@ def check(config: EstimatorsConfig) -> None:
     if any(max(config.orders) % m for m in config.orders):
         raise UserError(f"orders = {list(config.orders)}", mend="each divides the largest")
     if config.clip is not None and config.clip <= 0:
-        raise UserError(f"clip = {config.clip}", mend="it is a norm above 0, or left out")
+        raise UserError(f"clip = {config.clip}", mend="give a norm above 0, or leave it out")
     if config.temperature <= 0:
-        raise UserError(f"temperature = {config.temperature}", mend="answers to compare are sampled: it is above 0")
+        raise UserError(f"temperature = {config.temperature}", mend="answers to compare are sampled: give more than 0")
     for name in ("parts", "objectives"):
         if not getattr(config, name):
             raise UserError(f"{name}: none named", mend=f"name one or more, or leave --{name} out")

@@ -57,7 +57,7 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
     stopped, all end.
     """
     if config.processes < 1:
-        raise UserError(f"processes = {config.processes}", mend="it is 1 or more")
+        raise UserError(f"processes = {config.processes}", mend="give 1 or more")
     if not config.json:
         raise UserError("several processes meet at the record's file", mend="give --json FILE")
     world = config.processes

@@ -142,7 +142,7 @@ def _answers(task: Task, path: str) -> list[Stored]:
     """The answers of a file; of a record with several tasks, this one's."""
     stored = [one for one in read_stored(path, task) if one.problem is None or one.problem.task == task.name]
     if not stored:
-        raise UserError(f"holds no answers to {task.name}", where=path)
+        raise UserError(f"holds no answers to {task.name}", where=path, mend="name the task that it holds answers to")
     return stored
 
 

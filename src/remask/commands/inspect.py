@@ -50,11 +50,11 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     from remask.sft.presets import resolve
 
     if not 0 < config.time <= 1:
-        raise UserError(f"time = {config.time}", mend="it lies in (0, 1]")
+        raise UserError(f"time = {config.time}", mend="give a number in (0, 1]")
     if config.rows is not None and config.rows < 1:
-        raise UserError(f"rows = {config.rows}", mend="it is 1 or more")
+        raise UserError(f"rows = {config.rows}", mend="give 1 or more")
     if config.classes and config.rows == 1:
-        raise UserError("rows = 1: intervals come from how rows differ", mend="with classes it is 2 or more")
+        raise UserError("rows = 1: intervals come from how rows differ", mend="give 2 or more, or leave --classes out")
     refuse_unwritable(config.json)
     objective = resolve(config.objective)
     model, tokenizer = load_named(config)

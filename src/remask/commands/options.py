@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from remask import config as configs
 from remask.commands.helptext import with_help
+from remask.config.expected import expected, hint_at
 from remask.config.spelling import canonical, respelled_value, twice
 from remask.errors import UserError
 from remask.files import as_json
@@ -52,7 +53,9 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        raise UserError(_plain(said.getvalue()), mend=f"`remask {command} --help` lists the options") from None
+        raise UserError(
+            _explained(kind, said.getvalue()), mend=f"`remask {command} --help` lists the options"
+        ) from None
     configs.refuse_impossible(made)
     if path is not None and getattr(made, "resume", None):
         configs.refuse_altered(Path(path), must=False)
@@ -158,7 +161,7 @@ def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     for i, token in enumerate(rest):
         if token == flag:
             if i + 1 == len(rest):
-                raise UserError(f"{flag} needs a file")
+                raise UserError(f"{flag} is given without a file", mend=f"write {flag} FILE")
             value = rest[i + 1]
             del rest[i : i + 2]
             break
@@ -167,6 +170,21 @@ def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
             del rest[i]
             break
     return value, rest
+
+
+def _explained(kind: Any, message: str) -> str:
+    """What tyro says, in this program's words where it names an option and a value that it cannot have."""
+    plain = _plain(message)
+    flag = re.search(r"(?:Error parsing |for argument ')(--[\w.\-]+)", plain)
+    hint = _option(kind, flag[1])[1] if flag else None
+    if flag is None or hint is None:
+        return plain
+    several = get_origin(hint) is tuple or any(get_origin(inner) is tuple for inner in get_args(hint))
+    wanted = f"{expected(hint_at(hint, (0,)))} for each value" if several else expected(hint)
+    if "Missing value" in plain:
+        return f"{flag[1]}: expected {wanted}, got nothing"
+    given = re.search(r"for arguments: \[(.*?)\]|'(.*?)'(?! lists)", plain)
+    return f"{flag[1]}: expected {wanted}, got {given[1] or repr(given[2])}" if given else plain
 
 
 def _plain(message: str) -> str:

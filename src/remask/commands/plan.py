@@ -197,23 +197,23 @@ def kept_gib(config: PlanConfig) -> float:
 def check(config: PlanConfig) -> None:
     for name in ("gpus", "length", "rows", "accumulation"):
         if getattr(config, name) < 1:
-            raise UserError(f"{name} = {getattr(config, name)}", mend="it is 1 or more")
+            raise UserError(f"{name} = {getattr(config, name)}", mend="give 1 or more")
     for name in ("efficiency", "response"):
         if not 0 < getattr(config, name) <= 1:
-            raise UserError(f"{name} = {getattr(config, name)}", mend="it lies in (0, 1]")
+            raise UserError(f"{name} = {getattr(config, name)}", mend="give a number in (0, 1]")
     if (wrong := quantised_wrongly(config)) is not None:
         raise UserError(wrong[0], mend=wrong[1])
     if config.lora_rank < 0:
-        raise UserError(f"lora_rank = {config.lora_rank}", mend="it is 0 or more")
+        raise UserError(f"lora_rank = {config.lora_rank}", mend="give 0 or more")
     if config.total_rows is not None and config.total_rows < 1:
-        raise UserError(f"total_rows = {config.total_rows}", mend="it is 1 or more")
+        raise UserError(f"total_rows = {config.total_rows}", mend="give 1 or more")
     for name in ("memory_gib", "peak_tflops"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name} = {value}", mend="it is more than 0")
+            raise UserError(f"{name} = {value}", mend="give more than 0")
     memory = memory_gib(config)
     if not 0 <= config.reserve_gib < memory:
-        raise UserError(f"reserve_gib = {config.reserve_gib}", mend=f"it is 0 or more, and below {memory:.1f}")
+        raise UserError(f"reserve_gib = {config.reserve_gib}", mend=f"give 0 or more, and below {memory:.1f}")
 
 
 def memory_gib(config: PlanConfig) -> float:

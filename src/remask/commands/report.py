@@ -32,7 +32,11 @@ def run(arguments: Sequence[str]) -> int:
 
     missing = [word for word in words if not Path(word).exists()]
     if missing:
-        raise UserError("no such run or evaluation", where=missing[0])
+        raise UserError(
+            "no such file or folder",
+            where=missing[0],
+            mend="give a run's folder, or a file that remask eval --json wrote",
+        )
     folders = [Path(word) for word in words if Path(word).is_dir()]
     files = [Path(word) for word in words if Path(word).is_file()]
     print(write_report(folders, Path(config.output), title=config.title, evaluations=files))

@@ -44,9 +44,11 @@ def run(arguments: Sequence[str]) -> int:
     words, flags = split_words(StudyOptions, arguments)
     options = parse(StudyOptions, flags, command="study", examples=EXAMPLES, words="STUDY.yaml")
     if len(words) != 1:
-        raise UserError("a study is one YAML file", mend="remask study recipes/studies/gift_vs_sft.yaml")
+        raise UserError(
+            f"expected one study, a YAML file, got {len(words)}", mend="remask study recipes/studies/gift_vs_sft.yaml"
+        )
     if options.processes < 1:
-        raise UserError(f"processes = {options.processes}", mend="it is 1 or more")
+        raise UserError(f"processes = {options.processes}", mend="give 1 or more")
     study = configs.load(StudyConfig, words[0])
     if options.seeds:
         study = replace(study, seeds=options.seeds)

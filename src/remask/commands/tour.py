@@ -94,7 +94,7 @@ def study_of(config: TourConfig) -> StudyConfig:
         ("processes", config.processes, 1),
     ):
         if value is not None and value < least:
-            raise UserError(f"{name} = {value}", mend=f"it is {least} or more")
+            raise UserError(f"{name} = {value}", mend=f"give {least} or more")
     base: dict[str, Any] = {kind: dict(values) for kind, values in study.base.items()}
     arms = {name: dict(patch) for name, patch in study.arms.items()}
     if n is not None:

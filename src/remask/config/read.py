@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from remask.config.expected import as_yaml, expected, hint_at, kinds_of, unlike
 from remask.config.spelling import respelled
 from remask.errors import UserError
 
@@ -24,7 +25,7 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
 
     values, problems = respelled(kind, values) if isinstance(values, dict) else (values, [])
     truths = dict(_truths(kind, values))
-    problems += [f"{key}: expected no true or false here (got {str(value).lower()})" for key, value in truths.items()]
+    problems += [unlike(key, hint, value) for key, (hint, value) in truths.items()]
     try:
         made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -34,10 +35,10 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
                 continue
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 problems.append(f"unknown key {key!r}{_nearest(kind, item['loc'])}")
-            elif item["type"] == "tuple_type":
-                problems.append(f"{key}: should be a list, such as [a, b] (got {item['input']!r})")
+            elif item["type"] == "missing":
+                problems.append(f"{key}: expected {expected(hint_at(kind, item['loc']))}, got nothing")
             else:
-                problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
+                problems.append(unlike(key, hint_at(kind, item["loc"]), item["input"]))
     if problems:
         raise UserError("; ".join(problems), where=where)
     refuse_impossible(made, where=where)
@@ -67,26 +68,21 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, bool]]:
-    """(key, value) of each true or false where none is meant: pydantic would read true as 1."""
-    kinds = list(_kinds(hint))
+def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
+    """(key, what is meant there and what is given) of each true or false where another kind of value is meant: pydantic
+    would read true as 1.
+    """
+    kinds = list(kinds_of(hint))
     if isinstance(value, bool) and bool not in kinds and Any not in kinds:
-        yield key, value
+        yield key, (hint, value)
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
-            yield from _truths(hint, item, f"{key}.{position}")
+            yield from _truths(hint_at(hint, (position,)), item, f"{key}.{position}")
     elif isinstance(value, dict):
         for kind in filter(is_dataclass, kinds):
-            for name, inner in get_type_hints(kind).items():
+            for name, inner in get_type_hints(kind, include_extras=True).items():
                 if name in value:
                     yield from _truths(inner, value[name], f"{key}.{name}".lstrip("."))
-
-
-def _kinds(hint: Any) -> Iterator[Any]:
-    """A hint and all that it is made of."""
-    yield hint
-    for inner in get_args(hint):
-        yield from _kinds(inner)
 
 
 def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:
@@ -143,13 +139,15 @@ def load(kind: type[C], path: str | Path) -> C:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError:
-        raise UserError("no such config file", where=str(path)) from None
+        raise UserError("no such config file", where=str(path), mend="check its path") from None
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"not readable as YAML ({_said(error)})", where=str(path)) from None
+        raise UserError(f"not readable as YAML ({_said(error)})", where=str(path), mend="correct it there") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError("a config is a mapping of keys to values", where=str(path))
+        raise UserError(
+            f"expected a mapping of keys to values, got {as_yaml(values)}", where=str(path), mend="write key: value"
+        )
     return from_dict(kind, values, where=str(path))
 
 
@@ -168,7 +166,7 @@ def refuse_altered(path: Path, *, must: bool) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise UserError(f"cannot be read ({error.strerror})", where=str(path), mend="check its path") from error
     line, _, text = content.partition(b"\n")
     if not content.strip():
         raise UserError("is empty", where=str(path), mend="bring it back, or give the run's settings as flags")

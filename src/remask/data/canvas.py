@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from remask.choices import OnBadRow, OverLong
+from remask.choices import FillName, OnBadRow, OverLong, values
 from remask.data.chat import encode
 from remask.data.sources import Example, Loaded
 from remask.errors import UserError
@@ -32,7 +32,7 @@ class Fill:
             return cls(kind, int(number))
         if kind in ("batch", "max", "none") and not number:
             return cls(kind)
-        raise UserError(f"unknown fill {text!r}", mend="it is batch, multiple:<n>, max or none")
+        raise UserError(f"unknown fill {text!r}", mend=f"the choices are {', '.join(values(FillName))}")
 
     def length(self, prompt: int, response: int, *, longest_row: int, max_length: int) -> int:
         """The response's length with its fill, for a row of `prompt` + `response` tokens."""
@@ -182,8 +182,8 @@ def fitted(
     built.skipped += [str(too_long(row, 1, [len(row)], max_length)) for row in misfits]
     if not built.rows:
         raise UserError(
-            f"no rows are left of {len(examples)} ({built.dropped} dropped as too long, {len(built.skipped)} skipped)",
-            mend="raise canvas.max_length, or look at the rows that were skipped",
+            f"none of {len(examples)} rows can be used: {built.dropped} are too long, {len(built.skipped)} faulty",
+            mend="raise canvas.max_length, or see what is wrong with --on-bad-row error",
         )
     return built
 

@@ -91,7 +91,9 @@ def encode(
         raise UserError(error.what, where=where, mend=error.mend) from None
     ends = {template.end, tokenizer.eos_token_id}
     if ends.intersection(response[:-1]):
-        raise UserError("the answer holds a token that ends it before its end", where=where)
+        raise UserError(
+            "the answer holds a token that ends it before its end", where=where, mend="take that token out of the text"
+        )
     return Encoded(_prompt_ids(template, asked.text), response, tuple(sorted({*asked.unread, *unread})))
 
 
@@ -244,7 +246,9 @@ def _written(template: Template, tail: str, turn: Message, where: str) -> str:
     end = tail.find(template.closing) if template.closing is not None else -1
     if end < 0 and template.closing is not None:
         raise UserError(
-            f"the chat template does not close this answer with {template.closing}, as it closes others", where=where
+            f"the chat template does not close this answer with {template.closing}, as it closes others",
+            where=where,
+            mend="correct the chat template, or take out what it does not close",
         )
     if end < 0:
         last = TAGS.split(template.marked(turn["content"]))[-1]

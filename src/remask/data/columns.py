@@ -119,7 +119,9 @@ def framed(row: dict[str, Any], turns: list[Message], columns: set[str], where: 
             columns.add(name)
             system = {"role": "system", "content": text_of(row[name], name, where)}
             if turns and turns[0]["role"] == "system" and turns[0]["content"] != system["content"]:
-                raise UserError(f"{name} and the first turn are two different system turns", where=where)
+                raise UserError(
+                    f"{name} and the first turn are two different system turns", where=where, mend="keep one of them"
+                )
             if system["content"].strip() and (not turns or turns[0]["role"] != "system"):
                 turns = [system, *turns]
     tools = None
@@ -160,9 +162,17 @@ def _with_answer_last(row: dict[str, Any], chat: str, where: str) -> Answered:
     turns = conversation(row[chat], chat, where)
     if not turns or turns[-1]["role"] != "assistant":
         last = f"the last one is of role {turns[-1]['role']}" if turns else "there is none"
-        raise UserError(f"{chat} does not end with an assistant's turn ({last}): there is no answer", where=where)
+        raise UserError(
+            f"{chat} does not end with an assistant's turn ({last}): there is no answer",
+            where=where,
+            mend="let the answer be the last turn",
+        )
     if turns[-1].get("weight") == 0:
-        raise UserError(f"the last of {chat} has weight 0: there is no answer to learn", where=where)
+        raise UserError(
+            f"the last of {chat} has weight 0: there is no answer to learn",
+            where=where,
+            mend="give it the weight 1, or take the row out",
+        )
     if len(turns) > 1 and turns[-2]["role"] == "assistant":
         raise UserError("the last two turns are both the assistant's", where=where, mend="join them into one turn")
     asked = framed(row, turns[:-1], {chat}, where)
@@ -177,7 +187,11 @@ def _answer_in(value: Any, name: str, where: str) -> Message:
         text_of(value, name, where)
     turns = conversation(value, name, where)
     if len(turns) != 1 or turns[0]["role"] != "assistant":
-        raise UserError(f"{name} is not one assistant's turn", where=where)
+        raise UserError(
+            f"{name} is not one assistant's turn",
+            where=where,
+            mend="give text, or a list with one turn of role assistant",
+        )
     return turns[0]
 
 
@@ -192,7 +206,11 @@ def _thought_through(row: dict[str, Any], thought: str, attempt: str, where: str
 def _history(value: Any, where: str) -> list[Message]:
     """Earlier questions and answers (Alpaca's `history`): pairs of texts."""
     if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        raise UserError("history is not a list of pairs of a question and its answer", where=where)
+        raise UserError(
+            "history is not a list of pairs of a question and its answer",
+            where=where,
+            mend='write [["question", "answer"], …]',
+        )
     return [
         {"role": role, "content": text_of(said, "history", where)}
         for pair in value
@@ -208,9 +226,11 @@ def _tools(value: Any, where: str) -> Any:
         try:
             value = from_json(value)
         except ValueError:
-            raise UserError("tools is text that is no JSON", where=where) from None
+            raise UserError(
+                "tools is text that is no JSON", where=where, mend="write a list, or a list as JSON"
+            ) from None
     if not isinstance(value, list):
-        raise UserError("tools is not a list", where=where)
+        raise UserError("tools is not a list", where=where, mend="write a list, or a list as JSON")
     return value or None
 
 

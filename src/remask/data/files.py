@@ -93,9 +93,11 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
+        raise UserError("no such file", where=str(path), mend="check its path") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as UTF-8 text ({error})", where=str(path)) from None
+        raise UserError(
+            f"not readable as UTF-8 text ({error})", where=str(path), mend="write it again as UTF-8"
+        ) from None
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -112,7 +114,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text, object_pairs_hook=_mapping)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=str(path)) from None
+        raise UserError(f"not JSON ({error})", where=str(path), mend="correct it there") from None
     if not isinstance(rows, list):
         raise UserError("a .json file of rows is a list", where=str(path), mend="or use .jsonl, one row a line")
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
@@ -142,7 +144,7 @@ def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
         return
     header = rows[0][1]
     if isinstance(header, Unreadable):
-        raise UserError(f"the names of the columns are {header.reason}", where=str(path))
+        raise UserError(f"the names of the columns are {header.reason}", where=str(path), mend="correct the first line")
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice or "" in header:
         what = f"two columns are named {twice[0]!r}" if twice else "a column has no name"
@@ -192,9 +194,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         table = parquet.read_table(path)
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
+        raise UserError("no such file", where=str(path), mend="check its path") from None
     except (OSError, ArrowException) as error:
-        raise UserError(f"not readable as Parquet ({error})", where=str(path)) from None
+        raise UserError(
+            f"not readable as Parquet ({error})", where=str(path), mend="write it again, or give JSON lines"
+        ) from None
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
 
 

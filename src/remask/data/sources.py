@@ -69,9 +69,13 @@ def load_rows(source: str, read: Read[E], *, on_bad_row: OnBadRow, split: str, c
     for where, row in parsed.sample(read_rows(parsed.place, split=split, config=parsed.config), where=source):
         try:
             if isinstance(row, Unreadable):
-                raise UserError(row.reason, where=where)
+                raise UserError(row.reason, where=where, mend="correct it there")
             if not isinstance(row, dict):
-                raise UserError(f"a row is a mapping of columns, this is a {type(row).__name__}", where=where)
+                raise UserError(
+                    f"expected a mapping of columns, got a {type(row).__name__}",
+                    where=where,
+                    mend='write {"column": value, …}',
+                )
             one, columns = read(row, where)
         except UserError as error:
             if on_bad_row == "error":
@@ -98,7 +102,7 @@ def example(row: dict[str, Any], where: str) -> tuple[Example, set[str]]:
     read = answered(row, where)
     refuse_labels(row, where)
     if not read.answer["content"].strip() and not read.answer.keys() & {"tool_calls", "function_call"}:
-        raise UserError("the answer is empty", where=where)
+        raise UserError("the answer is empty", where=where, mend="give it a text")
     further = {key: value for key, value in read.answer.items() if key not in ("role", "content")}
     found = Example(tuple(read.messages), read.answer["content"], where, further, read.tools)
     return found, read.columns | labels(row)

@@ -39,7 +39,9 @@ def conversation(value: Any, name: str, where: str) -> list[Message]:
     if isinstance(value, dict) and any(set(names) <= set(value) for names in NAMES):
         value = [value]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise UserError(f"{name} is neither text nor a list of messages", where=where)
+        raise UserError(
+            f"{name} is neither text nor a list of messages", where=where, mend='write [{"role": …, "content": …}, …]'
+        )
     return [_turn(turn, f"{name}, message {number}", where) for number, turn in enumerate(value, 1)]
 
 
@@ -96,7 +98,7 @@ def _content(content: Any, name: str, where: str) -> str:
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
         kind = "no content" if content is None else f"a content that is {_kind(content)}, not text"
-        raise UserError(f"{name} has {kind}", where=where)
+        raise UserError(f"{name} has {kind}", where=where, mend="give it a content")
     return content
 
 
@@ -106,7 +108,11 @@ def _call(text: str, name: str, where: str) -> Any:
     except ValueError:
         call = None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise UserError(f"{name} is a function_call that is no JSON with a name", where=where)
+        raise UserError(
+            f"{name} is a function_call that is no JSON with a name",
+            where=where,
+            mend="write its name and arguments as JSON",
+        )
     return call
 
 
@@ -119,5 +125,5 @@ def _kind(value: Any) -> str:
 def text_of(value: Any, name: str, where: str) -> str:
     """A column that must be text. Raises UserError for anything else."""
     if not isinstance(value, str):
-        raise UserError(f"{name} is {_kind(value)}, not text", where=where)
+        raise UserError(f"{name} is {_kind(value)}, not text", where=where, mend="give text")
     return value

@@ -104,7 +104,7 @@ class BlockCausal:
 
     def __post_init__(self) -> None:
         if self.block < 1:
-            raise UserError(f"attention: blocks of {self.block} tokens", mend="a block has 1 token or more")
+            raise UserError(f"attention: blocks of {self.block} tokens", mend="give 1 token or more")
 
     def blocks(self, attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """The number of each token's block; of a prompt before an answer that begins a block they may be negative."""
@@ -143,5 +143,5 @@ def named(text: str) -> Attention:
     if kind == "block" and rest and rest[0].isdecimal() and rest[1:] in ([], ["answer"]):
         return BlockCausal(int(rest[0]), "answer" if rest[1:] else "row")
     raise UserError(
-        f"unknown attention {text!r}", mend="it is full, block:<tokens of a block>, or block:<tokens>:answer"
+        f"unknown attention {text!r}", mend="give full, block:<tokens of a block>, or block:<tokens>:answer"
     )

@@ -87,7 +87,10 @@ def row_noise(seed: int, epoch: int, index: int, visit: int, length: int, shift:
     A longer response gets the same numbers and then more: extending a row with EOS changes nothing before.
     """
     if min(seed, epoch, index, visit) < 0:
-        raise UserError(f"seed {seed}, epoch {epoch}, index {index}, visit {visit}: noise needs numbers of 0 or more")
+        raise UserError(
+            f"seed {seed}, epoch {epoch}, index {index}, visit {visit}: noise is not drawn from numbers below 0",
+            mend="give 0 or more",
+        )
     u = np.random.default_rng([seed, epoch, index, 0]).random(length, dtype=np.float32)
     v = np.random.default_rng([seed, epoch, index, 1]).random(length, dtype=np.float32)
     s = float(np.random.default_rng([seed, epoch, index, 2]).random())

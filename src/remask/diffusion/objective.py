@@ -78,9 +78,9 @@ class Objective:
             refuse_unknown(name, getattr(self, name), kind)
         for name, low, high in (("alpha", 0.0, 1.0), ("keep", 0.0, 1.0), ("cart_q", 0.0, 1.0)):
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} = {getattr(self, name)}", mend=f"it lies in [{low:g}, {high:g}]")
+                raise UserError(f"{name} = {getattr(self, name)}", mend=f"give a number in [{low:g}, {high:g}]")
         if self.keep == 0:
-            raise UserError("keep = 0: no token would be learned", mend="it is above 0")
+            raise UserError("keep = 0: no token would be learned", mend="give more than 0")
 
     @property
     def uses_importance(self) -> bool:

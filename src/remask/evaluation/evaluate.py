@@ -39,16 +39,16 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     file holds anything else, or another process is at it.
     """
     if config.n is not None and config.n < 1:
-        raise UserError(f"n = {config.n}", mend="it is 1 or more")
+        raise UserError(f"n = {config.n}", mend="give 1 or more")
     if config.n is not None and config.n > MOST:
-        raise UserError(f"n = {config.n}", mend=f"it is {MOST} or less")
+        raise UserError(f"n = {config.n}", mend=f"give {MOST} or less")
     if config.batch_size < 1:
-        raise UserError(f"batch_size = {config.batch_size}", mend="it is 1 or more")
+        raise UserError(f"batch_size = {config.batch_size}", mend="give 1 or more")
     if config.draws < 1:
-        raise UserError(f"draws = {config.draws}", mend="it is 1 or more")
+        raise UserError(f"draws = {config.draws}", mend="give 1 or more")
     if config.likelihood != (config.data is not None):
         raise UserError(
-            "likelihood and data belong together",
+            f"--{'data' if config.data else 'likelihood'} is given without --{'likelihood' if config.data else 'data'}",
             mend="give --data FILE --likelihood; to have rows answered, give --tasks match=FILE",
         )
     if not config.likelihood and not config.named_tasks():
@@ -56,7 +56,9 @@ def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "eva
     refuse_unwritable(config.json)
     shard = Shard.from_environment()
     if shard.world > 1 and not config.json:
-        raise UserError("several processes meet at the record's file", mend="give --json FILE")
+        raise UserError(
+            "--processes needs --json: the processes put their answers into one file", mend="add --json FILE"
+        )
     with _alone_at(config.json, shard):
         return _evaluated(config, shard, quiet=quiet, label=label)
 

@@ -115,7 +115,10 @@ class RemaskLM(TemplateLM):
                 continue_final_message=not add_generation_prompt,
             )
         except Exception as error:  # a template is a program that comes with the checkpoint
-            raise UserError(f"the chat template refuses this conversation ({first_line(error)})") from error
+            raise UserError(
+                f"the chat template refuses this conversation ({first_line(error)})",
+                mend="leave --apply_chat_template out, or use another model",
+            ) from error
 
     def get_model_info(self) -> dict[str, Any]:
         """What decides the numbers, kept in the harness's results."""
@@ -298,7 +301,7 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     except (TypeError, ValueError, OverflowError):
         number = least - 1
     if number < least or number != float(value):
-        raise UserError(f"{name} = {value}", where="--model_args", mend=f"it is a whole number, {least} or more")
+        raise UserError(f"{name} = {value}", where="--model_args", mend=f"give a whole number, {least} or more")
     return number
 
 

@@ -123,7 +123,7 @@ def _items(
         try:
             encoded = encode_prompts(model, tokenizer, turns, decoding, prefill=asking.prefill)
         except UserError as error:
-            raise UserError(f"{benchmark.task.name}: {error}") from error
+            raise UserError(f"{benchmark.task.name}: {error}", mend="correct the template or the problem") from error
         items += [Item(benchmark, *parts) for parts in zip(benchmark.problems, prompts, encoded, strict=True)]
     return items
 
@@ -242,4 +242,4 @@ def identity(model_path: str) -> tuple[str, int | None]:
         info = from_json(record.read_text(encoding="utf-8"))
         return str(info["objective"]["name"]), int(info["seed"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError("not the record of a run", where=str(record)) from error
+        raise UserError("not the record of a run", where=str(record), mend="give the folder of a whole run") from error

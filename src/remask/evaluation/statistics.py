@@ -300,7 +300,7 @@ def _matrix(scores: ArrayLike) -> Scores:
     """The scores as [S, P] float64. Raises UserError for another shape, no scores, or a score that is not finite."""
     matrix = np.asarray(scores, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
-        raise UserError(f"scores must be [seeds, problems], these have shape {matrix.shape}")
+        raise UserError(f"scores of shape {matrix.shape}", mend="give them as [seeds, problems]")
     if not np.isfinite(matrix).all():
         raise UserError("a score is NaN or infinite", mend="evaluate again; every problem needs a finite score")
     return matrix

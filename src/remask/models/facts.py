@@ -72,7 +72,9 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
     named += [("stop_token_ids", token) for token in getattr(config, "stop_token_ids", None) or []]
     for name, value in named:
         if not 0 <= value < size:
-            raise UserError(f"{name} {value} is outside its vocabulary of {size}", where=where)
+            raise UserError(
+                f"{name} {value} is outside its vocabulary of {size}", where=where, mend="correct it in its config.json"
+            )
     if config.mask_token_id in stop_token_ids(config):
         raise UserError(
             f"the mask token {config.mask_token_id} is also what ends a text",
@@ -103,7 +105,7 @@ def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str)
         raise UserError(
             f"the config's mask_token_id is {in_config}, the tokenizer's mask token is {in_tokenizer}",
             where=where,
-            mend="make them agree",
+            mend="set mask_token_id in its config.json to that of the tokenizer",
         )
     return in_config if in_config is not None else in_tokenizer  # type: ignore[return-value]
 

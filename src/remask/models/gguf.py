@@ -194,7 +194,9 @@ def gguf_config(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # strict configs raise errors of many kinds
-        raise UserError(f"its metadata make no {kind.model_type} ({first_line(error)})", where=where) from error
+        raise UserError(
+            f"its metadata make no {kind.model_type} ({first_line(error)})", where=where, mend=WHOLE
+        ) from error
 
 
 WHOLE = "put the config.json of the model that it was made from beside it"
@@ -226,7 +228,7 @@ def _of_tensors(stored: Stored) -> dict[str, Any]:
     """What only the tensors say."""
     embedding = next((tensor for tensor in stored.tensors if tensor.name == "token_embd.weight"), None)
     if embedding is None:
-        raise UserError("weights are missing: token_embd.weight", where=str(stored.path))
+        raise UserError("weights are missing: token_embd.weight", where=str(stored.path), mend=WHOLE)
     values = {"vocab_size": int(embedding.shape[-1]), "tie_word_embeddings": "output.weight" not in stored.names()}
     biased = "blk.0.attn_q.bias" in stored.names()
     return values | ({"attention_bias": biased} if stored.architecture in ("llama", "qwen3") else {})
@@ -284,7 +286,9 @@ def _weights(stored: Stored, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]
         place = PLACE.fullmatch(tensor.name)
         if place is None or place[2] not in NAMES:
             raise UserError(
-                f"holds a tensor that a {stored.architecture} has no place for: {tensor.name}", where=str(stored.path)
+                f"holds a tensor that a {stored.architecture} has no place for: {tensor.name}",
+                where=str(stored.path),
+                mend=WHOLE,
             )
         try:
             values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
@@ -305,7 +309,7 @@ def _weights(stored: Stored, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]
 def in_halves(values: Tensor, heads: int, stored: Stored, name: str) -> Tensor:
     """Rows of queries or keys [heads·d, …] from interleaved pairs (r0 i0 r1 i1 …) to halves (r0 r1 … i0 i1 …)."""
     if not heads or len(values) % (2 * heads):
-        raise UserError(f"{name} has {len(values)} rows, for {heads} heads", where=str(stored.path))
+        raise UserError(f"{name} has {len(values)} rows, for {heads} heads", where=str(stored.path), mend=WHOLE)
     return values.unflatten(0, (heads, len(values) // heads // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 

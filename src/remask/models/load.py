@@ -77,7 +77,9 @@ def load(
         adapter, path = folder, base_of(folder)
         folder = resolve(path)
         if Path(folder).resolve() == Path(adapter).resolve():
-            raise UserError("the adapter names itself as its base", where=str(adapter))
+            raise UserError(
+                "the adapter names itself as its base", where=str(adapter), mend="name its base in adapter_config.json"
+            )
     device = pick_device(device)
     if is_adapter(folder):  # an adapter trained on an adapter: the lower one is merged
         if quantization is not None:
@@ -147,10 +149,16 @@ def load_model(
     except Exception as error:  # readers of damaged files raise errors of many kinds
         if is_out_of_memory(error):
             raise
-        raise UserError(f"its weights cannot be read ({first_line(error)})", where=folder) from error
+        raise UserError(
+            f"its weights cannot be read ({first_line(error)})", where=folder, mend="download or save it again"
+        ) from error
     for what, keys in (("missing", info["missing_keys"]), ("of another shape", info.get("mismatched_keys") or ())):
         if keys:
-            raise UserError(f"weights are {what}: {', '.join(sorted(map(str, keys))[:5])}", where=folder)
+            raise UserError(
+                f"weights are {what}: {', '.join(sorted(map(str, keys))[:5])}",
+                where=folder,
+                mend="download or save it again, or correct the sizes in its config.json",
+            )
     if info["unexpected_keys"] and kind not in ENCODERS.values():  # encoders come with further heads
         raise UserError(
             f"holds weights this model type has no place for: {', '.join(sorted(info['unexpected_keys'])[:5])}",
@@ -198,7 +206,11 @@ def load_config(folder: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # strict configs raise errors of many kinds
-        raise UserError(f"not a model Remask can load ({first_line(error)})", where=folder) from error
+        raise UserError(
+            f"not a model Remask can load ({first_line(error)})",
+            where=folder,
+            mend="give a folder in the layout of the hub (config.json, tokenizer, safetensors)",
+        ) from error
 
 
 def _refuse_own_code(values: dict[str, Any], folder: str) -> None:
@@ -294,7 +306,11 @@ def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedToke
     except UserError:
         raise
     except Exception as error:  # tokenizers raises no kind of its own
-        raise UserError(f"no tokenizer that can be read ({first_line(error)})", where=folder) from error
+        raise UserError(
+            f"no tokenizer that can be read ({first_line(error)})",
+            where=folder,
+            mend="put the tokenizer of the model beside its config.json",
+        ) from error
 
 
 def copy_code(source: str, target: str | Path) -> None:

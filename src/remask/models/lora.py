@@ -128,7 +128,7 @@ def base_of(folder: str) -> str:
     try:
         base = from_json((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError("adapter_config.json names no base model", where=folder) from error
+        raise UserError("adapter_config.json names no base model", where=folder, mend="name it there") from error
     if not base:
         raise UserError("adapter_config.json names no base model", where=folder, mend="give the base with --model")
     return str(base)
@@ -145,7 +145,11 @@ def load_adapter(model: Any, adapter: str) -> Any:
         config = PeftConfig.from_pretrained(adapter)
         weights = load_peft_weights(adapter, device="cpu")
     except Exception as error:
-        raise UserError(f"no adapter that can be read ({first_line(error)})", where=adapter) from error
+        raise UserError(
+            f"no adapter that can be read ({first_line(error)})",
+            where=adapter,
+            mend="give a folder with adapter_config.json and its weights",
+        ) from error
     if any(name.startswith(OFFICIAL) for name in weights):
         weights = _renamed(config, weights, adapter)
     try:
@@ -156,7 +160,11 @@ def load_adapter(model: Any, adapter: str) -> Any:
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):
             raise
-        raise UserError(f"not an adapter for this model ({first_line(error)})", where=adapter) from error
+        raise UserError(
+            f"not an adapter for this model ({first_line(error)})",
+            where=adapter,
+            mend="load it on the model it was made for",
+        ) from error
     lost = sorted(result.unexpected_keys)
     empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)
     for what, names in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):

@@ -103,15 +103,23 @@ def pair_example(row: dict[str, Any], where: str) -> tuple[PairExample, set[str]
     before, chosen = _answered(row[better], better, where)
     before_rejected, rejected = _answered(row[worse], worse, where)
     if before != before_rejected:
-        raise UserError("chosen and rejected do not answer the same conversation", where=where)
+        raise UserError(
+            "chosen and rejected do not answer the same conversation",
+            where=where,
+            mend="give both answers to the same turns",
+        )
     prompt = next((name for name in (*PROMPTS, *CHATS) if has(row, name)), None)
     asked = Asked([], None, set()) if prompt is None else asked_in(row, prompt, where)
     asked = framed(row, _joined(asked.messages, before, where), asked.columns, where)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer["content"].strip() and set(answer) == {"role", "content"}:
-            raise UserError(f"{name} is empty", where=where)
+            raise UserError(f"{name} is empty", where=where, mend="give it a text")
     if set(chosen) == set(rejected) == {"role", "content"} and chosen["content"].strip() == rejected["content"].strip():
-        raise UserError("chosen and rejected are the same: there is nothing to prefer", where=where)
+        raise UserError(
+            "chosen and rejected are the same: there is nothing to prefer",
+            where=where,
+            mend="give two different answers",
+        )
     return PairExample(tuple(asked.messages), chosen, rejected, where, asked.tools), asked.columns | used
 
 
@@ -123,7 +131,11 @@ def _answer_columns(row: dict[str, Any], where: str) -> tuple[str, str, set[str]
     numbered = ("response_0", "response_1", "better_response_id")
     if all(has(row, name) for name in numbered):
         if row["better_response_id"] not in (0, 1):
-            raise UserError(f"better_response_id is {row['better_response_id']!r}, neither 0 nor 1", where=where)
+            raise UserError(
+                f"better_response_id is {row['better_response_id']!r}, neither 0 nor 1",
+                where=where,
+                mend="write 0 or 1",
+            )
         best = int(row["better_response_id"])
         return numbered[best], numbered[1 - best], set(numbered)
     if any(name in row for name in LABELS):
@@ -150,7 +162,11 @@ def _answered(value: Any, name: str, where: str) -> tuple[list[Message], Message
     spoken = isinstance(value, str) and SPEAKER.match(value)
     turns = _spoken(value) if spoken else conversation(value, name, where)
     if not turns or turns[-1]["role"] != "assistant":
-        raise UserError(f"{name} does not end with an assistant's turn: there is no answer", where=where)
+        raise UserError(
+            f"{name} does not end with an assistant's turn: there is no answer",
+            where=where,
+            mend="let the answer be the last turn",
+        )
     return turns[:-1], turns[-1]
 
 
@@ -168,7 +184,11 @@ def _joined(prompt: list[Message], before: list[Message], where: str) -> list[Me
     said = [turn["content"].strip() for turn in before]
     if all(turn["content"].strip() in said for turn in prompt):
         return before
-    raise UserError("prompt is not part of the conversation that chosen and rejected begin with", where=where)
+    raise UserError(
+        "prompt is not part of the conversation that chosen and rejected begin with",
+        where=where,
+        mend="let both begin with the prompt, or leave it out of them",
+    )
 
 
 def build_pairs(

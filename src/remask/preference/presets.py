@@ -27,13 +27,13 @@ def resolve(name: str, **choices: Any) -> PreferenceObjective:
 def check(objective: PreferenceObjective) -> None:
     """Raises UserError for choices out of their range or that make no sense together."""
     if objective.draws < 1:
-        raise UserError(f"choices.draws = {objective.draws}", mend="it is 1 or more")
+        raise UserError(f"choices.draws = {objective.draws}", mend="give 1 or more")
     if not objective.beta > 0:
-        raise UserError(f"choices.beta = {objective.beta}", mend="it is more than 0")
+        raise UserError(f"choices.beta = {objective.beta}", mend="give more than 0")
     if not objective.sft_weight >= 0:
-        raise UserError(f"choices.sft_weight = {objective.sft_weight}", mend="it is 0 or more")
+        raise UserError(f"choices.sft_weight = {objective.sft_weight}", mend="give 0 or more")
     if not 0 <= objective.label_smoothing < 0.5:
-        raise UserError(f"choices.label_smoothing = {objective.label_smoothing}", mend="it is 0 or more and below 0.5")
+        raise UserError(f"choices.label_smoothing = {objective.label_smoothing}", mend="give 0 or more and below 0.5")
     if objective.likelihood == "mean_field" and objective.draws > 1:
         raise UserError(
             f"choices.draws = {objective.draws}: every draw of mean_field is the same: the whole answer masked",

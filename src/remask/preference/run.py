@@ -104,7 +104,7 @@ def check_numbers(config: DpoConfig) -> None:
         }
     )
     if not 0 < t.num_train_epochs < float("inf"):
-        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
+        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="give more than 0")
     if config.lora.dropout:
         raise UserError(
             f"lora.dropout = {config.lora.dropout}: with dropout the starting model would differ from its reference",

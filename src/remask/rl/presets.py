@@ -42,14 +42,14 @@ def resolve(name: str, **choices: Any) -> PolicyObjective:
 def check(objective: PolicyObjective) -> None:
     """Raises UserError for choices out of their range or that make no sense together."""
     if objective.draws < 1:
-        raise UserError(f"choices.draws = {objective.draws}", mend="it is 1 or more")
+        raise UserError(f"choices.draws = {objective.draws}", mend="give 1 or more")
     for name in ("clip_low", "clip_high", "kl_weight"):
         if not getattr(objective, name) >= 0:
-            raise UserError(f"choices.{name} = {getattr(objective, name)}", mend="it is 0 or more")
+            raise UserError(f"choices.{name} = {getattr(objective, name)}", mend="give 0 or more")
     if math.isinf(objective.kl_weight):
         raise UserError("choices.kl_weight is infinite", mend="give a finite number")
     if not 0 <= objective.prompt_mask < 1:
-        raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="it is 0 or more and below 1")
+        raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="give 0 or more and below 1")
     if objective.prompt_mask and objective.likelihood != "mean_field":
         raise UserError(
             f"choices.prompt_mask = {objective.prompt_mask} with the likelihood {objective.likelihood}",

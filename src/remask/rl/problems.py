@@ -35,7 +35,9 @@ def check_data(config: RlConfig) -> None:
         )
     if config.prompt_template is not None and held_out_tasks(config) is None:
         raise UserError(
-            "prompt_template is for the problems of tasks; a row of data has its own prompt", where=config.data
+            "prompt_template is for the problems of tasks; a row of data has its own prompt",
+            where=config.data,
+            mend="leave --prompt-template out",
         )
 
 

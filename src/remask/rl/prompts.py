@@ -51,13 +51,13 @@ def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking
     for number, (where, row) in enumerate(read_rows(source, split="train")):
         if isinstance(row, Unreadable) or not isinstance(row, dict):
             reason = row.reason if isinstance(row, Unreadable) else "a row is a mapping of columns"
-            raise UserError(reason, where=where)
+            raise UserError(reason, where=where, mend="correct it there")
         asked = _asked(row, asking, where)
         ids = encode_prompt(tokenizer, asked.messages, prefill=asking.prefill, tools=asked.tools, where=where)
         columns = {name: value for name, value in row.items() if name not in ("prompt", *CHATS)}
         prompts.append(Prompt(f"{number}", asked.messages[-1]["content"], ids, columns))
     if not prompts:
-        raise UserError("holds no prompts", where=source)
+        raise UserError("holds no prompts", where=source, mend="give rows with prompt, question or messages")
     return prompts
 
 

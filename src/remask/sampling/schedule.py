@@ -51,25 +51,25 @@ class Decoding:
         for name in ("max_new_tokens", "steps", "block_length", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} = {value}", mend="it is 1 or more")
+                raise UserError(f"{name} = {value}", mend="give 1 or more")
         if self.seed < 0:
-            raise UserError(f"seed = {self.seed}", mend="it is 0 or more")
+            raise UserError(f"seed = {self.seed}", mend="give 0 or more")
         if self.rule is not None and not is_own(self.rule):
             raise UserError(f"rule = {self.rule!r}", mend="write file.py:Class; the named rules are those of reveal")
         for name, choice in (("reveal", RevealName), ("schedule", ScheduleName), ("cache", CacheName)):
             refuse_unknown(name, getattr(self, name), choice)
         if not np.isfinite(self.temperature) or self.temperature < 0:
-            raise UserError(f"temperature = {self.temperature}", mend="it is 0 or more")
+            raise UserError(f"temperature = {self.temperature}", mend="give 0 or more")
         if not np.isfinite(self.guidance) or self.guidance < 0:
-            raise UserError(f"guidance = {self.guidance}", mend="it is 0 or more")
+            raise UserError(f"guidance = {self.guidance}", mend="give 0 or more")
         if self.threshold is not None and not np.isfinite(self.threshold):
-            raise UserError(f"threshold = {self.threshold}", mend="it is a number")
+            raise UserError(f"threshold = {self.threshold}", mend="give a number")
         if self.cache != "none" and self.guidance:
             raise UserError("guidance and a cache do not go together", mend="leave one out")
         if not 0 < self.eps < 1:
-            raise UserError(f"eps = {self.eps}", mend="it lies in (0, 1)")
+            raise UserError(f"eps = {self.eps}", mend="give a number in (0, 1)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p}", mend="it lies in (0, 1]")
+            raise UserError(f"top_p = {self.top_p}", mend="give a number in (0, 1]")
         if self.block_length is not None and self.block_length > self.max_new_tokens:
             raise UserError(
                 f"block_length = {self.block_length} is longer than the canvas of {self.max_new_tokens}",

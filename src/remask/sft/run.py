@@ -144,7 +144,7 @@ def check_numbers(config: SftConfig) -> None:
         }
     )
     if not 0 < t.num_train_epochs < float("inf"):
-        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="it is more than 0")
+        raise UserError(f"trainer.num_train_epochs = {t.num_train_epochs}", mend="give more than 0")
     if config.eval_data is not None and config.eval_data == config.data and "generated:" not in config.data:
         print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
 

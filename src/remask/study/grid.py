@@ -103,14 +103,17 @@ def _check(study: StudyConfig, where: str) -> None:
         if not levels:
             refuse(f"the axis {axis} has no levels", "give it one or more, or leave it out")
     if len(set(study.seeds)) < len(study.seeds) or not study.seeds or min(study.seeds) < 0:
-        refuse(f"seeds {list(study.seeds)}", "give different ones, 0 or more")
+        refuse(f"seeds = {list(study.seeds)}", "give one or more, all different and 0 or more")
     patches = [study.base, *study.arms.values(), *(p for levels in study.axes.values() for p in levels.values())]
     for patch in patches:
         for kind, values in (patch or {}).items():
             if kind not in CONFIGS:
                 refuse(f"unknown stage {kind!r}", f"the stages are {', '.join(CONFIGS)}")
             if values is not None and not isinstance(values, dict):
-                refuse(f"stage {kind} is {values!r}", "it is a mapping of the stage's keys, or null")
+                refuse(
+                    f"expected a mapping of keys or null for the stage {kind}, got {values!r}",
+                    f"write {kind}: {{key: value}}",
+                )
             for key in values or {}:
                 if key in OWN[kind]:
                     refuse(f"{kind}.{key} is the study's own to set", "leave it out")

@@ -63,7 +63,9 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
             running.remove(one)
             if one.process.exitcode or not is_done(folder, one.job.name):
                 raise UserError(
-                    f"{one.job.name} failed ({_last_line(folder, one.job)})", where=str(_log(folder, one.job))
+                    f"{one.job.name} failed ({_last_line(folder, one.job)})",
+                    where=str(_log(folder, one.job)),
+                    mend="read that file; the same command goes on with what is left",
                 )
             tick(total - len(waiting) - len(running), one.job.name)
         if running:

@@ -164,5 +164,5 @@ def read_problems(
                 f"not a problem of this task ({what})", where=where, mend="check the file's format"
             ) from error
     if not problems:
-        raise UserError("holds no problems", where=str(source))
+        raise UserError("holds no problems", where=str(source), mend="give a file with one row or more")
     return problems

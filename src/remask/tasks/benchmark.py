@@ -121,7 +121,9 @@ def read_template(text: str | None) -> str | None:
     try:
         return Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt template cannot be read ({error})", where=text[1:]) from None
+        raise UserError(
+            f"the prompt template cannot be read ({error})", where=text[1:], mend="give @FILE with a text file in UTF-8"
+        ) from None
 
 
 def problem_seed(problem: Problem) -> int:

@@ -115,7 +115,7 @@ class Countdown(GeneratedTask):
     def problem(self, numbers: list[int], target: int) -> Problem:
         """Its key does not tell the order of the numbers, nor which of the Countdown tasks it belongs to."""
         if len(numbers) < 2 or any(number < 0 for number in numbers):
-            raise UserError(f"{numbers} is not a list of two or more whole numbers")
+            raise UserError(f"{numbers} is not a list of two or more whole numbers", mend="write [3, 5, 7]")
         key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
         return Problem(self.name, key, {"numbers": numbers, "target": target})
 

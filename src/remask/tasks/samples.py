@@ -56,7 +56,7 @@ def read_samples(task: CodeTask, path: str | Path, problems: Sequence[Problem], 
             )
         samples.append(Stored(where, text, problem=problem, source=_source(task, problem, kind, text, find=find)))
     if not samples:
-        raise UserError("holds no samples", where=str(path))
+        raise UserError("holds no samples", where=str(path), mend=SAMPLE_ROWS)
     return samples
 
 
@@ -84,12 +84,14 @@ def _source(task: CodeTask, problem: Problem, kind: str, text: str, *, find: boo
 def _rows(path: str | Path) -> Iterator[tuple[str, Any, str, str]]:
     for where, row in read_rows(path):
         if isinstance(row, Unreadable):
-            raise UserError(row.reason, where=where)
+            raise UserError(row.reason, where=where, mend="correct it there")
         given = [name for name in TEXTS if isinstance(row, dict) and row.get(name) is not None]
         if not given or row.get("task_id") is None:
             raise UserError("is no sample", where=where, mend=SAMPLE_ROWS)
         if not isinstance(row[given[0]], str):
-            raise UserError(f"its {given[0]} is a {type(row[given[0]]).__name__}, not text", where=where)
+            raise UserError(
+                f"its {given[0]} is a {type(row[given[0]]).__name__}, not text", where=where, mend=SAMPLE_ROWS
+            )
         yield where, row["task_id"], given[0], row[given[0]]
 
 
@@ -101,7 +103,9 @@ def _folder(path: Path) -> Iterator[tuple[str, Any, str, str]]:
         try:
             yield str(file), file.parent.name, "solution", file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"not readable as UTF-8 text ({error})", where=str(file)) from None
+            raise UserError(
+                f"not readable as UTF-8 text ({error})", where=str(file), mend="write it again as UTF-8"
+            ) from None
 
 
 def _number(task: CodeTask, task_id: Any) -> str:

@@ -64,14 +64,14 @@ def read_stored(path: str | Path, task: Task | None = None) -> list[Stored]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError("no such file", where=str(path))
+        raise UserError("no such file", where=str(path), mend="check its path")
     stored = (
         _of_json(path, task)
         if path.suffix == ".json"
         else [_of_row(row, where, task) for where, row in read_rows(path)]
     )
     if not stored:
-        raise UserError("holds no answers", where=str(path))
+        raise UserError("holds no answers", where=str(path), mend="give a file with one answer or more")
     return stored
 
 
@@ -79,7 +79,11 @@ def problem_of(task: Task, stored: Stored) -> Problem:
     """The problem that an answer is to. Raises UserError where it is none of this task."""
     if stored.problem is not None:
         if stored.problem.task != task.name:
-            raise UserError(f"answers a problem of {stored.problem.task}", where=stored.where)
+            raise UserError(
+                f"answers a problem of {stored.problem.task}",
+                where=stored.where,
+                mend="grade it as an answer to that task",
+            )
         return stored.problem
     if not isinstance(task, FromStored):
         raise UserError(f"{task.name} has no answers in this form", where=stored.where, mend=forms(task))
@@ -117,7 +121,9 @@ def _of_json(path: Path, task: Task | None) -> list[Stored]:
     try:
         content = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"not readable as JSON ({error})", where=str(path)) from None
+        raise UserError(
+            f"not readable as JSON ({error})", where=str(path), mend="correct it, or write it again"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("tasks"), dict):
         return _of_record(content["tasks"], path)
     rows = content.get("generations") if isinstance(content, dict) else content
@@ -128,13 +134,13 @@ def _of_json(path: Path, task: Task | None) -> list[Stored]:
 
 def _of_row(row: Any, where: str, task: Task | None) -> Stored:
     if isinstance(row, Unreadable):
-        raise UserError(row.reason, where=where)
+        raise UserError(row.reason, where=where, mend="correct it there")
     try:
         question, completion, ground_truth = row["question"], row["generations"], row["ground_truth"]
     except (KeyError, TypeError):
         raise UserError("is no stored answer", where=where, mend=forms(task)) from None
     if not isinstance(question, str) or not isinstance(completion, str):
-        raise UserError("question and generations are not texts", where=where)
+        raise UserError("question and generations are not texts", where=where, mend="write both as text")
     return Stored(where, completion, question, ground_truth)
 
 

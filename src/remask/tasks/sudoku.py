@@ -239,9 +239,11 @@ def _group(pattern: re.Pattern[str], text: str) -> Iterator[str]:
 def _problem(puzzle: str, solution: str) -> Problem:
     puzzle, solution = "".join(puzzle.split()), "".join(solution.split())
     if len(puzzle) != 16 or set(puzzle) - set("0" + DIGITS):
-        raise UserError(f"the puzzle {puzzle!r} is not 16 digits of 0-4")
+        raise UserError(
+            f"the puzzle {puzzle!r} is not 16 digits of 0-4", mend="write 16 digits, 0 where a cell is empty"
+        )
     if not is_valid(solution) or any(g not in ("0", s) for g, s in zip(puzzle, solution, strict=True)):
-        raise UserError(f"{solution!r} does not solve {puzzle!r}")
+        raise UserError(f"{solution!r} does not solve {puzzle!r}", mend="correct one of them")
     return Problem("sudoku", f"sudoku:{puzzle}", {"puzzle": puzzle, "solution": solution})
 
 

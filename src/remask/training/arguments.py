@@ -75,7 +75,9 @@ def training_arguments(
             eps=arguments.adam_epsilon,
         )
     except (ValueError, ImportError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see --help") from error
+        raise UserError(
+            f"trainer: {str(error).strip().splitlines()[0]}", mend="`--help` lists the options of trainer"
+        ) from error
     return arguments
 
 

@@ -53,7 +53,7 @@ def check_least(least: dict[str, tuple[float | None, float]]) -> None:
     """Raises UserError for a value (where given) that is below the least it can be."""
     for name, (value, low) in least.items():
         if value is not None and not value >= low:  # NaN is refused too
-            raise UserError(f"{name} = {value}", mend=f"it is {low} or more")
+            raise UserError(f"{name} = {value}", mend=f"give {low} or more")
 
 
 MOST = 1_000_000
@@ -67,7 +67,7 @@ def check_most(most: dict[str, tuple[int | None, int]]) -> None:
     """Raises UserError for a number (where given) that is above what any run can do."""
     for name, (value, high) in most.items():
         if value is not None and value > high:
-            raise UserError(f"{name} = {value}", mend=f"it is {high} or less")
+            raise UserError(f"{name} = {value}", mend=f"give {high} or less")
 
 
 def check_finite(values: dict[str, float]) -> None:
@@ -98,8 +98,10 @@ def check_engine(config: RunConfig) -> None:
     check_finite({f"trainer.{name}": getattr(t, name) for name in ("learning_rate", "weight_decay", "warmup_steps")})
     if not config.output_dir.strip():
         raise UserError("output_dir is empty", mend="name a folder for the run")
-    if config.lora.rank and (not config.lora.dropout < 1 or not config.lora.targets):
-        raise UserError("lora.dropout is not below 1, or lora.targets is empty", mend="see --help")
+    if config.lora.rank and not config.lora.dropout < 1:
+        raise UserError(f"lora.dropout = {config.lora.dropout}", mend="give a number below 1")
+    if config.lora.rank and not config.lora.targets:
+        raise UserError("lora.targets is empty", mend="name layers, such as q_proj v_proj, or all-linear")
     if config.resume and config.overwrite:
         raise UserError("both resume and overwrite are set", mend="give one of them")
     refuse_unwritable_folder(config.output_dir)
