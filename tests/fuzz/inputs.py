@@ -4,7 +4,8 @@
 
 A case is a command that works (`drafts.py`) of which one or two things are changed: an option's value, a row of data, a
 setting of a file, a whole file, a flag. It runs in this process under a time limit. It must end with exit code 0, or
-with 2, one line of at most `LONGEST` characters that begins with `remask COMMAND:`, and no file that was not there.
+with 2, one line of at most `LONGEST` characters that begins with `remask COMMAND:`, and no file that was not there but
+those of whole checkpoints.
 What fails is kept as a folder with a `command.txt`, and `--only N` runs one case again.
 """
 
@@ -346,8 +347,13 @@ def fault(case: Case, code: Any, said: str, new: list[Path], place: Path) -> str
         return f"a message of {len(last)} characters: {last[:200]} …"
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", last):
         return f"control characters in the message: {last!r}"
-    kept = [str(path.relative_to(place)) for path in new]
+    kept = [str(path.relative_to(place)) for path in new if not is_whole_checkpoint(path)]
     return f"left behind: {', '.join(kept[:8])} ({last})" if kept else None
+
+
+def is_whole_checkpoint(path: Path) -> bool:
+    """Part of a checkpoint that is sealed: what a run that could not save its model goes on from."""
+    return any((one / "remask_manifest.json").is_file() for one in (path, path.parent))
 
 
 def unreadable(new: list[Path]) -> str | None:

@@ -337,6 +337,20 @@ def test_a_model_that_cannot_be_written_leaves_no_part_of_it(make_run: Callable[
     assert not list(folder.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json"])
+def test_a_folder_in_the_way_of_the_model_is_not_told_as_want_of_room(name: str, make_run: Callable[..., Any]) -> None:
+    """What the checkpoint holds can be gone on with when it is cleared away."""
+    config = make_run("sft", save_steps=4)
+    folder = Path(config.output_dir)
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"could not be written \(.*Is a directory.*\); clear what stands") as error:
+        run_sft(config, quiet=True)
+    assert not list(folder.glob("*.safetensors"))
+    (folder / name).rmdir()
+    assert main([*str(error.value).rpartition(": remask ")[2].split()]) == 0
+    assert (folder / name).is_file()
+
+
 def test_metrics_that_cannot_be_written_are_one_error(make_run: Callable[..., Any], tmp_path: Path) -> None:
     lines = Lines(tmp_path / "metrics.jsonl")
     lines.go_back(None)

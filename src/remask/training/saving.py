@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,8 @@ from remask.errors import UserError, first_line, shortened
 from remask.faults import is_unwritable
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
 
+IN_THE_WAY = tuple(os.strerror(number) for number in (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM))
+"""What the system says where no room on the disk would help."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -75,12 +79,14 @@ def _unsaved(error: BaseException, what: Path, command: str) -> UserError:
     run = what if step_of(what) < 0 else what.parent
     free = shutil.disk_usage(run).free >> 20
     newest = _newest(run)
-    room = f"make room there ({free} MiB are free)"
+    cause = _cause(error)
+    taken = any(text in cause for text in IN_THE_WAY)
+    room = "clear what stands there in its way" if taken else f"make room there ({free} MiB are free)"
     if newest is not None:
         mend = f"{room} and go on from {newest}: {go_on_with(command, run)}"
     else:
         mend = f"{room} and start anew with --overwrite: there is no checkpoint before it"
-    return UserError(f"could not be written ({_cause(error)})", where=str(what), mend=mend)
+    return UserError(f"could not be written ({cause})", where=str(what), mend=mend)
 
 
 def _cause(error: BaseException) -> str:
