@@ -45,7 +45,7 @@ from remask.diffusion.predict import Network, token_losses
 from remask.errors import UserError
 
 FIRST_PLACES = 2**31
-"""From how many places of the sequence of times a gradient may start."""
+"""The number of places in the sequence of times at which a gradient may start."""
 CANDIDATES = 1024
 
 

@@ -35,7 +35,7 @@ class Encoder:
         look: Look | None = None,
         **kwargs: Any,
     ) -> Prediction:
-        """As `Bidirectional.forward`."""
+        """Logits as `Bidirectional.forward` gives them."""
         hidden = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
