@@ -40,7 +40,7 @@ _DATE: ContextVar[datetime | None] = ContextVar("date", default=None)
 
 
 def today() -> datetime:
-    """The time that templates are told where they write a date: now, or the one that `on_date` holds still."""
+    """The time that templates are given where they write a date: now, or the one that `on_date` holds still."""
     return _DATE.get() or datetime.now()
 
 

@@ -12,7 +12,7 @@ from remask import kernels
 
 
 def versions() -> dict[str, str]:
-    """Of Remask, Python, and the libraries whose release can change a number."""
+    """The versions of Remask, Python, and the libraries whose release can change a number."""
     found = {"python": platform.python_version()}
     for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate"):
         try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 LONGEST = 1000
-"""Characters of what is wrong that are told, and of what to do about it: a value that is quoted may be a whole file."""
+"""Characters that an error shows of what is wrong, and of what to do: a value that is quoted may be a whole file."""
 LONGEST_NAME = 160
-"""Characters of a file's name that are told."""
+"""Characters of a file's name that an error shows."""
 
 
 class UserError(ValueError):
@@ -17,13 +17,13 @@ class UserError(ValueError):
 
     def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
         self.what, self.where, self.mend = what, where, mend
-        told = shortened(what, LONGEST)
-        message = f"{shortened(where)}: {told}" if where else told
+        said = shortened(what, LONGEST)
+        message = f"{shortened(where)}: {said}" if where else said
         super().__init__(one_line(f"{message}; {shortened(mend, LONGEST)}" if mend else message))
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:
-    """Its beginning and its end, where it is long."""
+    """The beginning and the end of a long text; a short one whole."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 

@@ -26,7 +26,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 TAKEN = {errno.EACCES, errno.EAGAIN}
 TRIES = 100
 COMMAND = 100
-"""Characters of the holder's command line that are told."""
+"""Characters of the holder's command line that an error shows."""
 _HELD: set[Path] = set()
 """By this process, for which the system would open any lock a second time."""
 

@@ -34,7 +34,7 @@ def quiet_libraries() -> None:
 
 
 def say(line: str) -> None:
-    """On stderr, if anybody listens there."""
+    """Print on stderr, if anybody reads it."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 

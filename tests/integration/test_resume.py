@@ -144,7 +144,7 @@ def test_a_step_may_be_split_otherwise_where_rows_do_not_depend_on_their_batch(
     trainer = replace(config.trainer, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     other = replace(config, trainer=trainer, resume=str(folder / "checkpoint-3"))
     if why:
-        with pytest.raises(UserError, match=r"batch_size was 4, is 2.*rows' fill or rates depend on their batch mates"):
+        with pytest.raises(UserError, match=r"batch_size was 4, is 2.*rows' fill or rates depend on the other rows"):
             run_sft(other, quiet=True)
     else:
         assert run_sft(other, quiet=True).finished

@@ -1,4 +1,4 @@
-"""Approximate decoding: what is kept is what was computed, rows see no batch mates, and less is computed."""
+"""Approximate decoding: what is kept is what was computed, rows do not see each other, and less is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling loop: choices and scores by hand, how many tokens a step reveals, rows that see no batch mates."""
+"""The sampling loop: choices and scores by hand, how many tokens a step reveals, rows that do not see each other."""
 
 from __future__ import annotations
 

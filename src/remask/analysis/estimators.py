@@ -40,7 +40,7 @@ from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
 Tick = Callable[[int], None]
-"""Told of every `forwards` passes of a row that are done."""
+"""Called with the number of forward passes of a row that were made since the last call."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 
 FIRST_PLACES = 2**31
-"""From how many places of the sequence of times a gradient may start."""
+"""The number of places in the sequence of times at which a gradient may start."""
 CANDIDATES = 1024
 
 

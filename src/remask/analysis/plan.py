@@ -188,8 +188,8 @@ def pretend(model: nn.Module) -> None:
 
 
 def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
-    """Of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for attention. The last
-    layer's feed-forward part is computed for scored tokens only.
+    """The operations of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for
+    attention. The last layer's feed-forward part is computed for scored tokens only.
     """
     layers, tokens = model.model.layers, rows * length
     left_out = 2 * (tokens - scored) * _matrices(layers[-1].mlp) if model.narrows else 0
@@ -197,7 +197,7 @@ def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
 
 
 def attention_flops(model: Any, rows: int, length: int) -> float:
-    """Of a forward pass: queries with keys, and their weights with values."""
+    """The operations of attention in a forward pass: queries with keys, and their weights with values."""
     layers = model.model.layers
     width = model.config.num_attention_heads * layers[0].self_attn.head_dim
     return 4.0 * rows * length * length * width * len(layers)
@@ -213,9 +213,9 @@ def forward_flops(model: Any, rows: int, length: int, scored: int) -> float:
 
 
 def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool, again: bool) -> float:
-    """Of a training step: a forward pass, as much for the gradient of activations, as much for that of the weights
-    unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing. Both
-    factors of attention's products are activations: their gradient is twice a forward pass whatever is frozen.
+    """The operations of a training step: a forward pass, as much for the gradient of activations, as much for that of
+    the weights unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing.
+    Both factors of attention's products are activations: their gradient is twice a forward pass whatever is frozen.
     """
     forward = forward_flops(model, rows, length, scored)
     backward = forward + attention_flops(model, rows, length) if frozen else 2 * forward

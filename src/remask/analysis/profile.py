@@ -90,7 +90,7 @@ class Clock:
             self._gauge = None
 
     def switch(self, part: str) -> str:
-        """From now on this part is at work. Returns the one that was."""
+        """Take this part as the one at work from now on. Returns the one that was."""
         before, self.part = self.part, part
         if self._running:
             now = self._now()

@@ -139,8 +139,8 @@ def _canvas(model: Any, rows: list[Any], collator: Any) -> Any:
     from remask.data.collate import Visit
     from remask.diffusion.corruption import Canvas
 
-    laid = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
-    return Canvas.of({name: value.to(model.device) for name, value in laid.items()})
+    batch = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
+    return Canvas.of({name: value.to(model.device) for name, value in batch.items()})
 
 
 def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict
     total, done = pass_count(len(canvas.ids), config.draws, config.replicates, config.reference), 0
     with progress("ELBO estimators: forward passes", total) as tick:
 
-        def told(passes: int) -> None:
+        def count(passes: int) -> None:
             nonlocal done
             done += passes
             tick(done)
@@ -166,7 +166,7 @@ def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict
             reference_count=config.reference,
             seed=config.seed,
             batch_size=config.batch_size,
-            tick=told,
+            tick=count,
         )
     return {"per_token": truth.tolist(), "estimators": [asdict(q) for q in quality]}
 
@@ -225,15 +225,15 @@ def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -
             )
         for value, by_prompt in answers.values.items():
             shares = [concordance(r, v) for r, v in zip(answers.rewards, by_prompt, strict=True)]
-            told = [share for share in shares if share is not None]
-            interval = mean_interval(told) if len(told) > 1 else None
+            decided = [share for share in shares if share is not None]
+            interval = mean_interval(decided) if len(decided) > 1 else None
             found.append(
                 {
                     "task": task.name,
                     "value": value,
-                    "prompts": len(told),
-                    "same_reward": len(shares) - len(told),
-                    "auc": mean(told) if told else None,
+                    "prompts": len(decided),
+                    "same_reward": len(shares) - len(decided),
+                    "auc": mean(decided) if decided else None,
                     "low": interval and interval.low,
                     "high": interval and interval.high,
                     "reward": sum(map(sum, answers.rewards)) / (config.prompts * config.completions),
@@ -251,7 +251,7 @@ def _gradients(
     done = 0
     with progress("gradients", config.gradients * len(objectives)) as tick:
 
-        def told() -> None:
+        def count() -> None:
             nonlocal done
             done += 1
             tick(done)
@@ -264,7 +264,7 @@ def _gradients(
             known.mask_id,
             count=config.gradients,
             clip=config.clip,
-            on_gradient=told,
+            on_gradient=count,
         )
     return [asdict(each) for each in found]
 

@@ -58,5 +58,5 @@ def with_help() -> ConstructorRegistry:
 
 
 def _text_of(kind: type, name: str) -> Callable[[], str | None]:
-    """Read where it is asked for: most calls never show their help. A group of options is described by its class."""
+    """The text is read when it is shown, which most calls never do. A group of options is described by its class."""
     return lambda: option_help(kind)[name] or None

@@ -23,7 +23,7 @@ from remask.imports import uncollected
 
 C = TypeVar("C")
 
-TRUTH_VALUES: dict[str, bool | None] = {"true": True, "false": False, "yes": True, "no": False, "none": None}
+SWITCH_VALUES: dict[str, bool | None] = {"true": True, "false": False, "yes": True, "no": False, "none": None}
 """How the value of a switch is spelled, in any case."""
 
 
@@ -33,7 +33,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     `--help` prints and leaves with 0; its usage line names `words`, which the command takes without a flag.
     Raises UserError for a flag that is unknown or of the wrong type.
     """
-    path, rest = _take(with_truth_values(kind, respelled_flags(kind, arguments)), "--config")
+    path, rest = _take(with_switch_values(kind, respelled_flags(kind, arguments)), "--config")
     base = configs.load(kind, path) if path is not None else kind()
     description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
     if issubclass(kind, configs.SftConfig | configs.RlConfig | configs.DpoConfig):
@@ -82,7 +82,7 @@ def respelled_flags(kind: Any, arguments: Sequence[str]) -> list[str]:
     return done
 
 
-def with_truth_values(kind: Any, arguments: Sequence[str]) -> list[str]:
+def with_switch_values(kind: Any, arguments: Sequence[str]) -> list[str]:
     """The arguments with every switch in the form tyro reads.
 
     A switch may stand alone (`--decoding.suppress-eos`), be negated (`--no-decoding.suppress-eos`), or have a value in
@@ -99,24 +99,24 @@ def with_truth_values(kind: Any, arguments: Sequence[str]) -> list[str]:
             if token == "--":
                 break
             continue
-        if not given and rest and rest[0].lower() in TRUTH_VALUES:
+        if not given and rest and rest[0].lower() in SWITCH_VALUES:
             value = rest.pop(0)
         negated = name.startswith("--no-")
-        if value.lower() not in {**TRUTH_VALUES, "": None} or (negated and value):
+        if value.lower() not in {**SWITCH_VALUES, "": None} or (negated and value):
             raise UserError(f"{name} is a switch, and {value!r} is neither true nor false", mend=f"write {name} alone")
-        truth = TRUTH_VALUES[value.lower()] if value else not negated
+        on = SWITCH_VALUES[value.lower()] if value else not negated
         plain = name.replace("--no-", "--", 1) if negated else name
         if asked is bool:
             start, _, last = plain.removeprefix("--").rpartition(".")
-            done.append(plain if truth else f"--{start}{'.' if start else ''}no-{last}")
+            done.append(plain if on else f"--{start}{'.' if start else ''}no-{last}")
         else:
-            done.append(f"{plain}={truth}")
+            done.append(f"{plain}={on}")
     return done
 
 
 def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(words, flags): what stands without a flag, and the flags with their values (of whole numbers several)."""
-    words, flags, rest = [], [], with_truth_values(kind, arguments)
+    words, flags, rest = [], [], with_switch_values(kind, arguments)
     while rest:
         token = rest.pop(0)
         if token == "--":

@@ -217,7 +217,7 @@ def check(config: PlanConfig) -> None:
 
 
 def memory_gib(config: PlanConfig) -> float:
-    """Of one GPU."""
+    """The memory of one GPU, in GiB."""
     return config.memory_gib if config.memory_gib is not None else GPUS[config.gpu][0] * 1e9 / GIB
 
 

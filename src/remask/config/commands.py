@@ -141,7 +141,7 @@ class InspectConfig:
     classes: bool = False
     """Which kinds of tokens have high entropy, and whether entropy tells what the model gets wrong, over all rows."""
     objective: TuningName = "gift"
-    """Whose β and masking rate to show."""
+    """The method whose β and masking rate are shown."""
     time: float = 0.5
     """The diffusion time t at which the masking rate is shown."""
     json: str | None = None
@@ -207,15 +207,15 @@ class PlanConfig:
     """llada-8b, dream-7b, a local folder whose config.json is read, a GGUF file, or a hub id."""
     gpus: int = 1
     gpu: GpuName = "h100"
-    """Gives memory and peak; the next two override it."""
+    """The GPU, which gives memory and peak; the next two options override them."""
     memory_gib: float | None = None
-    """Of one GPU."""
+    """Memory of one GPU, in GiB."""
     peak_tflops: float | None = None
-    """Of one GPU's dense bfloat16 matrix products, in 10^12 operations a second."""
+    """Peak of one GPU in dense bfloat16 matrix products, in 10^12 operations a second."""
     efficiency: float = 0.4
     """Share of that peak which the step reaches."""
     reserve_gib: float = 2.0
-    """Left free on each GPU for the driver, the communication library and the allocator."""
+    """GiB left free on each GPU for the driver, the communication library and the allocator."""
     length: int = 4096
     """Tokens of a row, prompt and answer."""
     rows: int = 1
@@ -231,7 +231,7 @@ class PlanConfig:
     quantization: Quantization | None = None
     """Of the base that adapters are trained on, whose other weights are then float32."""
     dtype: PlannedDtype = "bfloat16"
-    """Of the weights, their gradients and the optimiser's states."""
+    """Precision of the weights, their gradients and the optimiser's states."""
     bf16: bool = False
     """Mixed precision: compute in bfloat16 with float32 weights."""
     gradient_checkpointing: bool = False

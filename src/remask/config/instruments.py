@@ -49,7 +49,7 @@ class EstimatorsConfig:
     completions: int = 8
     """Reward: sampled answers a problem."""
     temperature: float = 1.0
-    """Reward: of the sampling."""
+    """Reward: temperature of the sampling."""
     objectives: tuple[str, ...] = ("sft", "gift-elbo", "gift", "gift-permuted", "gift-raw", "weft-sw", "cart", "dft")
     """Gradients: methods; the first is what the others are held against."""
     gradients: int = 64

@@ -24,14 +24,14 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     from pydantic import TypeAdapter, ValidationError
 
     values, problems = respelled(kind, values) if isinstance(values, dict) else (values, [])
-    truths = dict(_truths(kind, values))
-    problems += [unlike(key, hint, value) for key, (hint, value) in truths.items()]
+    misplaced = dict(_misplaced_booleans(kind, values))
+    problems += [unlike(key, hint, value) for key, (hint, value) in misplaced.items()]
     try:
         made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
-            if key in truths:
+            if key in misplaced:
                 continue
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 problems.append(f"unknown key {key!r}{_nearest(kind, item['loc'])}")
@@ -68,7 +68,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
+def _misplaced_booleans(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
     """(key, what is meant there and what is given) of each true or false where another kind of value is meant: pydantic
     would read true as 1.
     """
@@ -77,12 +77,12 @@ def _truths(hint: Any, value: Any, key: str = "") -> Iterator[tuple[str, tuple[A
         yield key, (hint, value)
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
-            yield from _truths(hint_at(hint, (position,)), item, f"{key}.{position}")
+            yield from _misplaced_booleans(hint_at(hint, (position,)), item, f"{key}.{position}")
     elif isinstance(value, dict):
         for kind in filter(is_dataclass, kinds):
             for name, inner in get_type_hints(kind, include_extras=True).items():
                 if name in value:
-                    yield from _truths(inner, value[name], f"{key}.{name}".lstrip("."))
+                    yield from _misplaced_booleans(inner, value[name], f"{key}.{name}".lstrip("."))
 
 
 def _nearest(kind: Any, location: tuple[int | str, ...]) -> str:

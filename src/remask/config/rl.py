@@ -51,9 +51,9 @@ class PolicyChoicesConfig:
     kl: KlName | None = None
     """Estimator of the KL to the reference."""
     kl_weight: float | None = None
-    """Its weight in the loss (beta)."""
+    """Weight of the KL in the loss (beta)."""
     advantage: AdvantageName | None = None
-    """From a group's rewards to advantages."""
+    """How a group's rewards become advantages."""
     normaliser: PolicyNormaliserName | None = None
     """What the loss is divided by, counted over the whole optimiser step."""
 
@@ -116,7 +116,8 @@ class HeldOutConfig:
     __pydantic_config__ = STRICT
 
     tasks: str | None = None
-    """As tasks, or none (default: the validation split of the same generated tasks, and none of others)."""
+    """Held-out tasks, written as tasks, or none (default: the validation split of the same generated tasks, and none of
+    others)."""
     n: int = 64
     """Problems of each task."""
     batch_size: int = 64

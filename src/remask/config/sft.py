@@ -38,9 +38,9 @@ class ChoicesConfig:
     signal: SignalName | None = None
     """What β is read from."""
     transform: TransformName | None = None
-    """From signal to β."""
+    """How the signal becomes β."""
     reference: ReferenceName | None = None
-    """Over what β_ref is the mean."""
+    """What β_ref is the mean over."""
     weight: WeightName | None = None
     """How a masked token's loss is weighted."""
     alpha: float | None = None

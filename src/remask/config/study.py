@@ -28,6 +28,6 @@ class StudyConfig:
     axes: dict[str, dict[str, Patch]] = field(default_factory=dict)
     """Axis → level → what this level changes for every arm. Arms are compared within a level."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of training."""
+    """Seeds of training."""
     start: bool = True
     """Evaluate the model before training too: gains are also given relative to it."""

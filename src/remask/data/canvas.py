@@ -63,7 +63,7 @@ class Row:
         return len(self.prompt)
 
     def truncated(self, length: int) -> Row:
-        """At most `length` tokens of it: the answer is cut, the prompt never."""
+        """The row with at most `length` tokens: the answer is cut, the prompt never."""
         return replace(self, response=self.response[: length - len(self.prompt)])
 
 
@@ -146,7 +146,7 @@ def fitted(
     on_bad_row: OnBadRow,
     check: Callable[[R, bool], None] = lambda row, cut: None,
 ) -> Rows[R]:
-    """The rows of the examples, each of at most `max_length` tokens. `check(row, cut)` is told whether a row was cut.
+    """The rows of the examples, each of at most `max_length` tokens. `check(row, cut)` has whether a row was cut.
 
     A prompt that leaves no room for an answer is a bad row unless it is dropped: truncating it would train on nothing.
     All rows are read before one that is too long is an error, so that it can say which canvas would hold them. Raises

@@ -1,4 +1,4 @@
-"""Batches: rows laid on one canvas, with their noise. Order and noise depend on (seed, epoch) alone."""
+"""Batches: rows on one canvas, with their noise. Order and noise depend on (seed, epoch) alone."""
 
 from __future__ import annotations
 

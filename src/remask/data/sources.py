@@ -2,7 +2,7 @@
 
 Every source becomes `Example`s: the conversation up to the answer, the answer, and where the row stands. A row that
 cannot be used is an error naming file and line, or is counted and listed under `on_bad_row="skip"`. A column that is
-not read is counted, and the user is told.
+not read is counted, and reported.
 """
 
 from __future__ import annotations

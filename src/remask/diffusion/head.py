@@ -48,7 +48,7 @@ def head_losses(
 
 
 Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
-"""(logits of a part of the positions, which part) → some tensors [n, …] about them. The logits are its own to spoil."""
+"""(logits of a part of the positions, which part) → some tensors [n, …] about them. It may overwrite the logits."""
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def _walk(
         )
     for part in _parts(len(targets), max(1, rows)):
         logits = logits_of(hidden[part])
-        ce[part] = losses_and_errors(logits, targets[part], spoil=gain is not None)
+        ce[part] = losses_and_errors(logits, targets[part], overwrite=gain is not None)
         if gain is None or formed is None:
             continue
         # `logits` now holds p − onehot(x). What weighs the losses is put on the narrow side of each product.

@@ -1,7 +1,7 @@
 """Noise is data: the random numbers that decide a corruption, made per sample and carried in the batch.
 
 Everything is drawn from (seed, epoch, sample index), so a sample meets the same noise on 1 rank or 64, after a resume,
-beside any batch mates, and under every method being compared (common random numbers).
+beside any other rows, and under every method being compared (common random numbers).
 
 Shapes: B batch, L length.
 """

@@ -14,5 +14,5 @@ def autocast_is_on(device: torch.device) -> bool:
 
 
 def computed_in(tensor: Tensor) -> torch.dtype:
-    """Of the matrix products that a tensor goes into: autocast's dtype where that is on, else its own."""
+    """The dtype of the matrix products that a tensor goes into: autocast's dtype where that is on, else its own."""
     return torch.get_autocast_dtype(tensor.device.type) if autocast_is_on(tensor.device) else tensor.dtype

@@ -60,20 +60,22 @@ def read_tokens(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> Toke
 
 
 @torch.no_grad()
-def losses_and_errors(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], *, spoil: bool) -> Float[Tensor, "N"]:
-    """ce_i = −log p(x_i). With `spoil` the logits become its gradient to them, p − onehot(x_i), in their dtype."""
+def losses_and_errors(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], *, overwrite: bool
+) -> Float[Tensor, "N"]:
+    """ce_i = −log p(x_i). With `overwrite` the logits become its gradient to them, p − onehot(x_i), in their dtype."""
     if kernels.serve(logits):
         from remask.kernels import tokens
 
-        return tokens.losses(logits, targets, spoil=spoil)
+        return tokens.losses(logits, targets, overwrite=overwrite)
     ce = torch.empty(len(targets), device=logits.device)
     for block in blocks(logits):
         z, gold = below_peak(logits[block]), targets[block][:, None]
         of_gold = z.gather(-1, gold)
-        e = exponential(z, spoil=True)
+        e = exponential(z, overwrite=True)
         total = e.sum(-1, keepdim=True)
         ce[block] = (total.log() - of_gold)[:, 0]
-        if spoil:
+        if overwrite:
             logits[block] = e.div_(total).scatter_add_(-1, gold, -torch.ones_like(total))
     return ce
 
@@ -84,9 +86,9 @@ def below_peak(logits: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
     return z.sub_(z.amax(-1, keepdim=True))
 
 
-def exponential(z: Float[Tensor, "n V"], *, spoil: bool = False) -> Float[Tensor, "n V"]:
+def exponential(z: Float[Tensor, "n V"], *, overwrite: bool = False) -> Float[Tensor, "n V"]:
     """e^z as 2^(z·log₂e), a third of the time on CPUs where torch leaves e^z to a library that does not know them."""
-    return (z.mul_(LOG2_E) if spoil else z * LOG2_E).exp2_()
+    return (z.mul_(LOG2_E) if overwrite else z * LOG2_E).exp2_()
 
 
 def chunk_rows(vocabulary: int) -> int:

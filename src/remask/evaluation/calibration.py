@@ -40,7 +40,7 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Confidence:
-    """Of some revealed tokens: how many, the geometric mean of their probabilities, and the least."""
+    """What some revealed tokens say: how many, the geometric mean of their probabilities, and the least."""
 
     tokens: int
     mean: float
@@ -64,7 +64,7 @@ class Confidence:
 
 
 def _short(value: float) -> float:
-    """To five digits: so much of a probability does not depend on what else was in the batch."""
+    """A probability to five digits: so much of a probability does not depend on what else was in the batch."""
     return float(f"{value:.5g}")
 
 
@@ -82,7 +82,7 @@ class Sureness:
 
     @classmethod
     def parse(cls, data: Mapping[str, Any] | None) -> Sureness | None:
-        """From a record's JSON; older records have none. Raises KeyError or TypeError for what is none."""
+        """The value from a record's JSON; older records have none. Raises KeyError or TypeError for what is none."""
         if data is None:
             return None
         answer = data["answer"]

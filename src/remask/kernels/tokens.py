@@ -17,10 +17,10 @@ BLOCK, WARPS = 8192, 16
 """Logits taken at once, and the warps that do so."""
 
 
-def losses(logits: Tensor, targets: Tensor, *, spoil: bool) -> Tensor:
-    """ce [n] of logits [n, V], whose rows are contiguous. With `spoil` they become p − onehot(target)."""
+def losses(logits: Tensor, targets: Tensor, *, overwrite: bool) -> Tensor:
+    """ce [n] of logits [n, V], whose rows are contiguous. With `overwrite` they become p − onehot(target)."""
     ce = torch.empty(len(logits), device=logits.device)
-    _launch(_losses, logits, targets, ce, spoil)
+    _launch(_losses, logits, targets, ce, overwrite)
     return ce
 
 
@@ -40,7 +40,7 @@ def _launch(kernel: Any, logits: Tensor, targets: Tensor, *more: Any) -> None:
 
 
 @triton.jit
-def _losses(logits, stride, targets, ce, spoil: tl.constexpr, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _losses(logits, stride, targets, ce, overwrite: tl.constexpr, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     peak, total = -1e30, 0.0  # the largest logit so far, and the sum of e^(z − peak)
@@ -53,7 +53,7 @@ def _losses(logits, stride, targets, ce, spoil: tl.constexpr, V, BLOCK: tl.const
     target = tl.load(targets + row)
     of_target = tl.load(logits + target).to(tl.float32)
     tl.store(ce + row, tl.log(total) - (of_target - peak))
-    if spoil:
+    if overwrite:
         tl.debug_barrier()  # the target's logit has been read by all
         for start in range(0, V, BLOCK):
             at = start + tl.arange(0, BLOCK)

@@ -37,7 +37,7 @@ class Encoder:
         answer: Tensor | None = None,
         **kwargs: Any,
     ) -> Prediction:
-        """As `Bidirectional.forward`: every token looks at every other, so that clean rows are not read."""
+        """Logits as `Bidirectional.forward` gives them: every token looks at every other, clean rows are not read."""
         hidden = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

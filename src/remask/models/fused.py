@@ -31,7 +31,7 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 @cache
 def _liger() -> Any:
-    """Its functions; None where it is not installed."""
+    """Liger's functions; None where Liger is not installed."""
     if not kernels.liger_is_here():
         return None
     from liger_kernel import ops

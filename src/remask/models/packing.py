@@ -1,6 +1,6 @@
 """Batches without their padding: the attended tokens of all rows as one sequence, in which each row attends to itself.
 
-Every layer but attention works on tokens alone. Attention is told where rows begin and end, and works on one after the
+Every layer but attention works on tokens alone. Attention is given where rows begin and end, and works on one after the
 other; on CUDA, in half precision, PyTorch's variable-length kernel does so at once.
 
 Shapes: B rows, L length, T attended tokens of all rows, H heads, D width.

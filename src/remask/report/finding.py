@@ -24,7 +24,7 @@ def finding(candidate: str, baseline: str, d: Difference, p: float, *, seeds: in
 
 
 def _count(share: float) -> str:
-    """Of a hundred: whole numbers, and tenths below one."""
+    """A share of a hundred: whole numbers, and tenths below one."""
     value = 100 * share
     text = f"{value:.0f}" if abs(value) >= 1 or round(value, 1) == 0 else f"{value:.1f}"
     return text.replace("-", "−") if text not in ("-0", "−0") else "0"

@@ -26,7 +26,7 @@ CARDS = 6
 """With more verdicts than this, only those that found something stand at the top, and a line counts the others."""
 
 SHOWN_OPEN = 3
-"""So many arms' texts are laid open; those of further arms unfold on a click."""
+"""So many arms' texts are shown; those of further arms unfold on a click."""
 
 
 def write_report(

@@ -14,7 +14,7 @@ MOMENTS, PROBLEMS = 4, 2
 """So many rollouts of a run are shown, and so many groups of each; the page says how many there are."""
 
 COMPLETIONS = 12
-"""Of one group; the best and the worst are laid open, the others unfold on a click."""
+"""Of one group; the best and the worst are shown, the others unfold on a click."""
 
 LINES, CHARACTERS = 10, 420
 """A longer text is cut here and the rest unfolds on a click..."""

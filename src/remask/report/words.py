@@ -44,7 +44,7 @@ def span(interval: Interval) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With a sign, the minus as long as the plus; what rounds to 0 has none."""
+    """A number with a sign, the minus as long as the plus; what rounds to 0 has none."""
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0.0:
         return text

@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Of one optimiser step on one rank: its gradient accumulation."""
+        """The micro-batches of one optimiser step on one rank: its gradient accumulation."""
         return -(-(self.rows // self.minibatches // self.world) // self.batch_size)
 
     @property

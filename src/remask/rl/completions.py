@@ -36,7 +36,7 @@ class Batch:
 
     @cached_property
     def grades(self) -> list[Grade | None]:
-        """Of every answer to a problem; one call a task, so that programs run at once."""
+        """Grades of every answer to a problem; one call a task, so that programs run at once."""
         grades: list[Grade | None] = [None] * len(self.completions)
         places: dict[int, list[int]] = {}
         for place, one in enumerate(self.completions):

@@ -28,6 +28,6 @@ def agreed(work: Callable[[], T], *, when: str) -> T:
 
 
 def tell(line: str) -> None:
-    """On stderr, once."""
+    """Say something on stderr, once for all processes."""
     if PartialState().is_main_process:
         print(line, file=sys.stderr)

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
-from remask.training.shards import cut, joined, part, settle
+from remask.training.shards import cut, free_gathered, joined, part
 
 
 class Reference:
@@ -34,7 +34,7 @@ class Reference:
 
     def sync(self, trainer: Trainer) -> None:
         """Make it what the model is now."""
-        settle(trainer)
+        free_gathered(trainer)
         self.copy = _parts(_trained(trainer.model))
 
     def reader(self, trainer: Trainer, call: Callable[[Any], ModelReader]) -> ModelReader:
@@ -42,7 +42,7 @@ class Reference:
         model: Any = trainer.model
         if self.copy is None:
             return call(model).under(model.disable_adapter)
-        sharded, trained = settle(trainer), _trained(model)
+        sharded, trained = free_gathered(trainer), _trained(model)
         self.copy = {name: _laid_like(value, trained[name]) for name, value in self.copy.items()}
         if sharded:
             return call(model).under(lambda: self._in_place(trainer))
@@ -61,7 +61,7 @@ class Reference:
     @torch.no_grad()
     def _exchange(self, trainer: Trainer) -> None:
         assert self.copy is not None
-        settle(trainer)
+        free_gathered(trainer)
         for name, value in _trained(trainer.model).items():
             live = part(value)
             kept = live.clone()

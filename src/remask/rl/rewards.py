@@ -24,7 +24,7 @@ from remask.tasks import form
 
 NAMES = "task, correct, format, length, length:<n>, share:<text>, module:function, file.py:function"
 LARGEST = 1e15
-"""In size, of a reward times its weight: squares of larger ones overflow where they are averaged."""
+"""The largest size of a reward times its weight: squares of larger ones overflow where they are averaged."""
 FAULTS_TOLD = 5
 EXCERPT = 60
 

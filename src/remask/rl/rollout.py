@@ -92,7 +92,7 @@ class Sampler:
     prefill: str = ""
     keep: int = 8
     on_progress: Callable[[str], None] = lambda doing: None
-    """Told what it is at, now and then."""
+    """Called now and then with what it is doing."""
     on_failure: Callable[[], None] = lambda: None
     """Called where a rollout is given up while a thread grades: ends what that may be waiting for."""
 

@@ -123,8 +123,8 @@ def _train(
         return own
 
     def finish() -> dict[str, float]:
-        if 0 < trainer.silence.rollouts == trainer.silence.seen < trainer.silence.FIRST:  # not told before
-            tell(trainer.silence.told())
+        if 0 < trainer.silence.rollouts == trainer.silence.seen < trainer.silence.FIRST:  # not said before
+            tell(trainer.silence.warning())
         return last_evaluation(trainer) or trainer.evaluate()
 
     return carry_out(

@@ -48,9 +48,10 @@ class Silence:
             self._next = self.FIRST if not self.rollouts else self._next
             return None
         self._next *= 2
-        return self.told()
+        return self.warning()
 
-    def told(self) -> str:
+    def warning(self) -> str:
+        """Says that nothing is learned, and what to do about it."""
         return (
             f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
             "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
@@ -77,7 +78,7 @@ class PolicyTrainer(WindowTrainer):
     """Trains a policy with one `PolicyObjective` on rollouts of a `Sampler`.
 
     `plan` says how a rollout becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass.
-    `on_rollout` is told of each rollout and of the step that will use it first.
+    `on_rollout` is called with each rollout and the step that will use it first.
     """
 
     loss_is_scaled_for_ga = True

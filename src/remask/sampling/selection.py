@@ -50,7 +50,7 @@ def propose(
     top_p: float | None = None,
     uniform: Float[Tensor, "N"] | None = None,
 ) -> Proposal:
-    """Choose x̂ (argmax, or a sample at `temperature` decided by one `uniform` number) and score it. Spoils float32
+    """Choose x̂ (argmax, or a sample at `temperature` decided by one `uniform` number) and score it. Overwrites float32
     logits.
 
     With z = logits − max, the probability outside the likeliest token is added up by itself: p(x̂) = e^z / (1 + others)
@@ -74,7 +74,7 @@ def propose(
         if temperature == 1 and top_k is None and top_p is None:
             weight = e.scatter_(-1, best, 1.0)
         else:
-            weight = exponential(restrict(z / temperature, top_k, top_p), spoil=True)
+            weight = exponential(restrict(z / temperature, top_k, top_p), overwrite=True)
         token = drawn(weight, uniform)
     confidence = (z.gather(-1, token[:, None])[:, 0].double() - others.log1p()).exp()
     return Proposal(token, confidence, score if reveal in ("margin", "entropy") else confidence)

@@ -38,7 +38,7 @@ class Sandbox:
         limits: Limits | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
-        """The outcomes in order. `on_done` is told, in the calling thread, how many are done."""
+        """The outcomes in order. `on_done` is called, in the calling thread, with how many are done."""
         self.check()
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers, "sandbox") as pool:

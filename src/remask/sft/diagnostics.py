@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer
 
 MASKING_ROWS, CLASS_ROWS, DRAWS = 128, 64, 4
-"""Read where nothing bounds it."""
+"""Rows and draws that are read where nothing bounds the reading."""
 LEAST = 8
 """Rows that tell something of classes of tokens."""
 SHARE = 0.05
-"""Of the training's arithmetic, that the reading may take."""
+"""The share of the training's arithmetic that the reading may take."""
 FREE = 3e11
 """Arithmetic (floating-point operations) that takes a few seconds anywhere, and is not counted against it."""
 LARGE = 1_000_000_000
@@ -43,7 +43,7 @@ class Extent:
 
 
 def extent_of(trainer: SftTrainer, asked: Diagnostics, *, quiet: bool) -> Extent:
-    """How much is read. What auto leaves out altogether is told in one line."""
+    """How much is read. What auto leaves out altogether is said in one line."""
     whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
     if asked != "auto":
         return whole if asked == "on" else Extent(0, 0)

@@ -151,7 +151,7 @@ def check_numbers(config: SftConfig) -> None:
 
 def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[str, Any]:
     """What run.json says of a fine-tuning run. Its steps may be split otherwise where neither length nor
-    rates of a row depend on its batch mates.
+    rates of a row depend on the others of its batch.
     """
     objective = trainer.objective
     among_mates = objective.uses_importance and objective.reference == "batch"

@@ -57,8 +57,8 @@ def _hash(*parts: bytes) -> str:
 
 
 def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
-    """Of every parameter and buffer, by name, whatever device they are on and however they are sharded; fresh adapters
-    change nothing and may be left out.
+    """A digest of every parameter and buffer, by name, whatever device they are on and however they are sharded; fresh
+    adapters change nothing and may be left out.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
@@ -71,7 +71,7 @@ def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
 
 
 def hash_rows(rows: Sequence[Row], fill: Fill, max_length: int) -> str:
-    """Of the token ids in order and of how far they are filled."""
+    """A digest of the token ids in order and of how far they are filled."""
     return _hash(f"{fill}{max_length}".encode(), *(json.dumps([row.prompt, row.response]).encode() for row in rows))
 
 
@@ -225,9 +225,9 @@ def build_cache(
         for number, (members, _) in enumerate(shares(batches, rank, world)):
             batch = collator([dataset[Visit(i, 0, 0)] for i in members])
             canvas = Canvas.of({name: value.to(device) for name, value in batch.items()})
-            laid = probe_signal(reader, canvas, mask_id, signal)
+            found = probe_signal(reader, canvas, mask_id, signal)
             for b, i in enumerate(members):
-                own[i] = laid[b][canvas.corruptible[b]].cpu()
+                own[i] = found[b][canvas.corruptible[b]].cpu()
                 parts.keep(i, own[i])
             tick(min(len(rows), len(signals) + (number + 1) * world * batch_size))
     for each in gather_object([own]) if world > 1 else [own]:

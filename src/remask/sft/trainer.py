@@ -118,7 +118,7 @@ class SftTrainer(WindowTrainer):
 
     def parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The batch in parts of rows of like length. Whole where all ranks must take the same forwards (sharded
-        weights), and where a row's rates depend on its batch mates.
+        weights), and where a row's rates depend on the others of its batch.
         """
         objective = self.objective
         together = objective.uses_importance and objective.reference == "batch"

@@ -60,7 +60,7 @@ class Found:
 
 
 def collect(study: StudyConfig, cells: Sequence[Cell], folder: Path) -> list[Found]:
-    """From evaluation files and run folders, level by level in the study's order."""
+    """Results from evaluation files and run folders, level by level in the study's order."""
     found: list[Found] = []
     for levels in dict.fromkeys(cell.levels for cell in cells):
         here = [cell for cell in cells if cell.levels == levels]

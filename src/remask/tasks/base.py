@@ -88,7 +88,7 @@ class Task(ABC):
     def grade_all(
         self, problems: Sequence[Problem], completions: Sequence[str], *, on_done: Callable[[int], None] | None = None
     ) -> list[Grade]:
-        """Grade many; `on_done(n)` is told how many are done in all."""
+        """Grade many; `on_done(n)` is called with how many are done in all."""
         grades = []
         for problem, completion in zip(problems, completions, strict=True):
             grades.append(self.grade(problem, completion))

@@ -187,8 +187,7 @@ def _before(region: str, fenced: Sequence[Block]) -> str | None:
 
 
 def _best(pieces: Sequence[str], names: Sequence[str]) -> str | None:
-    """Of the pieces that bind the first name the one that does so best, the last of equals, with what it needs of the
-    others."""
+    """The piece that binds the first name best, the last of equals, with what it needs of the others."""
     named = [(number, piece) for number, piece in enumerate(pieces) if names[0] in piece][-MOST_PIECES:]
     read = [(number, code) for number, piece in named if (code := _code_of(piece, names[0])) is not None]
     ranked = [(KINDS.index(code.kind(names[0])), number, code) for number, code in read]

@@ -142,7 +142,7 @@ def run(
     limit: Callable[[float], None],
     alive: Callable[[], bool],
 ) -> None:
-    """Every input in turn; `record` is told what came of it."""
+    """Every input in turn; `record` is called with what came of it."""
     for group in ("base", "plus"):
         tolerance = data["atol"]
         for raw in data[group]:

@@ -1,4 +1,4 @@
-"""What MBPP's tests ask of a program, told from the reference solution.
+"""What MBPP's tests ask of a program, read from the reference solution.
 
 Tests and program run in two boxes, and only plain data goes between them. Where a test makes an object of the program's
 own class (`Pair(5, 24)`), or its setup does, the call that takes it is made beside the program: the program's box gets

@@ -1,4 +1,4 @@
-"""What a piece of Python binds and uses, told from its syntax alone: nothing is run.
+"""What a piece of Python binds and uses, read from its syntax alone: nothing is run.
 
 The code is a model's. Whatever it is, reading it gives an answer in time near linear in its length, or None.
 """
@@ -19,7 +19,7 @@ Kind = Literal["written", "imported", "stub", "none"]
 """How a program binds a name: by code of its own, by an import, by a body that does nothing, or not at all."""
 
 KINDS: tuple[Kind, ...] = ("none", "stub", "imported", "written")
-"""From the worst to the best."""
+"""Kinds, from the worst to the best."""
 
 FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")

@@ -23,7 +23,7 @@ from remask.tasks.stored import SAMPLE_ROWS, Stored
 
 NUMBERED = re.compile(r"([A-Za-z]+)[/_](\d+)")
 TEXTS = ("solution", "completion")
-"""Of a row that has both, EvalPlus takes the first."""
+"""Columns that hold a program; EvalPlus takes the first where a row has both."""
 
 COMMON_K = (1, 10, 100)
 """The k of pass@k that are reported where there are samples enough, as Chen et al. 2021 do."""

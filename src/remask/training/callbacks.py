@@ -50,12 +50,12 @@ class StopCallback(TrainerCallback, AbstractContextManager):
     """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal. A second Ctrl-C
     leaves at once, by KeyboardInterrupt; a second SIGTERM, and a third Ctrl-C, end the process.
 
-    Processes that train together leave after the same step, whichever of them was told first.
+    Processes that train together leave after the same step, whichever of them had the signal first.
     """
 
     def __init__(self) -> None:
         self.stopped: signal.Signals | None = None
-        self._told: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._twice = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -69,8 +69,8 @@ class StopCallback(TrainerCallback, AbstractContextManager):
             signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._told is None:
-            self._told = signal.Signals(number)
+        if self._received is None:
+            self._received = signal.Signals(number)
             if os.environ.get("RANK", "0") == "0":
                 with suppress(OSError):  # print may be in the middle of a line
                     os.write(2, FINISHING[number == signal.SIGINT])
@@ -82,13 +82,13 @@ class StopCallback(TrainerCallback, AbstractContextManager):
             os.kill(os.getpid(), number)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        told = int(self._told or 0)
+        received = int(self._received or 0)
         if args.world_size > 1:
-            among_all = torch.tensor(told, device=args.device)
+            among_all = torch.tensor(received, device=args.device)
             torch.distributed.all_reduce(among_all, torch.distributed.ReduceOp.MAX)
-            told = int(among_all)
-        if told:
-            self.stopped = signal.Signals(told)
+            received = int(among_all)
+        if received:
+            self.stopped = signal.Signals(received)
             control.should_save = True
             control.should_training_stop = True
 

@@ -57,7 +57,7 @@ def check_least(least: dict[str, tuple[float | None, float]]) -> None:
 
 
 MOST = 1_000_000
-"""Of what is counted in a step: what asks for more means something else, and would be at it in silence for days."""
+"""The most that is counted in a step: what asks for more means something else, and would run in silence for days."""
 
 MOST_DRAWS = 4096
 """Noise draws of one likelihood, which is read from as many forward passes."""
@@ -160,7 +160,7 @@ def refuse_another_config(
     ]
     if differing:
         split = begun.splits_alike is not None and any(now[k] != before[k] for k in SPLITS_A_STEP & now.keys() - free)
-        why = " (rows' fill or rates depend on their batch mates)" if split else ""
+        why = " (rows' fill or rates depend on the other rows of their batch)" if split else ""
         raise UserError(
             f"cannot resume with other settings: {'; '.join(differing)}{why}",
             where=str(begun.folder),
@@ -272,7 +272,7 @@ def refuse_other_base(digest: str, checkpoint: Path, model: str) -> None:
 
 
 def digest_of_base(model: str) -> str:
-    """Of the files of a model's weights, and where it is an adapter of those of its base."""
+    """A digest of the files of a model's weights, and where it is an adapter of those of its base."""
     folder, found = Path(resolve(model)), hashlib.blake2b(digest_size=16)
     stored = gguf_file(folder)
     for path in gguf_parts(stored) if stored else sorted({path for name in WEIGHTS for path in folder.glob(name)}):

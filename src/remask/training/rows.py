@@ -21,7 +21,7 @@ EVALUATION_SEED = 1 << 20
 
 
 def even_multiple(args: TrainingArguments) -> int:
-    """Of how many rows an epoch is made, so that each rank has as many batches as the others."""
+    """The number of rows of an epoch, so that each rank has as many batches as the others."""
     return args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
 
 

@@ -23,8 +23,8 @@ def zero3(trainer: Trainer) -> Any:
     return wrapped.engine if wrapped is not None and wrapped.engine.zero_optimization_partition_weights() else None
 
 
-def settle(trainer: Trainer) -> bool:
-    """Let go of all that a process gathered of others' parts. Whether weights are sharded."""
+def free_gathered(trainer: Trainer) -> bool:
+    """Free all that a process gathered of others' parts. Returns whether weights are sharded."""
     model: Any = trainer.model
     engine, units = zero3(trainer), units_of(model)
     if engine is not None:
@@ -56,10 +56,10 @@ def cut(value: Tensor, like: Tensor) -> Tensor:
 def joined(own: Tensor, like: Any) -> Tensor:
     """The whole of which each process has its part, laid out like that parameter. All processes take part."""
     if isinstance(like, DTensor):
-        laid = DTensor.from_local(
+        sharded = DTensor.from_local(
             own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
-        return laid.full_tensor()
+        return sharded.full_tensor()
     if not hasattr(like, "ds_tensor"):
         return own
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(like.ds_process_group))]
