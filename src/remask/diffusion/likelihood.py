@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from remask.choices import LikelihoodName
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
 from remask.diffusion.noise import MIN_TIME, Noise
 from remask.diffusion.reader import Reader, reader_of
 from remask.errors import UserError
 
-LikelihoodName = Literal["mean_field", "elbo", "elbo_coupled", "coupled"]
 COUPLED_RATES = (0.2, 0.8)
 """Between which DiffuCoder draws the share of the answer that is masked."""
 ROWS_TOGETHER = 8

@@ -197,7 +197,7 @@ class _Writing:
         if self.cache is None:
             proposal = self._forward(rows, here, None)
         else:
-            # Rows that begin a block are read whole, the others in part: two forwards, proposals laid together.
+            # Rows that begin a block are read whole, the others in part: two forwards, and one proposal of both.
             proposal = Proposal(*(torch.empty(int(here.sum()), dtype=kind, device=here.device) for kind in PROPOSED))
             for new in (True, False):
                 among = self.begins[rows] == new
