@@ -1,7 +1,7 @@
 """Quantised layers as a plan counts them: what bitsandbytes stores of a frozen weight, and what a step makes of it.
 
 4 bits (nf4): two weights a byte, and a float32 scale for each block of 64 weights, 4.5 bits a weight in all. With
-double quantisation (QLoRA, arXiv 2305.14314, section 3) the scales are bytes, with a float32 of their own for each 256 of them:
+double quantisation (QLoRA, arXiv 2305.14314) the scales are bytes, with a float32 of their own for each 256 of them:
 4 + 8/64 + 32/(64·256) = 4.127 bits. 8 bits (LLM.int8(), arXiv 2208.07339): a byte a weight, and a float32 scale for
 each row.
 
