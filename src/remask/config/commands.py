@@ -167,7 +167,7 @@ class TourConfig:
     output_dir: str = "tour"
     """Where runs, evaluations and report.html go."""
     quick: bool = False
-    """One training seed, fewer test problems and no reinforcement learning: a minute instead of five."""
+    """One training seed, fewer test problems and no reinforcement learning: half a minute instead of four."""
     seeds: tuple[int, ...] | None = None
     """Training seeds (default: 0 1 2; with quick 0)."""
     n: int | None = None
