@@ -190,3 +190,10 @@ def test_a_shifted_block_model_reads_a_tokens_output_before_it_in_its_own_stream
     assert batch.starts.tolist() == [[True, False, False, True, False, False]]
     assert batch.positions is not None
     assert batch.positions.tolist() == [[True] * 3 + [False] * 3]
+
+
+def test_a_block_model_takes_no_positions_that_would_undo_its_blocks(noised_rows: tuple[Any, Canvas, Tensor]) -> None:
+    model, canvas, noised = noised_rows
+    places = torch.arange(noised.shape[1]).expand(noised.shape)
+    with pytest.raises(UserError, match="block model was called with embeddings, position_ids or a cache"):
+        model(input_ids=noised, attention_mask=canvas.attended.long(), position_ids=places)

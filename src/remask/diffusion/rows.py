@@ -1,4 +1,4 @@
-"""What a batch's records share: tensors whose first axis counts rows, to be moved, chosen, repeated and joined."""
+"""What a batch's records share: tensors whose first axis counts rows, to be moved, repeated, padded and joined."""
 
 from __future__ import annotations
 
@@ -36,11 +36,8 @@ class Rows:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: R, device: torch.device | str) -> R:
+        """The record on that device."""
         return self.each(lambda value: value.to(device))
-
-    def rows(self: R, index: Tensor | slice | Sequence[int]) -> R:
-        """Those rows, in that order."""
-        return self.each(lambda value: value[index])
 
     def repeat(self: R, count: int) -> R:
         """All rows, then all of them again, `count` times; no copy is made for a count of 1."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from remask.diffusion import attention
 from remask.diffusion.attention import Full
 from remask.diffusion.head import Look
+from remask.errors import UserError
 from remask.models import packing
 from remask.models.blocks import in_blocks, read_by
 from remask.models.fused import fuse
@@ -78,7 +79,12 @@ class Bidirectional:
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
-        if not isinstance(self.attention, Full) and input_ids is not None and position_ids is None:
+        if not isinstance(self.attention, Full):
+            if input_ids is None or position_ids is not None or "past_key_values" in kwargs:
+                raise UserError(
+                    "a block model was called with embeddings, position_ids or a cache, which it does not take yet",
+                    mend="call it with input_ids and attention_mask",
+                )
             reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
             return self._predicted(in_blocks(reading, positions), targets, expected, look, kwargs)
         batch = None

@@ -21,6 +21,9 @@ from remask.study import work
 from remask.study.grid import Cell, Job
 from remask.study.work import is_done, output
 
+LOOK_SECONDS = 2.0
+"""How often the logs of running jobs are read for their steps."""
+
 
 @dataclass
 class Running:
@@ -51,7 +54,7 @@ def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, label: str =
 
 
 def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: int, tick: Tracker) -> None:
-    waiting, total = list(waiting), len(waiting)
+    waiting, total, looked = list(waiting), len(waiting), 0.0
     while waiting or running:
         free = [place for place in range(processes) if place not in {one.place for one in running}]
         ready = [job for job in waiting if job.after is None or is_done(folder, job.after.name)]
@@ -68,7 +71,8 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
                     mend="read that file; the same command goes on with what is left",
                 )
             tick(total - len(waiting) - len(running), one.job.name)
-        if running:
+        if running and time.monotonic() - looked >= LOOK_SECONDS:
+            looked = time.monotonic()
             share, note = _under_way(running, folder)
             tick(total - len(waiting) - len(running) + share, note)
 
