@@ -15,9 +15,10 @@ from shapes import LAPTOP, Shape, answers, build
 from remask.analysis.plan import Meter
 from remask.diffusion import likelihood
 from remask.diffusion.corruption import Canvas, exact_count_mask
-from remask.diffusion.likelihood import elbo_coupled, elbo_coupled_views, unit_time
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.likelihood import elbo_coupled, elbo_coupled_views
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import ModelReader
+from remask.diffusion.times import MIN_TIME
 
 ROWS = 4
 ESPO = "ESPO's trainer (fdac97d)"
@@ -82,7 +83,7 @@ def value_apart(shape: Shape, device: str) -> Figure:
 def masks_of(noise: list[Noise], response: torch.Tensor) -> list[torch.Tensor]:
     """[B, C]: what each draw masks of answers that end their rows, from Remask's noise."""
     n = response.sum(-1)
-    masks = [exact_count_mask(d.u, (unit_time(d) * (n + 1)).long().clamp(max=n), response) for d in noise]
+    masks = [exact_count_mask(d.u, (d.row_tau * (n + 1)).long().clamp(max=n), response) for d in noise]
     return [mask[:, -int(n[0]) :] for mask in masks]
 
 
@@ -94,7 +95,7 @@ def canvas_of(rows: int, shape: Shape, device: str) -> Canvas:
 def draws(count: int, canvas: Canvas) -> list[Noise]:
     generator, rows = torch.Generator().manual_seed(0), len(canvas.ids)
     return [
-        Noise(
+        Noise.at(
             MIN_TIME + (1 - MIN_TIME) * torch.rand(rows, generator=generator),
             torch.rand(canvas.ids.shape, generator=generator),
         ).to(canvas.ids.device)

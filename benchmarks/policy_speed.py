@@ -16,11 +16,12 @@ from sft_speed import adamw, mixed, with_adapters, with_gradient
 from shapes import LAPTOP, Shape, answers, build, print_figures
 from transformers import TrainingArguments
 
+from remask.diffusion.corruption import Canvas
 from remask.rl.batches import Plan, PolicyBatch
 from remask.rl.presets import resolve
-from remask.rl.reference import Reference
 from remask.rl.rollout import Rollout
 from remask.rl.trainer import PolicyTrainer
+from remask.training.reference import Reference
 
 ROWS, CANVAS, PASSES = 2, 128, 2
 
@@ -30,12 +31,10 @@ def rollout(shape: Shape, rows: int = ROWS) -> Rollout:
     ids, response = answers(rows, shape, CANVAS)
     return Rollout(
         number=0,
-        ids=ids,
-        attended=torch.ones_like(response),
-        response=response,
-        scored=response,
-        advantage=torch.tensor([1.0, -1.0]).repeat(rows // 2),
+        canvas=Canvas(ids, torch.ones_like(response), response, response),
+        advantage=torch.tensor([1.0, -1.0]).repeat(rows // 2)[:, None] * response,
         counted=torch.ones(rows, dtype=torch.bool),
+        version=0,
         statistics={},
         kept=[],
         faults=[],
@@ -47,13 +46,13 @@ class Ours:
 
     def __init__(self, model: Any, made: Rollout, folder: str, *, whole: bool = False) -> None:
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
-        sampler: Any = SimpleNamespace(seed=0, completions=2)  # the rollout is there
+        maker: Any = SimpleNamespace(seed=0, completions=2)  # the rollout is there
         self.trainer = PolicyTrainer(
             model,
             arguments,
             objective=resolve("espo"),
-            sampler=sampler,
-            plan=Plan(rows=len(made.ids), passes=PASSES, minibatches=1, batch_size=len(made.ids)),
+            maker=maker,
+            plan=Plan(rows=len(made.counted), passes=PASSES, minibatches=1, batch_size=len(made.counted)),
             mask_id=model.config.mask_token_id,
             reference=Reference(model),
             whole_backward=whole,
@@ -70,7 +69,8 @@ class Ours:
             return self.trainer.compute_loss(self.trainer.model, {"batch": batch}, num_items_in_batch=rows)
 
     def __call__(self) -> None:
-        for batch in self.scored():
+        for step, batch in enumerate(self.scored()):
+            self.trainer.state.global_step = step
             self.loss(batch).backward()
             updated(self.trainer.model, self.optimizer)
         self.trainer._micro.clear()
@@ -97,7 +97,7 @@ class Espo:
         return read
 
     def loss(self, number: int, old: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        return peers.espo_loss(self.elbo(number), old, reference, CANVAS, self.batches[number].advantage)
+        return peers.espo_loss(self.elbo(number), old, reference, CANVAS, self.batches[number].advantage[:, -1])
 
     def __call__(self) -> None:
         for number, (old, reference) in enumerate(self.scored()):
@@ -145,6 +145,7 @@ def gradient_apart(shape: Shape = LAPTOP, device: str = "cpu") -> Figure:
     read = espo.scored()
     ours.loss(batches[0]).backward()
     updated(model, ours.optimizer)
+    ours.trainer.state.global_step = 1
     _, mine = with_gradient(model, ours.loss(batches[1]))
     _, theirs = with_gradient(model, espo.loss(1, *read[1]))
     what = f"gradient of the second pass, relative difference from {ESPO}"

@@ -81,6 +81,16 @@ RateName = Annotated[
     ),
 ]
 
+NoiseScheduleName = Annotated[
+    Literal["linear", "cosine"],
+    Meanings(
+        {
+            "linear": "all rates alike (LLaDA)",
+            "cosine": "low rates more often: t = 1 − cos(πτ/2), its losses weighted with dt/dτ",
+        }
+    ),
+]
+
 SignalName = Annotated[
     Literal["entropy", "nll", "permuted_entropy", "constant"],
     Meanings(

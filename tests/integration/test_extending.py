@@ -9,20 +9,32 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import remask
 from remask import cli
+from remask.data.chat import encode_prompt
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.objective import token_weights
 from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.own_code import load_class
 from remask.rl.presets import resolve as resolve_policy
+from remask.sampling.engine import LocalEngine, Request, engine_of
+from remask.sampling.schedule import Decoding
 from remask.sft.presets import resolve
+from remask.tasks import get
+from remask.tasks.generated import generated_examples
 
 EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 FOCAL, DISTILLED, CLIPPED = (
     str(EXTEND / name)
     for name in ("focal_weight.py:Focal", "distillation.py:Distilled", "clipped_weight.py:ClippedWeight")
+)
+COPIED, SORTING = (str(EXTEND / name) for name in ("copied_engine.py:Copied", "sorting_task.py:Sorting"))
+RL = (
+    *("--model", "tiny-direct", "--tasks", "sudoku", "--problems", "4", "--held-out.tasks", "none"),
+    *("--rollout.prompts", "2", "--rollout.completions", "2"),
 )
 SFT = ("--model", "tiny-direct", "--data", "direct:sudoku:8", "--max-steps", "1", "--trainer.report-to", "none")
 
@@ -30,9 +42,8 @@ SFT = ("--model", "tiny-direct", "--data", "direct:sudoku:8", "--max-steps", "1"
 def masked_rows() -> tuple[Canvas, Corrupted]:
     """Two rows of two tokens, both masked, t = ½ and ¼."""
     ids, everywhere = torch.tensor([[5, 6], [7, 8]]), torch.ones(2, 2, dtype=torch.bool)
-    time = torch.tensor([0.5, 0.25])
-    rate = time[:, None].expand(2, 2)
-    return Canvas(ids, everywhere, everywhere, everywhere), Corrupted(ids.fill_(1), everywhere, rate, time)
+    time = torch.tensor([[0.5], [0.25]]).expand(2, 2)
+    return Canvas(ids, everywhere, everywhere, everywhere), Corrupted(ids.fill_(1), everywhere, time, time)
 
 
 def test_a_weight_with_a_parameter_by_hand() -> None:
@@ -58,7 +69,7 @@ def test_distillation_by_hand(random_model: Any, another_model: Any, monkeypatch
     answer = torch.zeros(2, 9, dtype=torch.bool)
     answer[:, 4:] = True
     canvas = Canvas(ids, torch.ones_like(answer), answer, answer)
-    corrupted = Corrupted(ids.masked_fill(answer, 1), answer, answer.float(), torch.ones(2))
+    corrupted = Corrupted(ids.masked_fill(answer, 1), answer, answer.float(), torch.ones(2, 1))
     module = __import__("sys").modules[type(distilled).__module__]
     monkeypatch.setattr(module, "teacher", lambda: ModelReader(another_model))
     found = distilled.token_losses(ModelReader(random_model), canvas, corrupted, answer)
@@ -84,21 +95,79 @@ def test_a_policy_objective_by_hand() -> None:
     assert gradient.tolist() == pytest.approx([-1.2, -0.8, 2.0])
 
 
+def test_a_task_by_hand() -> None:
+    """3 7 20 sorted; an answer is worth the share of its places that are right."""
+    task = get(SORTING)
+    problem = task.read({"numbers": [20, 3, 7]})
+    grades = [task.grade(problem, f"<answer>{text}</answer>") for text in ("3 7 20", "3 20 7", "3 7 20 20", "x")]
+    assert [(grade.correct, grade.score) for grade in grades] == [
+        (True, 1.0),
+        (False, 1 / 3),
+        (False, 0.75),
+        (False, 0),
+    ]
+
+
+def test_a_task_makes_rows_to_train_on_and_problems_to_evaluate_on(tmp_path: Path) -> None:
+    flags = ("--data", f"generated:{SORTING}:6:1", "--output-dir", str(tmp_path / "run"))
+    assert cli.main(["sft", *SFT, *flags]) == 0
+    record = tmp_path / "eval.json"
+    settings = ("--n", "2", "--decoding.max-new-tokens", "16", "--decoding.steps", "2")
+    assert cli.main(["eval", "--model", "tiny-direct", "--tasks", SORTING, *settings, "--json", str(record)]) == 0
+    assert json.loads(record.read_text())["tasks"]["sorting"]["n"] == 2
+    rows = generated_examples(f"generated:{SORTING}:3", split="train", prompt_style="compact")
+    for row in rows:
+        numbers = [int(number) for number in row.messages[0]["content"].removeprefix("Sort ").split()]
+        assert row.answer == f"<answer>{' '.join(map(str, sorted(numbers)))}</answer>"
+
+
+def test_an_engine_answers_with_the_weights_it_was_given() -> None:
+    """As the local one to the bit; later weights count from the next update on, and answers say of which they are."""
+    model, tokenizer = remask.load("tiny-direct")
+    decoding = Decoding(max_new_tokens=8, steps=4, temperature=1.0)
+    requests = [Request(encode_prompt(tokenizer, [{"role": "user", "content": "1 + 1"}]), seed) for seed in range(3)]
+    own, local = engine_of(COPIED, tokenizer, 2), LocalEngine(tokenizer, 2, model=model)
+    own.update(model, 0)
+    before = own.answer(requests, decoding)
+    assert [answer.row for answer in before] == [answer.row for answer in local.answer(requests, decoding)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1)
+    assert [answer.row for answer in own.answer(requests, decoding)] == [answer.row for answer in before]
+    own.update(model, 3)
+    after = own.answer(requests, decoding)
+    assert [answer.row for answer in after] == [answer.row for answer in local.answer(requests, decoding)]
+    assert [answer.row for answer in after] != [answer.row for answer in before]
+    assert [answer.version for answer in before + after] == [0, 0, 0, 3, 3, 3]
+
+
+def test_an_engine_serves_rollouts_and_evaluation_as_the_local_one_does(tmp_path: Path) -> None:
+    """The weights after two steps are the same to the bit; an own engine's evaluation has the same answers."""
+    weights, answers = [], []
+    for engine in ("local", COPIED):
+        folder, record = tmp_path / f"rl-{len(weights)}", tmp_path / f"{len(weights)}.json"
+        flags = ("--rollout.engine", engine, "--max-steps", "2", "--output-dir", str(folder))
+        assert cli.main(["rl", *RL, *flags]) == 0
+        weights.append(load_file(folder / "model.safetensors"))
+        flags = ("--engine", engine, "--n", "2", "--tasks", "sudoku", "--json", str(record))
+        assert cli.main(["eval", "--model", "tiny-direct", *flags]) == 0
+        answers.append([p["completion"] for p in json.loads(record.read_text())["tasks"]["sudoku"]["problems"]])
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    assert answers[0] == answers[1]
+
+
+def test_what_is_no_engine_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("class Own:\n    def answer(self, requests, decoding): ...\n")
+    flags = ("--rollout.engine", f"{path}:Own", "--max-steps", "1", "--output-dir", str(tmp_path / "run"))
+    assert cli.main(["rl", *RL, *flags]) == 2
+    assert "Own lacks update" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("kind", "name"), [("sft", DISTILLED), ("rl", CLIPPED)])
 def test_examples_run(tmp_path: Path, kind: str, name: str) -> None:
-    rl = (
-        "--model",
-        "tiny-direct",
-        "--tasks",
-        "sudoku",
-        "--problems",
-        "4",
-        "--rollout.prompts",
-        "2",
-        "--max-steps",
-        "1",
-    )
-    flags = SFT if kind == "sft" else (*rl, "--rollout.completions", "2", "--held-out.tasks", "none")
+    flags = SFT if kind == "sft" else (*RL, "--max-steps", "1")
     config = tmp_path / "own.yaml"
     config.write_text(f"objective: {name}\n")  # in YAML as on the command line
     assert cli.main([kind, "--config", str(config), *flags, "--output-dir", str(tmp_path / "run")]) == 0

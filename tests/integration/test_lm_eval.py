@@ -169,7 +169,7 @@ def test_the_value_is_the_elbo_of_its_draws() -> None:
     draws = []
     for draw in range(3):
         t, u = lm._noise(_seed_of(context), draw, len(ending))
-        draws.append(Noise(torch.tensor([t]), torch.cat([torch.ones(len(context)), u])[None]))
+        draws.append(Noise.at(torch.tensor([t]), torch.cat([torch.ones(len(context)), u])[None]))
     with torch.no_grad():
         assert value == pytest.approx(elbo(lm.model, canvas, draws, lm.facts.mask_id).sequence.item(), abs=1e-3)
 

@@ -29,7 +29,7 @@ response[:, 10:] = True
 canvas = Canvas(ids, torch.ones_like(response), response, response)
 mask = (torch.rand(ids.shape, generator=generator) < 0.5) & response
 weight = torch.rand(int(mask.sum()), generator=generator)
-noise = [Noise(torch.rand(2, generator=generator).clamp(min=1e-3), torch.rand(ids.shape, generator=generator))]
+noise = [Noise.at(torch.rand(2, generator=generator).clamp(min=1e-3), torch.rand(ids.shape, generator=generator))]
 
 
 def measured(sharded):

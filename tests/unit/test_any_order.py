@@ -12,8 +12,9 @@ from torch import Tensor
 from remask.diffusion.any_order import drawn_orders, exact, multi_sample_bound, order_log_p, subset_log_p
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import LogitsReader
+from remask.diffusion.times import MIN_TIME
 from remask.errors import UserError
 
 MASK = 3
@@ -110,7 +111,7 @@ def test_the_exact_count_estimate_is_of_this_elbo() -> None:
     """Mean over all k and over many u of the estimate is the exact ELBO."""
     canvas, generator = row(0, 2, 1, 1), torch.Generator().manual_seed(0)
     noise = [
-        Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * (k + 0.5) / 4]), torch.rand(1, 5, generator=generator))
+        Noise.at(torch.tensor([MIN_TIME + (1 - MIN_TIME) * (k + 0.5) / 4]), torch.rand(1, 5, generator=generator))
         for _ in range(400)
         for k in range(4)
     ]

@@ -33,7 +33,7 @@ from remask.config import (
 )
 from remask.data.canvas import Fill
 from remask.diffusion.importance import TRANSFORMS
-from remask.diffusion.likelihood import VIEWS
+from remask.diffusion.likelihood import ESTIMATORS
 from remask.diffusion.objective import WEIGHTS, Objective
 from remask.errors import UserError
 from remask.preference.loss import PreferenceObjective
@@ -57,7 +57,7 @@ ACTED_ON = {
     "PreferenceName": PREFERENCE,
     "TransformName": TRANSFORMS,
     "WeightName": WEIGHTS,
-    "LikelihoodName": VIEWS,
+    "LikelihoodName": ESTIMATORS,
     "AdvantageName": ADVANTAGES,
     "GpuName": GPUS,
 }

@@ -19,7 +19,7 @@ from remask.diffusion.corruption import (
     lowest,
     uniform_rate,
 )
-from remask.diffusion.noise import MIN_TIME
+from remask.diffusion.times import MIN_TIME
 
 
 def everywhere(*shape: int) -> torch.Tensor:
@@ -28,14 +28,14 @@ def everywhere(*shape: int) -> torch.Tensor:
 
 def test_uniform_rate_by_hand() -> None:
     response = torch.tensor([[False, True, True], [False, False, True]])
-    rate = uniform_rate(torch.tensor([0.25, 0.5]), response)
+    rate = uniform_rate(torch.tensor([[0.25], [0.5]]), response)
     assert rate.tolist() == [[0.0, 0.25, 0.25], [0.0, 0.0, 0.5]]
 
 
 def test_importance_rate_by_hand() -> None:
     """t = 0.75: 1 − 0.25^½ = 0.5, 1 − 0.25 = 0.75, 1 − 0.25^1.5 = 0.875; t = 0.5, twice the mean: 1 − 0.5² = 0.75."""
     ratio = torch.tensor([[0.5, 1.0, 1.5], [2.0, 1.0, 0.0]])
-    rate = importance_rate(torch.tensor([0.75, 0.5]), ratio, everywhere(2, 3))
+    rate = importance_rate(torch.tensor([[0.75], [0.5]]), ratio, everywhere(2, 3))
     assert rate[0].tolist() == pytest.approx([0.5, 0.75, 0.875], abs=1e-6)
     assert rate[1].tolist() == pytest.approx([0.75, 0.5, MIN_TIME], abs=1e-6)
 
@@ -43,7 +43,7 @@ def test_importance_rate_by_hand() -> None:
 @given(t=st.floats(MIN_TIME, 1))
 @settings(deadline=None)
 def test_average_importance_gives_back_the_uniform_rate_to_the_last_bit(t: float) -> None:
-    time = torch.tensor([max(t, 1e-3)])
+    time = torch.tensor([[max(t, 1e-3)]])
     rate = importance_rate(time, torch.ones(1, 5), everywhere(1, 5))
     assert torch.equal(rate, uniform_rate(time, everywhere(1, 5)))
 
@@ -51,13 +51,13 @@ def test_average_importance_gives_back_the_uniform_rate_to_the_last_bit(t: float
 @given(t=st.floats(MIN_TIME, 1), ratio=st.floats(0, 100))
 @settings(deadline=None)
 def test_rates_stay_between_epsilon_and_one_and_outside_the_response_zero(t: float, ratio: float) -> None:
-    rate = importance_rate(torch.tensor([t]), torch.tensor([[ratio, ratio]]), torch.tensor([[False, True]]))
+    rate = importance_rate(torch.tensor([[t]]), torch.tensor([[ratio, ratio]]), torch.tensor([[False, True]]))
     assert rate[0, 0] == 0
     assert torch.tensor(MIN_TIME) <= rate[0, 1] <= 1
 
 
 def test_more_important_tokens_are_visited_more() -> None:
-    rate = importance_rate(torch.tensor([0.4]), torch.linspace(0.05, 4, 40)[None], everywhere(1, 40))[0]
+    rate = importance_rate(torch.tensor([[0.4]]), torch.linspace(0.05, 4, 40)[None], everywhere(1, 40))[0]
     assert (rate.diff() > 0).all()
 
 
@@ -169,4 +169,4 @@ def test_lift_count_by_hand(n: int, t: float, rate: float, kept: int) -> None:
 
 def test_annotated_shapes_are_checked() -> None:
     with pytest.raises(TypeCheckError):
-        uniform_rate(torch.rand(3), everywhere(2, 4))
+        uniform_rate(torch.rand(3, 1), everywhere(2, 4))

@@ -501,7 +501,7 @@ def test_a_batch_carries_the_noise_of_its_visits() -> None:
     noise, canvas = Noise.of(batch), Canvas.of(batch)
     for row, length in ((0, 3), (1, 1)):
         own = row_noise(5, 2, row, 10 + row, length)
-        assert noise.t[row].item() == pytest.approx(own.t)
+        assert noise.row_tau[row].item() == pytest.approx(own.tau)
         assert noise.u[row][canvas.corruptible[row]].tolist() == own.u.tolist()
         assert noise.v[row][canvas.corruptible[row]].tolist() == own.v.tolist()
         assert (noise.u[row][~canvas.corruptible[row]] == 1).all()
@@ -515,7 +515,7 @@ def test_batch_mates_change_no_row() -> None:
     beside = collator([dataset[Visit(2, 0, 1)], dataset[Visit(0, 0, 0)]])
     assert torch.equal(alone["ids"][0], beside["ids"][1, :5])
     assert torch.equal(alone["u"][0], beside["u"][1, :5])
-    assert torch.equal(alone["t"][0], beside["t"][1])
+    assert torch.equal(alone["tau"][0], beside["tau"][1, :5])
     assert beside["corruptible"][1, 5:].all()
 
 

@@ -13,8 +13,8 @@ from transformers import Trainer
 
 from remask.config import EngineConfig
 from remask.errors import UserError
-from remask.rl.reference import Reference
 from remask.training.arguments import training_arguments
+from remask.training.reference import Reference
 from remask.training.sharding import refuse_to_lose_the_model, settle_ddp
 
 

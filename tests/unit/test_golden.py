@@ -122,7 +122,7 @@ def score(
         response = response & (places <= last[:, None])
     mask = torch.tensor(case[name]["mask"]).bool()
     canvas = Canvas(ids, torch.ones_like(response), response, response)
-    noise = Noise(torch.tensor(case["t"]), torch.where(mask, 0.0, 1.0))
+    noise = Noise.at(torch.tensor(case["t"]), torch.where(mask, 0.0, 1.0))
     objective = resolve(name, **({"reference": "batch"} if name == "gift" else {}))
     signal = probe_signal(reader, canvas, golden["mask"], objective.signal) if objective.uses_importance else None
     corrupted = corrupt(objective, canvas, noise, golden["mask"], signal=signal)

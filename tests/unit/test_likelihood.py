@@ -24,8 +24,9 @@ from remask.diffusion.likelihood import (
     pair_views,
     token_log_p,
 )
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import LogitsReader, ModelReader
+from remask.diffusion.times import MIN_TIME
 from remask.errors import UserError
 
 MASK = 4
@@ -53,7 +54,7 @@ def canvas(*responses: list[int], prompt: int = 2) -> Canvas:
 def draws(count: int, rows: int, length: int, seed: int = 0) -> list[Noise]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        Noise(
+        Noise.at(
             MIN_TIME + (1 - MIN_TIME) * torch.rand(rows, generator=generator),
             torch.rand(rows, length, generator=generator),
         )
@@ -64,7 +65,7 @@ def draws(count: int, rows: int, length: int, seed: int = 0) -> list[Noise]:
 def test_by_hand() -> None:
     """n = 3; τ = 0.4 masks k = 1 + ⌊1.2⌋ = 2: the two smallest u, each weighing 3/2."""
     batch = canvas([0, 1, 2])
-    noise = Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.4]), torch.tensor([[0.0, 0.0, 0.9, 0.1, 0.5]]))
+    noise = Noise.at(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.4]), torch.tensor([[0.0, 0.0, 0.9, 0.1, 0.5]]))
     value = elbo(ignorant, batch, [noise], MASK)
     assert value.token[0].tolist() == pytest.approx([0, 0, 0, 1.5 * LOG_P[1].item(), 1.5 * LOG_P[2].item()])
     assert value.sequence.item() == pytest.approx(1.5 * (LOG_P[1] + LOG_P[2]).item())
@@ -74,7 +75,7 @@ def test_by_hand() -> None:
 def test_coupled_by_hand() -> None:
     """n = 3; τ = 0.3 masks k = ⌊1.2⌋ = 1 with weight 4/1 and the other two with 4/2, halved."""
     batch = canvas([0, 1, 2])
-    noise = Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.3]), torch.tensor([[0.0, 0.0, 0.9, 0.1, 0.5]]))
+    noise = Noise.at(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.3]), torch.tensor([[0.0, 0.0, 0.9, 0.1, 0.5]]))
     value = elbo_coupled(ignorant, batch, [noise], MASK)
     weights = torch.tensor([1.0, 2.0, 1.0])
     assert value.token[0, 2:].tolist() == pytest.approx((weights * LOG_P[:3]).tolist())
@@ -95,7 +96,7 @@ def test_mean_field_by_hand() -> None:
 
 def test_mean_field_masks_its_share_of_the_prompt_and_never_scores_it() -> None:
     batch = canvas([1, 2], prompt=3)
-    noise = Noise(torch.tensor([0.5]), torch.tensor([[0.1, 0.5, 0.14, 0.9, 0.9]]))
+    noise = Noise.at(torch.tensor([0.5]), torch.tensor([[0.1, 0.5, 0.14, 0.9, 0.9]]))
     (view,) = mean_field_views(batch, noise, MASK, prompt_rate=0.15)
     assert view.ids.tolist() == [[MASK, 0, MASK, MASK, MASK]]
     assert torch.equal(view.scored, batch.corruptible)
@@ -108,7 +109,7 @@ def test_mean_field_masks_its_share_of_the_prompt_and_never_scores_it() -> None:
 def test_diffucoders_coupled_by_hand() -> None:
     """τ = 0.5: r = 0.5. Of three tokens u masks the first two; each is read once whole and once in its part."""
     batch = canvas([0, 1, 2])
-    noise = Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.25]), torch.tensor([[0.0, 0.0, 0.1, 0.3, 0.9]]))
+    noise = Noise.at(torch.tensor([MIN_TIME + (1 - MIN_TIME) * 0.25]), torch.tensor([[0.0, 0.0, 0.1, 0.3, 0.9]]))
     rate = 0.2 + 0.6 * 0.25
     value = coupled(ignorant, batch, [noise], MASK)
     weights = torch.tensor([0.5 + 0.5 / rate, 0.5 + 0.5 / rate, 0.5 + 0.5 / (1 - rate)])
@@ -121,9 +122,9 @@ def test_diffucoders_expected_weight_is_one_and_a_half(tau: float) -> None:
     for chosen in itertools.product([False, True], repeat=3):
         mask = torch.tensor(chosen)
         time = torch.tensor([MIN_TIME + (1 - MIN_TIME) * tau])
-        views = coupled_views(canvas([0, 1, 2], prompt=0), Noise(time, torch.where(mask, 0.1, 0.9)[None]), MASK)
+        views = coupled_views(canvas([0, 1, 2], prompt=0), Noise.at(time, torch.where(mask, 0.1, 0.9)[None]), MASK)
         chance = rate ** int(mask.sum()) * (1 - rate) ** int((~mask).sum())
-        total += chance * sum(view.weight * view.scored[0] for view in views)
+        total += chance * sum((view.weight * view.scored)[0] for view in views)
     assert total.tolist() == pytest.approx([1.5] * 3, rel=1e-5)
 
 
@@ -144,7 +145,7 @@ def test_what_is_not_supervised_is_hidden_and_not_scored(estimate: Any) -> None:
     assert value.scored.tolist() == [3]
     assert (value.token[0, 5:] == 0).all()
     assert all((ids[0, 5:] == MASK).all() for ids in seen)
-    alone = estimate(ignorant, canvas([1, 2, 3]), [Noise(n.t, n.u[:, :5]) for n in draws(4, 1, 7)], MASK)
+    alone = estimate(ignorant, canvas([1, 2, 3]), [Noise(n.tau[:, :5], n.u[:, :5]) for n in draws(4, 1, 7)], MASK)
     assert value.sequence.item() == pytest.approx(alone.sequence.item())
 
 
@@ -235,7 +236,7 @@ def test_views_of_few_rows_are_read_together_and_mean_the_same(estimate: Any) ->
     calls.clear()
     rows = torch.arange(2).repeat(5)
     many = Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
-    noise = [Noise(d.t[rows], d.u[rows]) for d in draws(2, 2, batch.ids.shape[1])]
+    noise = [Noise(d.tau[rows], d.u[rows]) for d in draws(2, 2, batch.ids.shape[1])]
     apart = estimate(LogitsReader(predict), many, noise, MASK)
     assert calls == [10] * views * 2
     assert torch.allclose(apart.token, few.token[rows], atol=1e-5)
@@ -278,7 +279,7 @@ def test_a_row_in_a_batch_is_the_row_alone(random_model: Any, tiny_config: Any) 
         alone = elbo(
             random_model,
             part,
-            [Noise(n.t[row : row + 1], n.u[row : row + 1]) for n in noise],
+            [Noise(n.tau[row : row + 1], n.u[row : row + 1]) for n in noise],
             tiny_config.mask_token_id,
         )
         assert torch.allclose(both.token[row], alone.token[0], atol=1e-5)
@@ -308,7 +309,7 @@ def test_golden(number: int, shared: Path) -> None:
     assert count.tolist() == case["num_masked"]
     assert torch.equal(exact_count_mask(1 - mask.float(), count, response), mask)
     mask_id, reader = golden["mask_token_id"], ModelReader(model.eval())
-    whole = View(batch.ids.masked_fill(mask, mask_id), mask, (n + 1) / count.clamp(min=1))
+    whole = View(batch.ids.masked_fill(mask, mask_id), mask, ((n + 1) / count.clamp(min=1))[:, None].expand(mask.shape))
     with torch.no_grad():
         plain = token_log_p(reader, batch, [whole]).sum(-1)
         coupled = token_log_p(reader, batch, pair_views(batch, mask, mask_id)).sum(-1)

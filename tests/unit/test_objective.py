@@ -12,7 +12,7 @@ import torch
 
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.importance import probe_signal
-from remask.diffusion.noise import MIN_TIME, Noise, collate_noise, row_noise
+from remask.diffusion.noise import Noise, collate_noise, row_noise
 from remask.diffusion.objective import (
     Objective,
     cart_weights,
@@ -23,6 +23,7 @@ from remask.diffusion.objective import (
     token_weights,
 )
 from remask.diffusion.reader import LogitsReader
+from remask.diffusion.times import MIN_TIME
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.errors import UserError
 from remask.sft.presets import PRESETS, resolve
@@ -56,7 +57,7 @@ def rows_of(canvas: Canvas, noise: Noise, rows: slice) -> tuple[Canvas, Noise]:
     assert noise.s is not None
     assert noise.v is not None
     part = Canvas(canvas.ids[rows], canvas.attended[rows], canvas.corruptible[rows], canvas.supervised[rows])
-    return part, Noise(noise.t[rows], noise.u[rows], noise.s[rows], noise.v[rows])
+    return part, Noise(noise.tau[rows], noise.u[rows], noise.s[rows], noise.v[rows])
 
 
 def numerator_and_denominator(
@@ -87,10 +88,8 @@ def numerator_and_denominator(
 
 
 def corrupted_by_hand(mask: torch.Tensor, t: list[float], importance: torch.Tensor | None = None) -> Corrupted:
-    time = torch.tensor(t)
-    return Corrupted(
-        torch.zeros(mask.shape, dtype=torch.long), mask, time[:, None] * torch.ones(mask.shape), time, importance
-    )
+    time = torch.tensor(t)[:, None].expand(mask.shape)
+    return Corrupted(torch.zeros(mask.shape, dtype=torch.long), mask, time, time, importance)
 
 
 def canvas_by_hand(response: torch.Tensor, attended: torch.Tensor | None = None) -> Canvas:
@@ -224,7 +223,7 @@ def test_lift_scores_its_superset_and_takes_the_rule_of_each_row() -> None:
         gold = torch.tensor([3.0, 0.0, 2.0, 1.0]).repeat(2)
         return torch.nn.functional.one_hot(torch.arange(4).repeat(2), 5) * gold[:, None]
 
-    noise = Noise(torch.tensor([0.5, 0.25]), torch.rand(2, 4), torch.ones(2))
+    noise = Noise.at(torch.tensor([0.5, 0.25]), torch.rand(2, 4), torch.ones(2))
     corrupted = corrupt(
         Objective(rate="lift2"), Canvas(ids, response, response, response), noise, 4, reader=LogitsReader(predict)
     )
@@ -317,7 +316,7 @@ def test_nothing_and_everything_masked(
 ) -> None:
     """u = 1 masks nothing: the loss and every gradient are 0, not NaN. u = 0 masks all: both are finite."""
     full = torch.full(canvas.ids.shape, u)
-    noise = Noise(
+    noise = Noise.at(
         torch.full((4,), 0.5), full, torch.zeros(4), torch.rand(full.shape, generator=torch.Generator().manual_seed(0))
     )
     top, bottom, corrupted = numerator_and_denominator(
@@ -394,7 +393,7 @@ def losses_over_noise(name: str, rows: int = 40_000) -> tuple[torch.Tensor, floa
     canvas = Canvas(ids, everything, everything, everything)
     generator = torch.Generator().manual_seed(0)
     time = MIN_TIME + (1 - MIN_TIME) * torch.rand(rows, generator=generator)
-    noise = Noise(time, torch.rand(rows, 4, generator=generator), None, torch.rand(rows, 4, generator=generator))
+    noise = Noise.at(time, torch.rand(rows, 4, generator=generator), None, torch.rand(rows, 4, generator=generator))
 
     def predict(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return logits[positions.nonzero()[:, 1]]
@@ -471,14 +470,14 @@ def test_what_corruption_needs_is_asked_for(canvas: Canvas, noise: Noise) -> Non
         corrupt(resolve("gift"), canvas, noise, 9)
     with pytest.raises(UserError, match="reader"):
         corrupt(resolve("lift3"), canvas, noise, 9)
-    bare = Noise(noise.t, noise.u)
+    bare = Noise(noise.tau, noise.u)
     with pytest.raises(UserError, match=r"Noise\.v"):
         corrupt(resolve("gift-permuted"), canvas, bare, 9, signal=torch.rand(canvas.ids.shape))
 
 
 def test_rates_of_the_smallest_time_stay_at_epsilon(canvas: Canvas) -> None:
     """At t = ε a token of little entropy keeps the rate ε: its weight is at most 1/ε."""
-    noise = Noise(torch.full((4,), MIN_TIME), torch.zeros(canvas.ids.shape))
+    noise = Noise.at(torch.full((4,), MIN_TIME), torch.zeros(canvas.ids.shape))
     signal = torch.rand(canvas.ids.shape, generator=torch.Generator().manual_seed(0))
     corrupted = corrupt(resolve("gift"), canvas, noise, 9, signal=signal)
     where = scored_positions(canvas, corrupted)

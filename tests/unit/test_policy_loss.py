@@ -44,7 +44,7 @@ def test_golden_loss_and_gradient(shared: Path) -> None:
         new = replace(new, sequence=new.sequence.requires_grad_())
         old, reference = (sequences(case[name], n)[0] for name in ("elbo_old", "elbo_ref"))
         advantage = torch.tensor(case["advantages"], dtype=torch.float64)
-        loss = policy_terms(objective, advantage, new, old, reference, scored).row.mean()
+        loss = policy_terms(objective, advantage[:, None], new, old, reference, scored).row.mean()
         (gradient,) = torch.autograd.grad(loss, new.sequence)
         assert loss.item() == pytest.approx(case["loss"], rel=1e-4)
         assert gradient.tolist() == pytest.approx(case["grad_elbo_new"], rel=1e-4)
@@ -74,7 +74,7 @@ def test_what_each_kl_loss_has_for_a_gradient(name: str, forward: int, backward:
 @pytest.mark.parametrize("name", PRESETS)
 def test_where_nothing_has_moved_ratios_are_one_and_kl_is_zero(name: str) -> None:
     value, scored = likelihood([-1.0, -2.5, -0.125], [-4.0, -0.5])
-    terms = policy_terms(PRESETS[name], torch.tensor([0.3, -0.7]), value, value, value, scored)
+    terms = policy_terms(PRESETS[name], torch.tensor([0.3, -0.7])[:, None], value, value, value, scored)
     assert (terms.ratio == 1).all()
     assert (terms.kl == 0).all()
     assert not terms.clipped_low.any()
@@ -86,7 +86,7 @@ def test_the_gradient_raises_what_was_good(name: str) -> None:
     value, scored = likelihood([-1.0, -2.0], [-3.0, -1.0])
     token = value.token.clone().requires_grad_()
     current = Likelihood(token, token.sum(-1), value.scored)
-    policy_terms(PRESETS[name], torch.tensor([1.0, -1.0]), current, value, value, scored).row.sum().backward()
+    policy_terms(PRESETS[name], torch.tensor([1.0, -1.0])[:, None], current, value, value, scored).row.sum().backward()
     assert token.grad is not None
     assert (token.grad[0] < 0).all()
     assert (token.grad[1] > 0).all()
@@ -98,7 +98,8 @@ def test_wd1s_gradient_by_hand_on_two_completions() -> None:
     value, scored = likelihood([-1.0, -2.0], [-3.0, -1.0])
     token = value.token.clone().requires_grad_()
     current = Likelihood(token, token.sum(-1), value.scored)
-    policy_terms(PRESETS["wd1"], torch.tensor([-share, share]), current, None, None, scored).row.sum().backward()
+    advantage = torch.tensor([[-share], [share]])
+    policy_terms(PRESETS["wd1"], advantage, current, None, None, scored).row.sum().backward()
     assert token.grad is not None
     assert token.grad.tolist() == [pytest.approx([share, share]), pytest.approx([-share, -share])]
 
@@ -108,7 +109,7 @@ def test_clipping_by_hand() -> None:
     objective = PolicyObjective(kl="none", clip_low=0.2, clip_high=0.5)
     new, scored = likelihood([0.0], [0.0], [0.0], [0.0])
     old, _ = likelihood([-1.0], [-1.0], [1.0], [1.0])
-    terms = policy_terms(objective, torch.tensor([1.0, -1.0, 1.0, -1.0]), new, old, None, scored)
+    terms = policy_terms(objective, torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None], new, old, None, scored)
     assert terms.row.tolist() == pytest.approx([-1.5, math.e, -1 / math.e, 0.8])
     assert terms.clipped_high.tolist() == [True, False, False, False]
     assert terms.clipped_low.tolist() == [False, False, False, True]
@@ -123,7 +124,7 @@ def test_levels_coincide_for_answers_of_one_token(kl: str, normaliser: str) -> N
     rows = [
         policy_terms(
             PolicyObjective(level=level, kl=kl, kl_weight=0.3, normaliser=normaliser),  # type: ignore[arg-type]
-            torch.tensor([1.0, -0.5, 0.25]),
+            torch.tensor([[1.0], [-0.5], [0.25]]),
             new,
             old,
             reference,
@@ -144,7 +145,7 @@ def test_an_answers_ratio_is_the_geometric_mean_of_its_tokens() -> None:
     new, old = (of_tokens(-torch.rand(3, 5, generator=generator)) for _ in range(2))
     scored, advantage = torch.ones(3, 5, dtype=torch.bool), torch.ones(3)
     mean, product, each = (
-        policy_terms(PolicyObjective(level=level, kl="none"), advantage, new, old, None, scored).ratio  # type: ignore[arg-type]
+        policy_terms(PolicyObjective(level=level, kl="none"), advantage[:, None], new, old, None, scored).ratio  # type: ignore[arg-type]
         for level in ("sequence", "whole", "token")
     )
     assert torch.allclose(mean, each.reshape(3, 5).log().mean(-1).exp())
@@ -161,7 +162,7 @@ def test_levels_share_their_gradient_until_the_policy_moves(moved: float, same: 
         old = of_tokens(token.detach() - moved * torch.tensor([[1.0, -1.0, 0.5]]))
         objective = PolicyObjective(level=level, kl="none")  # type: ignore[arg-type]
         scored = torch.ones(1, 3, dtype=torch.bool)
-        policy_terms(objective, torch.tensor([0.7]), of_tokens(token), old, None, scored).row.sum().backward()
+        policy_terms(objective, torch.tensor([0.7])[:, None], of_tokens(token), old, None, scored).row.sum().backward()
         assert token.grad is not None
         gradients.append(token.grad)
     assert torch.allclose(gradients[0], gradients[0][:, :1].expand(1, 3))
@@ -175,8 +176,8 @@ def test_padding_and_batch_mates_change_nothing(name: str) -> None:
     alone, own = likelihood(short)
     moved = replace(both, token=both.token * 0.9, sequence=both.sequence * 0.9)
     moved_alone = replace(alone, token=alone.token * 0.9, sequence=alone.sequence * 0.9)
-    together = policy_terms(PRESETS[name], torch.tensor([0.4, -0.4]), both, moved, moved, scored)
-    single = policy_terms(PRESETS[name], torch.tensor([0.4]), alone, moved_alone, moved_alone, own)
+    together = policy_terms(PRESETS[name], torch.tensor([0.4, -0.4])[:, None], both, moved, moved, scored)
+    single = policy_terms(PRESETS[name], torch.tensor([0.4])[:, None], alone, moved_alone, moved_alone, own)
     assert together.row[0].item() == pytest.approx(single.row.item())
     assert together.kl[0].item() == pytest.approx(single.kl.item())
 
@@ -196,7 +197,12 @@ def test_a_token_level_row_is_the_mean_or_the_sum_of_its_tokens() -> None:
     old, _ = likelihood([-0.1, 0.1])
     mean, total = (
         policy_terms(
-            PolicyObjective(level="token", kl="none", normaliser=name), torch.tensor([1.0]), new, old, None, scored
+            PolicyObjective(level="token", kl="none", normaliser=name),
+            torch.tensor([1.0])[:, None],
+            new,
+            old,
+            None,
+            scored,
         ).row.item()
         for name in ("sequences", "tokens")
     )
@@ -208,7 +214,7 @@ def test_weighted_likelihoods_over_tokens_are_the_mean_of_their_tokens() -> None
     """−A·ℓ is a sum over an answer's tokens already: two answers of A = −1, ℓ = −1.5 and −4 over 2 + 1 tokens."""
     value, scored = likelihood([-1.0, -0.5], [-4.0])
     objective = PolicyObjective(level="none", kl="none", normaliser="tokens")
-    rows = policy_terms(objective, torch.tensor([-1.0, -1.0]), value, None, None, scored).row
+    rows = policy_terms(objective, torch.tensor([-1.0, -1.0])[:, None], value, None, None, scored).row
     count = rows_counted(objective, torch.tensor([True, True]), scored, 2)
     assert (rows.sum() / count).item() == pytest.approx((-1.5 - 4) / 3)
 
@@ -216,7 +222,7 @@ def test_weighted_likelihoods_over_tokens_are_the_mean_of_their_tokens() -> None
 def test_ratios_beyond_all_measure_are_cut_and_counted() -> None:
     new, scored = likelihood([0.0], [0.0])
     old, _ = likelihood([-1000.0], [-1.0])
-    terms = policy_terms(PolicyObjective(kl="none"), torch.tensor([-1.0, -1.0]), new, old, None, scored)
+    terms = policy_terms(PolicyObjective(kl="none"), torch.tensor([-1.0, -1.0])[:, None], new, old, None, scored)
     assert torch.isfinite(terms.row).all()
     assert terms.cut.tolist() == [True, False]
     assert terms.ratio[0].item() == pytest.approx(math.exp(MAX_LOG_RATIO))

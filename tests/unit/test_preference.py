@@ -26,7 +26,8 @@ from remask.config import (
 )
 from remask.data.canvas import Fill
 from remask.data.collate import Visit
-from remask.diffusion.likelihood import VIEWS, Likelihood, estimate
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import ESTIMATORS, Likelihood, estimate
 from remask.diffusion.reader import LogitsReader
 from remask.errors import UserError
 from remask.preference.data import (
@@ -41,7 +42,6 @@ from remask.preference.data import (
 )
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
 from remask.preference.presets import resolve
-from remask.rl.scoring import draw_by_draw
 from remask.tasks import get
 from remask.tasks.generator import GeneratedTask
 
@@ -189,7 +189,7 @@ def terms_of(
     objective: PreferenceObjective, policy: Any, reference: Any, batch: PairBatch, mask_id: int
 ) -> PreferenceTerms:
     def read(model: Any, noise: Any) -> Likelihood:
-        return estimate(model, batch.canvas, [VIEWS[objective.likelihood](batch.canvas, n, mask_id) for n in noise])
+        return estimate(model, batch.canvas, ESTIMATORS[objective.likelihood].draws(batch.canvas, noise, mask_id))
 
     with torch.no_grad():
         known = read(reference, batch.reference_noise)
@@ -250,7 +250,7 @@ def test_draw_by_draw_gives_the_gradient_of_all_draws_at_once(
     whole.backward()
     expected = [weight.grad.clone() for weight in moved.parameters()]
     moved.zero_grad()
-    draws = [VIEWS[objective.likelihood](batch.canvas, noise, mask_id) for noise in batch.noise]
+    draws = ESTIMATORS[objective.likelihood].draws(batch.canvas, batch.noise, mask_id)
     with torch.no_grad():
         known = estimate(random_model, batch.canvas, draws)
 
@@ -333,15 +333,15 @@ def test_both_answers_are_filled_by_the_same_rule(fill: str, lengths: str, pairs
 def test_noise_is_each_answers_own_and_says_nothing_of_the_reference(pairs: list[Pair]) -> None:
     shared, own = (laid(pairs, collator(draws=8, shared_noise=which)) for which in (True, False))
     assert shared.reference_noise is shared.noise
-    t = torch.stack([noise.t for noise in shared.noise])
+    t = torch.stack([noise.row_tau for noise in shared.noise])
     assert len(t.unique()) == t.numel()  # 8 draws of 6 answers
     scored = shared.canvas.supervised
     u = torch.cat([noise.u[scored] for noise in shared.noise])
     assert len(u.unique()) > 0.999 * u.numel()
     for one, other, reference in zip(shared.noise, own.noise, own.reference_noise, strict=True):
-        assert torch.equal(one.t, other.t)
+        assert torch.equal(one.row_tau, other.row_tau)
         assert torch.equal(one.u, other.u)
-        assert not torch.isclose(other.t, reference.t).any()
+        assert not torch.isclose(other.row_tau, reference.row_tau).any()
         assert not torch.isclose(other.u[scored], reference.u[scored]).all(-1).any()
 
 
@@ -350,7 +350,7 @@ def test_times_of_the_reference_are_independent_of_the_policys(pairs: list[Pair]
     collate, apart = collator(draws=1, shared_noise=False), []
     for epoch in range(30):
         batch = laid(pairs, collate, epoch=epoch)
-        apart += ((batch.reference_noise[0].t - batch.noise[0].t) % 1).tolist()
+        apart += ((batch.reference_noise[0].row_tau - batch.noise[0].row_tau) % 1).tolist()
     uniform = (np.arange(180) + 0.5) / 180
     assert np.abs(np.sort(apart) - uniform).max() < 0.12  # Kolmogorov and Smirnov's at 1 % of 180 numbers
 
@@ -360,7 +360,7 @@ def test_the_times_of_an_answers_draws_are_stratified(of_reference: bool, pairs:
     """Eight times of one answer leave no gap wider than a quarter."""
     for seed in range(20):
         batch = laid(pairs, collator(seed=seed, draws=8, shared_noise=not of_reference))
-        t = torch.stack([noise.t for noise in (batch.reference_noise if of_reference else batch.noise)])
+        t = torch.stack([noise.row_tau for noise in (batch.reference_noise if of_reference else batch.noise)])
         edges = torch.cat([torch.zeros(1, t.shape[1]), t.sort(0).values, torch.ones(1, t.shape[1])])
         assert edges.diff(dim=0).max() < 0.25
 
@@ -370,7 +370,7 @@ def test_every_epoch_has_new_noise(pairs: list[Pair]) -> None:
     scored = first.canvas.supervised
     for one in first.noise:
         for other in second.noise:
-            assert not torch.isclose(one.t, other.t).any()
+            assert not torch.isclose(one.row_tau, other.row_tau).any()
             assert torch.isclose(one.u, other.u)[scored].float().mean() < 0.1
 
 

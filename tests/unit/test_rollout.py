@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import estimate
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
-from remask.rl.rollout import Rollout, row_seed, until_end
-from remask.rl.scoring import draws_of
+from remask.rl.rollout import Rollout, row_seed
+from remask.rl.rollout_rows import until_end
 from remask.sampling.generate import length_of
 
 END, EOS, CANVAS = 5, 0, 8
@@ -33,8 +34,9 @@ def rollout(rows: int = 6, number: int = 0) -> Rollout:
     response = torch.zeros_like(attended)
     response[:, width - CANVAS :] = True
     scored = until_end(ids, response, torch.tensor([END, EOS]))
+    advantage = (torch.arange(rows) - 2.5)[:, None] * response
     return Rollout(
-        number, ids, attended, response, scored, torch.arange(rows) - 2.5, torch.ones(rows).bool(), {}, [], []
+        number, Canvas(ids, attended, response, scored), advantage, torch.ones(rows).bool(), number, {}, [], []
     )
 
 
@@ -76,19 +78,16 @@ def of_row(batches: list[PolicyBatch], plan: Plan, row: int) -> tuple[PolicyBatc
 
 def test_noise_knows_of_no_batch_rank_or_width() -> None:
     whole = rollout()
+    width = whole.canvas.ids.shape[1] + 9
     wider = replace(
-        whole,
-        **{
-            name: torch.nn.functional.pad(getattr(whole, name), (9, 0))
-            for name in ("ids", "attended", "response", "scored")
-        },
+        whole, canvas=whole.canvas.left_padded(width), advantage=torch.nn.functional.pad(whole.advantage, (9, 0))
     )
     seen = []
     for source, plan in ((whole, Plan(6, 1, 1, 6)), (wider, Plan(6, 1, 1, 2)), (whole, Plan(6, 1, 1, 1, 1, 2))):
         batches = list(batches_of(source, plan, draws=2, fresh=True, seed=3))
         batch, place = of_row(batches, plan, 4)
         length = LENGTHS[4] + CANVAS
-        seen.append([(noise.t[place].item(), noise.u[place, -length:].tolist()) for noise in batch.noise])
+        seen.append([(noise.row_tau[place].item(), noise.u[place, -length:].tolist()) for noise in batch.noise])
         assert all(noise.u.shape == batch.canvas.ids.shape for noise in batch.noise)
     assert seen[0] == seen[1] == seen[2]
     assert seen[0][0] != seen[0][1]
@@ -99,7 +98,7 @@ def test_times_are_stratified_over_draws_and_rows_and_new_in_every_pass_and_roll
     plan, masks = Plan(6, 2, 1, 6), set()
     for number in (0, 1):
         for batch in batches_of(rollout(number=number), plan, draws=2, fresh=True, seed=0):
-            times = torch.stack([noise.t for noise in batch.noise], dim=-1)
+            times = torch.stack([noise.row_tau for noise in batch.noise], dim=-1)
             apart = times.diff(dim=-1).abs()
             assert torch.minimum(apart, 1 - apart).min() > 0.35
             gaps = times.flatten().sort().values.diff()
@@ -113,11 +112,14 @@ def test_times_are_stratified_over_draws_and_rows_and_new_in_every_pass_and_roll
 def test_a_rows_times_are_new_in_every_pass_whatever_the_size_of_a_rollout(rows: int) -> None:
     """72 rows of two draws are a Fibonacci number, after which golden-ratio steps come back to where they were."""
     whole = rollout()
-    of_rows = torch.arange(rows) % len(whole.ids)
-    names = ("ids", "attended", "response", "scored", "advantage", "counted")
-    source = replace(whole, **{name: getattr(whole, name)[of_rows] for name in names})
+    of_rows = torch.arange(rows) % len(whole.counted)
+    source = replace(
+        whole,
+        canvas=whole.canvas.each(lambda value: value[of_rows]),
+        **{name: getattr(whole, name)[of_rows] for name in ("advantage", "counted")},
+    )
     passes = list(batches_of(source, Plan(rows, 24, 1, rows), draws=2, fresh=True, seed=0))
-    first = torch.stack([batch.noise[0].t[0] for batch in passes])
+    first = torch.stack([batch.noise[0].row_tau[0] for batch in passes])
     steps = (first.diff() % 1).sort().values
     assert (steps - (torch.arange(23) + 0.5) / 23).abs().max() < 0.33  # Kolmogorov and Smirnov's at 1 % of 23 numbers
 
@@ -127,9 +129,9 @@ def test_kept_noise_is_one_pass_that_is_used_again() -> None:
     assert len(list(batches_of(rollout(), Plan(6, 4, 1, 3), draws=1, fresh=True, seed=0))) == 8
 
 
-def test_only_the_first_step_is_on_policy() -> None:
-    batches = list(batches_of(rollout(), Plan(6, 2, 3, 1), draws=1, fresh=True, seed=0))
-    assert [batch.on_policy for batch in batches] == [True] * 2 + [False] * 10
+def test_batches_are_of_the_version_that_wrote_them() -> None:
+    batches = list(batches_of(rollout(number=3), Plan(6, 2, 3, 1), draws=1, fresh=True, seed=0))
+    assert [batch.version for batch in batches] == [3] * 12
 
 
 @pytest.mark.parametrize(("before", "now"), [(3, 1), (1, 3), (3, 3)])
@@ -140,7 +142,7 @@ def test_what_ranks_had_left_is_shared_anew_as_if_there_had_been_so_many(before:
         plan = Plan(6, 2, 2, batch_size, rank, world)
         made = list(batches_of(rollout(), plan, draws=2, fresh=True, seed=1))
         for batch in made:
-            batch.old = batch.canvas.ids * 0.5
+            batch.old = [batch.canvas.ids * 0.5, batch.canvas.ids * 0.25]
         return made[plan.micro_batches :]
 
     others = [left(rank, before, 2) for rank in range(before)]
@@ -149,15 +151,15 @@ def test_what_ranks_had_left_is_shared_anew_as_if_there_had_been_so_many(before:
         shared, own = shared_anew(others, plan), left(rank, now, 1)
         assert len(shared) == len(own) > 0
         for one, other in zip(shared, own, strict=True):
-            assert all(torch.equal(getattr(one.canvas, n), getattr(other.canvas, n)) for n in vars(other.canvas))
+            assert all(torch.equal(one.canvas.tensors()[n], value) for n, value in other.canvas.tensors().items())
             assert all(
-                torch.equal(a.u, b.u) and torch.equal(a.t, b.t) for a, b in zip(one.noise, other.noise, strict=True)
+                torch.equal(a.u, b.u) and torch.equal(a.tau, b.tau) for a, b in zip(one.noise, other.noise, strict=True)
             )
             assert torch.equal(one.advantage, other.advantage)
             assert torch.equal(one.counted, other.counted)
-            assert one.on_policy == other.on_policy
+            assert one.version == other.version
             assert one.reference is None
-            assert torch.equal(one.old, other.old)
+            assert all(torch.equal(a, b) for a, b in zip(one.old, other.old, strict=True))
 
 
 def test_padding_that_no_row_needs_is_cut_off() -> None:
@@ -175,7 +177,7 @@ def test_a_row_is_worth_the_same_whatever_its_batch_mates(name: str, random_mode
         values = []
         for row in range(6):
             batch, place = of_row(batches, plan, row)
-            views = draws_of(objective, batch.canvas, batch.noise, random_model.config.mask_token_id)
+            views = objective.estimator.draws(batch.canvas, batch.noise, random_model.config.mask_token_id)
             with torch.no_grad():
                 value = estimate(random_model, batch.canvas, views)
             values.append((value.sequence[place].item(), int(value.scored[place])))

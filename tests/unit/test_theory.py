@@ -19,7 +19,7 @@ from torch import Tensor
 from remask.diffusion.corruption import Canvas, Corrupted, apply_mask, importance_rate
 from remask.diffusion.importance import importance, probe_signal
 from remask.diffusion.likelihood import elbo, elbo_coupled, elbo_coupled_views
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.diffusion.objective import (
     Objective,
     corrupt,
@@ -30,6 +30,7 @@ from remask.diffusion.objective import (
     token_weights,
 )
 from remask.diffusion.reader import LogitsReader
+from remask.diffusion.times import MIN_TIME
 from remask.diffusion.token_loss import token_cross_entropy
 from remask.sft.presets import PRESETS
 
@@ -66,7 +67,7 @@ def all_masks(ratio: Tensor, t: float) -> tuple[Canvas, Corrupted, Tensor]:
     """Every mask as a row, and how likely it is when token i is masked at the code's rate."""
     mask = masks(len(ratio))
     canvas = canvas_of(*mask.shape)
-    time = torch.full((len(mask),), t, dtype=torch.float64)
+    time = torch.full((len(mask), 1), t, dtype=torch.float64)
     every = ratio.expand(mask.shape)
     rate = importance_rate(time, every, canvas.corruptible)
     chance = torch.where(mask, rate, 1 - rate).prod(-1)
@@ -94,7 +95,7 @@ def expected_loss(objective: Objective, table: Tensor, ratio: Tensor) -> float:
 def rate_and_slope(ratio: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """p(t) and p′(t), the latter through the code's own function."""
     time = torch.full((len(ratio),), t, dtype=torch.float64, requires_grad=True)
-    rate = importance_rate(time, ratio[:, None], torch.ones(len(ratio), 1, dtype=torch.bool))[:, 0]
+    rate = importance_rate(time[:, None], ratio[:, None], torch.ones(len(ratio), 1, dtype=torch.bool))[:, 0]
     (slope,) = torch.autograd.grad(rate.sum(), time)
     return rate.detach(), slope
 
@@ -203,14 +204,16 @@ def test_gift_masks_fewer_tokens_than_sft(t: float) -> None:
     everywhere = torch.ones(1, 4, dtype=torch.bool)
     ratio = importance(signal, everywhere, "sqrt").ratio.double()
     assert ratio.mean().item() == pytest.approx(1)
-    assert importance_rate(torch.tensor([t], dtype=torch.float64), ratio, everywhere).mean() < t
+    assert importance_rate(torch.tensor([[t]], dtype=torch.float64), ratio, everywhere).mean() < t
 
 
 def test_the_permuted_control_masks_as_many() -> None:
     """Not only on average: the number of masked tokens has the same distribution."""
     generator = torch.Generator().manual_seed(0)
     canvas, signal = canvas_of(3, 6), 3 * torch.rand(3, 6, generator=generator)
-    noise = Noise(torch.tensor([0.2, 0.5, 0.9]), *(torch.rand(s, generator=generator) for s in ((3, 6), (3,), (3, 6))))
+    noise = Noise.at(
+        torch.tensor([0.2, 0.5, 0.9]), *(torch.rand(s, generator=generator) for s in ((3, 6), (3,), (3, 6)))
+    )
     plain, control = (corrupt(PRESETS[n], canvas, noise, HIDDEN, signal=signal) for n in ("gift", "gift-permuted"))
     assert not torch.equal(plain.rate, control.rate)
     for a, b in zip(plain.rate.tolist(), control.rate.tolist(), strict=True):
@@ -247,7 +250,9 @@ def test_visits_move_variance_between_tokens() -> None:
     logarithm = torch.linspace(math.log(MIN_TIME), 0, 20_001, dtype=torch.float64)
     t = logarithm.exp()
     for b, mean in ((0.5, 12.83), (1.0, math.log(1000) / 0.999), (2.0, 3.80)):
-        rate = importance_rate(t, torch.full((len(t), 1), b, dtype=torch.float64), torch.ones(len(t), 1).bool())[:, 0]
+        rate = importance_rate(
+            t[:, None], torch.full((len(t), 1), b, dtype=torch.float64), torch.ones(len(t), 1).bool()
+        )[:, 0]
         assert torch.trapezoid(t / rate, logarithm).item() / (1 - MIN_TIME) == pytest.approx(mean, abs=0.005)
 
 
@@ -294,7 +299,7 @@ def test_dft_ascends_the_probability_itself() -> None:
     """sg[p]/t · ∇(−log p) = −∇p/t."""
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     mask = torch.ones(1, 3, dtype=torch.bool)
-    corrupted = Corrupted(torch.zeros(1, 3, dtype=torch.long), mask, torch.full((1, 3), 0.25), torch.tensor([0.25]))
+    corrupted = Corrupted(torch.zeros(1, 3, dtype=torch.long), mask, torch.full((1, 3), 0.25), torch.tensor([[0.25]]))
     ce = token_cross_entropy(logits, torch.tensor([0, 1, 2]))
     (found,) = torch.autograd.grad(row_losses(PRESETS["dft"], canvas_of(1, 3), corrupted, ce).sum(), logits)
     (slope,) = torch.autograd.grad(logits.softmax(-1).diagonal().sum(), logits)
@@ -312,7 +317,7 @@ def test_uniform_times_give_the_mean_over_orders() -> None:
 def drawing(mask: Tensor, cells: int, k: int) -> Noise:
     """The noise whose time lies in the k-th of as many equal cells, and whose smallest u are the mask's."""
     tau = (k + 0.5) / cells
-    return Noise(torch.tensor([MIN_TIME + (1 - MIN_TIME) * tau]), torch.where(mask, 0.1, 0.9)[None])
+    return Noise.at(torch.tensor([MIN_TIME + (1 - MIN_TIME) * tau]), torch.where(mask, 0.1, 0.9)[None])
 
 
 @pytest.mark.parametrize("name", ["elbo", "elbo_coupled"])
@@ -336,4 +341,4 @@ def test_the_ends_of_a_pair_are_one_empty_half_and_a_whole_one(k: int, scored: t
     views = elbo_coupled_views(canvas_of(1, 3), drawing(torch.arange(3) < k, 4, k), HIDDEN)
     assert tuple(int(view.scored.sum()) for view in views) == scored
     for view, count in zip(views, scored, strict=True):
-        assert count == 0 or view.weight.item() == pytest.approx(4 / count / 2)
+        assert count == 0 or view.weight[0, 0].item() == pytest.approx(4 / count / 2)

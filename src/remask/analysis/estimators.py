@@ -35,8 +35,9 @@ from remask.diffusion.likelihood import (
     mean_field_views,
     scored_tokens,
 )
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader
+from remask.diffusion.times import LINEAR
 from remask.errors import UserError
 
 Tick = Callable[[int], None]
@@ -59,9 +60,10 @@ class Estimator:
 def uniform_time_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
     """Each token masked with probability t, each weighing 1/t: the ELBO as it is first written (docs/theory.md §2)."""
     scored = scored_tokens(batch)
-    mask = bernoulli_mask(noise.u, uniform_rate(noise.t, scored), scored)
+    t = LINEAR.rate(noise.tau)
+    mask = bernoulli_mask(noise.u, uniform_rate(t, scored), scored)
     hidden = mask | (batch.corruptible & ~batch.supervised)
-    return (View(apply_mask(batch.ids, hidden, mask_id), mask, 1 / noise.t),)
+    return (View(apply_mask(batch.ids, hidden, mask_id), mask, 1 / t),)
 
 
 ESTIMATORS = (
@@ -101,8 +103,10 @@ def draw_noise(
     """K draws for each row: free times, or one in each K-th of [0, 1); u is free in both."""
     shift = torch.rand(draws, rows, generator=generator)
     place = (torch.arange(draws)[:, None] + shift) / draws if stratified else shift
-    time = MIN_TIME + (1 - MIN_TIME) * place
-    return [Noise(t, torch.rand(rows, length, generator=generator)).to(device) for t in time]
+    return [
+        Noise(tau[:, None].expand(rows, length), torch.rand(rows, length, generator=generator)).to(device)
+        for tau in place
+    ]
 
 
 def repeated(batch: Canvas, times: int) -> Canvas:
@@ -136,7 +140,7 @@ def replicates(
     values = []
     for part in torch.arange(len(many.ids)).split(batch_size):
         rows = chosen(many, part.to(many.ids.device))
-        own = [Noise(n.t[part], n.u[part]).to(many.ids.device) for n in noise]
+        own = [Noise(n.tau[part], n.u[part]).to(many.ids.device) for n in noise]
         found = estimate(reader, rows, [estimator.views(rows, n, mask_id) for n in own])
         values.append((found.sequence / found.scored).double().cpu())
         if tick is not None:

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from remask.analysis.gradient_sums import Drawn, Gradient, Sums, cosine_error, log_ratio_error, variance_error
 from remask.data.canvas import Row
 from remask.data.collate import Collator, Visit
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
-from remask.diffusion.noise import Noise, low_discrepancy_times
+from remask.diffusion.noise import Noise, low_discrepancy_places
 from remask.diffusion.objective import (
     LIFT_RULES,
     Objective,
@@ -43,6 +44,7 @@ from remask.diffusion.objective import (
     scored_positions,
 )
 from remask.diffusion.reader import ModelReader
+from remask.diffusion.times import MIN_TIME
 from remask.errors import UserError
 
 FIRST_PLACES = 2**31
@@ -138,6 +140,11 @@ def gradients(
         yield gradient(model, rows, collator, objective, mask_id, visits), weight
 
 
+def _times(seed: int, visits: NDArray[np.int64]) -> NDArray[np.floating]:
+    """t of the linear schedule at these visits."""
+    return MIN_TIME + (1 - MIN_TIME) * low_discrepancy_places(seed, visits)
+
+
 def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[list[Visit], float]:
     """(a step's visits, its weight): consecutive visits from a random place on, in a random order, with noise that no
     other step has.
@@ -148,7 +155,7 @@ def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[li
     over the candidates Σ (v/Σv)·(1/v)·f is the mean of f, as v's mean is 1.
     """
     places = random.integers(FIRST_PLACES, size=CANDIDATES)
-    heavy = (low_discrepancy_times(seed, places[:, None] + np.arange(rows)) ** -1.5).mean(-1)
+    heavy = (_times(seed, places[:, None] + np.arange(rows)) ** -1.5).mean(-1)
     likely = 0.5 + 0.5 * heavy / heavy.mean()
     chosen = int(random.choice(CANDIDATES, p=likely / likely.sum()))
     start = int(places[chosen])

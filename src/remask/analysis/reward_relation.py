@@ -21,7 +21,8 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled, mean_field
 from remask.diffusion.reader import reader_of
 from remask.models.facts import Facts
-from remask.sampling.generate import encode_prompts, generate_from_ids
+from remask.sampling.engine import LocalEngine, Request
+from remask.sampling.generate import encode_prompts
 from remask.sampling.schedule import Decoding
 from remask.tasks.base import Problem, Task
 
@@ -54,13 +55,11 @@ def sample_answers(
     """
     prompts = encode_prompts(model, tokenizer, [task.prompt(problem, style) for problem in problems], decoding)
     encoded = [ids for ids in prompts for _ in range(completions)]
-    seeds = [seed * 1_000_003 + row for row in range(len(encoded))]
-    generated = generate_from_ids(
-        model, tokenizer, encoded, decoding, batch_size=batch_size, row_seeds=seeds, on_batch=on_done
-    )
+    requests = [Request(ids, seed * 1_000_003 + row) for row, ids in enumerate(encoded)]
+    answers = LocalEngine(tokenizer, batch_size, model=model, on_done=on_done).answer(requests, decoding)
     asked = [problem for problem in problems for _ in range(completions)]
-    rewards = [grade.score for grade in task.grade_all(asked, generated.texts)]
-    rows = [Row(ids, canvas, "") for ids, canvas in zip(encoded, generated.token_ids, strict=True)]
+    rewards = [grade.score for grade in task.grade_all(asked, [answer.text for answer in answers])]
+    rows = [Row(ids, answer.row.token_ids, "") for ids, answer in zip(encoded, answers, strict=True)]
     ids, attended, response = lay_out(rows, [len(row.response) for row in rows], known.eos_ids[0])
     batch = Canvas(*(x.to(model.device) for x in (ids, attended, response, response)))
     generator = torch.Generator().manual_seed(seed)

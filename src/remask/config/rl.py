@@ -105,6 +105,11 @@ class RolloutConfig:
     """What to do with a longer prompt."""
     keep: int = 8
     """Groups of each rollout to write to completions.jsonl (-1: all)."""
+    max_lag: int = 0
+    """How many rollouts old the weights may be that wrote an answer: 0 is on policy, 1 uses each rollout one rollout
+    later, as training does that samples and updates at the same time."""
+    engine: str = "local"
+    """Who answers: local (the model in training), or a class of your own: file.py:Class."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
     """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 

@@ -11,6 +11,7 @@ from remask.choices import (
     Diagnostics,
     Dtype,
     FillName,
+    NoiseScheduleName,
     NormaliserName,
     OnBadRow,
     OverLong,
@@ -35,6 +36,12 @@ class ChoicesConfig:
 
     rate: RateName | None = None
     """How the masking rate of a token is set."""
+    schedule: NoiseScheduleName | None = None
+    """How times t are drawn between rate_low and rate_high."""
+    rate_low: float | None = None
+    """The lowest time t (0.001)."""
+    rate_high: float | None = None
+    """The highest time t (1)."""
     signal: SignalName | None = None
     """What β is read from."""
     transform: TransformName | None = None

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from remask.data.canvas import Fill, Row
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import collate_noise, row_noise
+from remask.diffusion.noise import collate_noise, row_noise, stream
 
 R = TypeVar("R")
 
@@ -51,7 +51,7 @@ class VisitSampler(Sampler[Visit]):
         epoch = self.epoch
         order = np.arange(self.size)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch, 0x0D]).permutation(self.size)
+            order = stream("rows", self.seed, epoch).permutation(self.size)
         for place, index in enumerate(order.tolist()):
             yield Visit(index, epoch, epoch * self.size + place)
         for place in range(len(self) - self.size):

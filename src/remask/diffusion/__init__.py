@@ -3,10 +3,12 @@
 Every function is a pure function of (batch, noise, predictions). Import the module you need:
 
 - `noise`: the random numbers that decide a corruption, as data
+- `times`: the schedule, from uniform numbers to masking rates
 - `corruption`: from noise to masking rates, a mask and the noised ids
 - `importance`: β, how much a token matters, from the model's own predictions
 - `objective`: the loss of fine-tuning, as four choices
 - `likelihood`: estimates of how likely a model finds an answer
+- `draw_by_draw`: the gradient of a loss of such estimates, in the memory of one draw
 - `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one
 - `halves`: every token scored once, with about half of the others revealed
 - `reader`: how all of these ask a model

@@ -5,15 +5,16 @@ Shapes: B batch, L length. R is the response: the corruptible positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from remask.diffusion.noise import MIN_TIME
 from remask.diffusion.rows import Rows
+from remask.diffusion.times import MIN_TIME
 
 
 @dataclass(frozen=True)
@@ -21,43 +22,47 @@ class Canvas(Rows):
     """A batch of rows and three separate facts per position (docs/theory.md §6).
 
     attended: other tokens may look at it. corruptible: it may be masked (R). supervised: it may carry loss.
-    Response EOS fill is all three; padding outside the canvas is none.
+    Response EOS fill is all three; padding outside the canvas is none. written: where the model wrote the row itself,
+    the step of sampling that wrote each token, −1 for the others.
     """
 
     ids: Int[Tensor, "B L"]
     attended: Bool[Tensor, "B L"]
     corruptible: Bool[Tensor, "B L"]
     supervised: Bool[Tensor, "B L"]
+    written: Int[Tensor, "B L"] | None = None
+
+    BLANK: ClassVar[Mapping[str, float]] = {"written": -1}
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A noised canvas: what the model reads, which tokens were masked, and with what probability.
+    """A noised canvas: what the model reads, which tokens were masked, with what probability, at which time t.
 
-    importance is β_i/β_ref where the objective reads it, else None.
+    importance is β_i/β_ref where the objective reads it, else None; density is dt/dτ, None where it is 1.
     """
 
     ids: Int[Tensor, "B L"]
     mask: Bool[Tensor, "B L"]
     rate: Float[Tensor, "B L"]
-    time: Float[Tensor, "B"]
+    time: Float[Tensor, "B #L"]
     importance: Float[Tensor, "B L"] | None = None
+    density: Float[Tensor, "B L"] | None = None
 
 
-def uniform_rate(t: Float[Tensor, "B"], corruptible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+def uniform_rate(t: Float[Tensor, "B #L"], corruptible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """p_i = t on R, 0 elsewhere."""
-    return t[:, None] * corruptible
+    return t * corruptible
 
 
 def importance_rate(
-    t: Float[Tensor, "B"], importance: Float[Tensor, "B L"], corruptible: Bool[Tensor, "B L"]
+    t: Float[Tensor, "B #L"], importance: Float[Tensor, "B L"], corruptible: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B L"]:
     """p_i = 1 − (1 − t)^(β_i/β_ref) in [ε, 1] on R, 0 elsewhere (GIFT, arXiv 2509.20863; `importance` is β_i/β_ref).
 
     β_i = β_ref gives p_i = t to the last bit.
     """
-    time = t[:, None].expand_as(importance)
-    rate = torch.where(importance == 1, time, 1 - (1 - time) ** importance)
+    rate = torch.where(importance == 1, t, 1 - (1 - t) ** importance)
     return rate.clamp(MIN_TIME, 1.0) * corruptible
 
 

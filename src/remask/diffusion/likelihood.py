@@ -1,13 +1,14 @@
 """How likely a model finds an answer: Monte-Carlo estimates and one-step proxies of log p_θ (docs/theory.md §8).
 
-An estimate is a mean over draws, a draw a few `View`s: what the model reads, which tokens it is scored on, and what
-each of them counts. The views of a draw are decided by its `Noise`: no chance enters here, and the old, the reference
-and the current model of one sample are scored on the same draws. Values carry gradient.
+An `Estimator` is a few `View`s of a draw (what the model reads, which tokens it is scored on, and what each of them
+counts) and a rule that combines the values of the draws, most often their mean. The views of a draw are decided by its
+`Noise`: no chance enters here, and the old, the reference and the current model of one sample are scored on the same
+draws. Values carry gradient.
 
 The response positions that are supervised are scored. Those that are only corruptible (the fill of an answer scored up
 to its end) are hidden in every view and never scored.
 
-Shapes: B batch, L length, N masked positions, V vocabulary; n scored tokens of a row.
+Shapes: B batch, L length, K draws, N masked positions, V vocabulary; n scored tokens of a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from remask.choices import LikelihoodName
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader, reader_of
 from remask.errors import UserError
 
@@ -51,11 +52,37 @@ class View:
 
     ids: Int[Tensor, "B L"]
     scored: Bool[Tensor, "B L"]
-    weight: Float[Tensor, "B"]
+    weight: Float[Tensor, "B L"]
 
 
 Views = Callable[[Canvas, Noise, int], tuple[View, ...]]
 """(batch, one draw's noise, mask id) → the views of that draw."""
+Draws = Sequence[Sequence[View]]
+"""The views of each draw."""
+Combine = Callable[[Sequence[Tensor], Draws], Tensor]
+"""(the values of each draw, K times [B, L]; their views) → the likelihood's share of each token [B, L]."""
+
+
+def mean(values: Sequence[Float[Tensor, "B L"]], draws: Draws = ()) -> Float[Tensor, "B L"]:
+    """The mean over draws, added up in their order."""
+    total = torch.zeros_like(values[0])
+    for value in values:
+        total = total + value
+    return total / len(values)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """views: what the model is shown in a draw. combine: from the draws' values to the likelihood's, which may be other
+    than a mean (a logarithm of a mean of powers bounds from above).
+    """
+
+    views: Views
+    combine: Combine = mean
+
+    def draws(self, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Draws:
+        """The views of each draw."""
+        return [self.views(batch, draw, mask_id) for draw in noise]
 
 
 def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
@@ -63,12 +90,12 @@ def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
 
 
 def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """k = 1 + ⌊τ·n⌋ tokens masked (τ ∈ [0, 1) from the draw's t), each weighing n/k: unbiased for the ELBO, as k is
+    """k = 1 + ⌊τ·n⌋ tokens masked (τ that of the row), each weighing n/k: unbiased for the ELBO, as k is
     uniform on 1..n and the k tokens with the smallest u are a uniform choice.
     """
     scored = scored_tokens(batch)
     n = scored.sum(-1)
-    count = (1 + (unit_time(noise) * n).long()).clamp(max=n)
+    count = (1 + (noise.row_tau * n).long()).clamp(max=n)
     mask = exact_count_mask(noise.u, count, scored)
     return (_view(batch, mask, mask_id, n / count.clamp(min=1)),)
 
@@ -79,7 +106,7 @@ def elbo_coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View,
     """
     scored = scored_tokens(batch)
     n = scored.sum(-1)
-    count = (unit_time(noise) * (n + 1)).long().clamp(max=n)
+    count = (noise.row_tau * (n + 1)).long().clamp(max=n)
     return pair_views(batch, exact_count_mask(noise.u, count, scored), mask_id)
 
 
@@ -100,7 +127,7 @@ def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: 
     hidden = prompt & (noise.u < prompt_rate)
     scored = scored_tokens(batch)
     ids = apply_mask(batch.ids, hidden | batch.corruptible, mask_id)
-    return (View(ids, scored, torch.ones(len(ids), device=ids.device)),)
+    return (View(ids, scored, torch.ones(ids.shape, device=ids.device)),)
 
 
 def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
@@ -109,7 +136,7 @@ def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]
     """
     scored = scored_tokens(batch)
     low, high = COUPLED_RATES
-    rate = (low + (high - low) * unit_time(noise)).float()
+    rate = (low + (high - low) * noise.row_tau).float()
     part = bernoulli_mask(noise.u, rate[:, None].expand_as(noise.u), scored)
     half = torch.full_like(rate, 0.5)
     return (
@@ -119,11 +146,11 @@ def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]
     )
 
 
-VIEWS: dict[LikelihoodName, Views] = {
-    "mean_field": mean_field_views,
-    "elbo": elbo_views,
-    "elbo_coupled": elbo_coupled_views,
-    "coupled": coupled_views,
+ESTIMATORS: dict[LikelihoodName, Estimator] = {
+    "mean_field": Estimator(mean_field_views),
+    "elbo": Estimator(elbo_views),
+    "elbo_coupled": Estimator(elbo_coupled_views),
+    "coupled": Estimator(coupled_views),
 }
 
 
@@ -152,15 +179,17 @@ def coupled(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], ma
     return estimate(model, batch, [coupled_views(batch, draw, mask_id) for draw in noise])
 
 
-def estimate(model: nn.Module | Reader, batch: Canvas, draws: Sequence[Sequence[View]]) -> Likelihood:
-    """The mean over draws. Raises UserError where there is none."""
+def estimate(model: nn.Module | Reader, batch: Canvas, draws: Draws, combine: Combine = mean) -> Likelihood:
+    """The likelihood from the views of each draw. Raises UserError where there is no draw."""
+    return likelihood(combine(draw_values(model, batch, draws), draws), batch)
+
+
+def draw_values(model: nn.Module | Reader, batch: Canvas, draws: Draws) -> list[Float[Tensor, "B L"]]:
+    """What each draw says of each token, in nats. Raises UserError where there is no draw."""
     if not draws:
         raise UserError("an ELBO without draws", mend="give one Noise or more")
     reader = reader_of(model)
-    token = torch.zeros(batch.ids.shape, device=batch.ids.device)
-    for views in draws:
-        token = token + token_log_p(reader, batch, views)
-    return likelihood(token / len(draws), batch)
+    return [token_log_p(reader, batch, views) for views in draws]
 
 
 def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
@@ -180,7 +209,7 @@ def token_log_p(
     together = len(views) * len(batch.ids) <= ROWS_TOGETHER
     for shown in [views] if together else [[view] for view in views]:
         scored = torch.cat([view.scored for view in shown])
-        weight = torch.cat([view.weight for view in shown])[scored.nonzero()[:, 0]]
+        weight = torch.cat([view.weight for view in shown])[scored]
         log_p = -reader.losses(
             torch.cat([view.ids for view in shown]),
             batch.repeat(len(shown)),
@@ -192,12 +221,9 @@ def token_log_p(
     return token
 
 
-def unit_time(noise: Noise) -> Float[Tensor, "B"]:
-    """τ ∈ [0, 1): the draw's time, from [ε, 1] back to where it was drawn."""
-    return ((noise.t.double() - MIN_TIME) / (1 - MIN_TIME)).clamp(0, 1 - 1e-9)
-
-
-def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Tensor) -> View:
-    """The mask's tokens hidden and scored; what is corruptible but not supervised hidden with them."""
+def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Float[Tensor, "B"]) -> View:
+    """The mask's tokens hidden and scored, all of a row with one weight; what is corruptible but not supervised hidden
+    with them.
+    """
     hidden = mask | (batch.corruptible & ~batch.supervised)
-    return View(apply_mask(batch.ids, hidden, mask_id), mask, weight.float())
+    return View(apply_mask(batch.ids, hidden, mask_id), mask, weight.float()[:, None].expand(mask.shape))

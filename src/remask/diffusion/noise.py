@@ -20,69 +20,101 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from remask.diffusion.rows import Rows
+from remask.diffusion.times import MIN_TIME
 from remask.errors import UserError
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-MIN_TIME = 1e-3
-"""ε: times and masking rates live in [ε, 1] (docs/theory.md §1)."""
+STREAMS = {
+    "mask": 0x0,
+    "control": 0x1,
+    "superset": 0x2,
+    "times": 0x7,
+    "shift": 0x9,
+    "prompts": 0x9,
+    "rows": 0x0D,
+    "answers": 0x0E,
+}
+"""What random numbers are for: `stream` gives each purpose numbers of its own. The values are part of every result."""
 
 
 @dataclass(frozen=True)
 class Noise(Rows):
     """The random numbers of a batch. Numbers outside a row's response are never looked at.
 
-    t: time of each row, in [ε, 1].
+    tau: where in the chain each token stands, in [0, 1): equal over a row, or over a block of it. A `times.Schedule`
+    makes it a time t, which is the rate of uniform masking.
     u: one uniform number per token: token i is masked when u_i < p_i.
     s: a second uniform number per row (LIFT's superset), or None.
     v: a second uniform number per token (the permuted control), or None.
     """
 
-    t: Float[Tensor, "B"]
+    tau: Float[Tensor, "B L"]
     u: Float[Tensor, "B L"]
     s: Float[Tensor, "B"] | None = None
     v: Float[Tensor, "B L"] | None = None
 
     BLANK: ClassVar[Mapping[str, float]] = {"u": 1.0, "v": 1.0}  # never masked
 
+    @classmethod
+    def at(
+        cls,
+        t: Float[Tensor, "B"],
+        u: Float[Tensor, "B L"],
+        s: Float[Tensor, "B"] | None = None,
+        v: Float[Tensor, "B L"] | None = None,
+    ) -> Noise:
+        """The noise of rows at known times t of the linear schedule, each the same over its row."""
+        tau = (t.double() - MIN_TIME) / (1 - MIN_TIME)
+        return cls(tau[:, None].expand(u.shape), u, s, v)
+
+    @property
+    def row_tau(self) -> Float[Tensor, "B"]:
+        """τ of a row whose tokens all have the same."""
+        return self.tau.double().amax(-1).clamp(0, 1 - 1e-9)
+
 
 @dataclass(frozen=True)
 class RowNoise:
-    """One sample's noise before collation: `u`, `v` [n] over its n response tokens, `t`, `s` numbers."""
+    """One sample's noise before collation: `u`, `v` [n] over its n response tokens, `tau`, `s` numbers."""
 
-    t: float
+    tau: float
     s: float
     u: np.ndarray
     v: np.ndarray
 
 
-def low_discrepancy_time(seed: int, visit: int, shift: float = 0.0) -> float:
-    """t_n = ε + (1 − ε)·frac(u₀ + n·φ + shift), φ the golden ratio, u₀ from the seed: consecutive visits are
-    stratified.
+def stream(name: str, *key: int) -> np.random.Generator:
+    """The random numbers of one purpose, a function of the key (seed first)."""
+    return np.random.default_rng([*key, STREAMS[name]])
+
+
+def low_discrepancy_place(seed: int, visit: int, shift: float = 0.0) -> float:
+    """τ_n = frac(u₀ + n·φ + shift), φ the golden ratio, u₀ from the seed: consecutive visits are stratified.
 
     `visit` counts the samples drawn since the start of training, over all ranks. Two parts of the sequence, and the
     sequences of two seeds, differ by a constant: what is to be drawn anew needs a shift of its own (`drawn_shift`).
     """
-    return float(low_discrepancy_times(seed, np.array([visit]), shift)[0])
+    return float(low_discrepancy_places(seed, np.array([visit]), shift)[0])
 
 
-def low_discrepancy_times(seed: int, visits: NDArray[np.int64], shift: float = 0.0) -> NDArray[np.floating]:
-    """`low_discrepancy_time` of many visits."""
-    return MIN_TIME + (1.0 - MIN_TIME) * ((_first_time(seed) + visits * GOLDEN_RATIO + shift) % 1.0)
+def low_discrepancy_places(seed: int, visits: NDArray[np.int64], shift: float = 0.0) -> NDArray[np.floating]:
+    """`low_discrepancy_place` of many visits."""
+    return (_first_place(seed) + visits * GOLDEN_RATIO + shift) % 1.0
 
 
 def drawn_shift(*key: int) -> float:
     """Uniform in [0, 1), a function of the key."""
-    return float(np.random.default_rng([*key, 0x9]).random())
+    return float(stream("shift", *key).random())
 
 
 @cache
-def _first_time(seed: int) -> float:
+def _first_place(seed: int) -> float:
     """u₀."""
-    return float(np.random.default_rng([seed, 0x7]).random())
+    return float(stream("times", seed).random())
 
 
 def row_noise(seed: int, epoch: int, index: int, visit: int, length: int, shift: float = 0.0) -> RowNoise:
-    """The noise of sample `index` in `epoch`, for `length` response tokens; t is that of the visit, shifted.
+    """The noise of sample `index` in `epoch`, for `length` response tokens; τ is that of the visit, shifted.
 
     A longer response gets the same numbers and then more: extending a row with EOS changes nothing before.
     """
@@ -91,21 +123,23 @@ def row_noise(seed: int, epoch: int, index: int, visit: int, length: int, shift:
             f"seed {seed}, epoch {epoch}, index {index}, visit {visit}: noise is not drawn from numbers below 0",
             mend="give 0 or more",
         )
-    u = np.random.default_rng([seed, epoch, index, 0]).random(length, dtype=np.float32)
-    v = np.random.default_rng([seed, epoch, index, 1]).random(length, dtype=np.float32)
-    s = float(np.random.default_rng([seed, epoch, index, 2]).random())
-    return RowNoise(low_discrepancy_time(seed, visit, shift), s, u, v)
+    u = stream("mask", seed, epoch, index).random(length, dtype=np.float32)
+    v = stream("control", seed, epoch, index).random(length, dtype=np.float32)
+    s = float(stream("superset", seed, epoch, index).random())
+    return RowNoise(low_discrepancy_place(seed, visit, shift), s, u, v)
 
 
 def collate_noise(rows: list[RowNoise], starts: list[int], length: int) -> Noise:
     """Lay rows of noise into [B, L], each from where its response starts. Elsewhere u = 1: never masked."""
+    tau = np.zeros((len(rows), length))
     u = np.ones((len(rows), length), dtype=np.float32)
     v = np.ones((len(rows), length), dtype=np.float32)
     for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        tau[b, start : start + len(row.u)] = row.tau
         u[b, start : start + len(row.u)] = row.u
         v[b, start : start + len(row.v)] = row.v
     return Noise(
-        t=torch.tensor([row.t for row in rows], dtype=torch.float32),
+        tau=torch.from_numpy(tau),
         u=torch.from_numpy(u),
         s=torch.tensor([row.s for row in rows], dtype=torch.float32),
         v=torch.from_numpy(v),

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remask.choices import (
+    NoiseScheduleName,
     NormaliserName,
     RateName,
     ReferenceName,
@@ -41,6 +42,7 @@ from remask.diffusion.corruption import (
 from remask.diffusion.importance import Importance, importance
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader
+from remask.diffusion.times import MIN_TIME, Schedule
 from remask.errors import UserError
 
 LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3": ("easy", "hard", "plain")}
@@ -52,7 +54,8 @@ class Objective:
     others than cross-entropies (docs/extending.md).
 
     rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
-    masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N.
+    masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N. schedule, rate_low,
+    rate_high: how times are drawn (`times.Schedule`).
     """
 
     rate: RateName = "uniform"
@@ -64,10 +67,14 @@ class Objective:
     keep: float = 0.6
     cart_q: float = 0.1
     normaliser: NormaliserName = "response"
+    schedule: NoiseScheduleName = "linear"
+    rate_low: float = MIN_TIME
+    rate_high: float = 1.0
 
     def __post_init__(self) -> None:
         choices = (
             ("rate", RateName),
+            ("schedule", NoiseScheduleName),
             ("signal", SignalName),
             ("transform", TransformName),
             ("reference", ReferenceName),
@@ -81,6 +88,12 @@ class Objective:
                 raise UserError(f"{name} = {getattr(self, name)}", mend=f"give a number in [{low:g}, {high:g}]")
         if self.keep == 0:
             raise UserError("keep = 0: no token would be learned", mend="give more than 0")
+        _ = self.times  # refuses a range of rates that is none
+
+    @property
+    def times(self) -> Schedule:
+        """The schedule of masking rates."""
+        return Schedule(self.schedule, self.rate_low, self.rate_high)
 
     @property
     def uses_importance(self) -> bool:
@@ -142,7 +155,8 @@ def corrupt(
     `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `reader` where the mask
     depends on a forward of its own (LIFT). Raises UserError if the one needed is missing.
     """
-    ratio = None
+    ratio, times = None, objective.times
+    time = times.rate(noise.tau)
     if objective.uses_importance:
         if signal is None:
             raise UserError("this objective reads β", mend="pass the probe's signal")
@@ -150,33 +164,33 @@ def corrupt(
     if objective.rate in LIFT_RULES:
         if reader is None or noise.s is None:
             raise UserError("LIFT needs a model's predictions and Noise.s", mend="pass reader and full noise")
-        rate = uniform_rate(noise.t, canvas.corruptible)
-        mask = _lift(LIFT_RULES[objective.rate], canvas, noise, mask_id, reader)
+        rate = uniform_rate(time, canvas.corruptible)
+        mask = _lift(LIFT_RULES[objective.rate], canvas, noise, time.amax(-1), mask_id, reader)
     else:
         if objective.rate == "importance":
             assert ratio is not None
-            rate = importance_rate(noise.t, ratio, canvas.corruptible)
+            rate = importance_rate(time, ratio, canvas.corruptible)
         else:
-            rate = uniform_rate(noise.t, canvas.corruptible)
+            rate = uniform_rate(time, canvas.corruptible)
         mask = bernoulli_mask(noise.u, rate, canvas.corruptible)
-    return Corrupted(apply_mask(canvas.ids, mask, mask_id), mask, rate, noise.t, ratio)
+    return Corrupted(apply_mask(canvas.ids, mask, mask_id), mask, rate, time, ratio, times.weight(noise.tau))
 
 
 def _lift(
-    rules: tuple[LiftRule, ...], canvas: Canvas, noise: Noise, mask_id: int, reader: Reader
+    rules: tuple[LiftRule, ...], canvas: Canvas, noise: Noise, t: Float[Tensor, "B"], mask_id: int, reader: Reader
 ) -> Bool[Tensor, "B L"]:
     """Sample a superset, score it in one forward without gradient, keep part of it. A row chooses its rule by its own
     t: a batch mean of stratified times is always near ½ and would choose the same rule for ever.
     """
     assert noise.s is not None
-    superset_rate = lift_superset_rate(noise.t, noise.s)
-    superset = bernoulli_mask(noise.u, uniform_rate(superset_rate, canvas.corruptible), canvas.corruptible)
+    superset_rate = lift_superset_rate(t, noise.s)
+    superset = bernoulli_mask(noise.u, uniform_rate(superset_rate[:, None], canvas.corruptible), canvas.corruptible)
     gold_nll = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
     with torch.no_grad():
         hidden = apply_mask(canvas.ids, superset, mask_id)
         gold_nll[superset] = reader.losses(hidden, canvas, superset)
-    chosen = [lift_rule(t, rules) for t in noise.t.tolist()]
-    return lift_mask(superset, gold_nll, noise.u, noise.t, superset_rate, chosen)
+    chosen = [lift_rule(time, rules) for time in t.tolist()]
+    return lift_mask(superset, gold_nll, noise.u, t, superset_rate, chosen)
 
 
 def scored_positions(canvas: Canvas, corrupted: Corrupted) -> Bool[Tensor, "B L"]:
@@ -267,13 +281,12 @@ def token_weights(
     if objective.uses_reference_model and ce_reference is None:
         raise UserError("this objective compares with a reference model", mend="pass ce_reference")
     where = scored_positions(canvas, corrupted)
-    time = corrupted.time[:, None].expand(where.shape)
-    ratio = corrupted.importance
-    return objective.weigh(
+    ratio, density = corrupted.importance, corrupted.density
+    weights = objective.weigh(
         Scored(
             objective,
             corrupted.rate[where],
-            time[where],
+            corrupted.time.expand(where.shape)[where],
             None if ratio is None else ratio[where],
             ce.detach(),
             ce_reference,
@@ -282,6 +295,7 @@ def token_weights(
             canvas.attended,
         )
     )
+    return weights if density is None else weights * density[where]
 
 
 def expected_weights(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, "N"] | None:

@@ -23,7 +23,9 @@ from remask.locks import locked
 from remask.models.facts import facts
 from remask.models.load import load, pick_device
 from remask.models.lora import base_of, is_adapter
+from remask.own_code import is_own, stamp
 from remask.progress import working
+from remask.sampling.engine import engine_of
 from remask.sampling.generate import decoding_for
 from remask.sandbox import Sandbox
 from remask.tasks.benchmark import Asking, Benchmark, named, read_template
@@ -106,6 +108,8 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
     style = config.prompt_style or facts(model, tokenizer).prompt_style
     asking = Asking(cast(Any, style), template, config.system, config.prefill)
     weights = [config.model, config.adapter, config.dtype, config.quantization]
+    if is_own(config.engine):
+        weights.append(f"{config.engine}@{stamp(config.engine)}")
     journal = Journal(
         Path(config.json) if config.json else None,
         fingerprint([weights, stamps, problems, decoding.described(), asking.described()]),
@@ -124,6 +128,7 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
         arm=config.arm or arm,
         run_seed=run_seed,
         batch_size=config.batch_size,
+        engine=engine_of(config.engine, tokenizer, config.batch_size),
         journal=journal,
         shard=shard,
         quiet=quiet or shard.rank != 0,
@@ -152,8 +157,16 @@ IN_PROBLEMS = ("tasks", "n", "split", "problem_seed", "prompt_template")
 """Settings that decide what is asked, which is compared instead."""
 
 
+ADDED_LATER = {"engine": "local"}
+"""Settings that records of 0.1 do not know, and the values that mean what those records did."""
+
+
 def _asked(config: EvalConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name not in MAKE_NO_OTHER + IN_PROBLEMS}
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in MAKE_NO_OTHER + IN_PROBLEMS and (name not in ADDED_LATER or ADDED_LATER[name] != value)
+    }
 
 
 def _finished(config: EvalConfig) -> dict[str, Any] | None:

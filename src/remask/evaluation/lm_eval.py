@@ -11,7 +11,8 @@ on the seed and the context alone: all endings offered for one context are score
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from remask.config import DecodingConfig, from_dict
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.noise import Noise
 from remask.environment import versions
 from remask.errors import UserError, first_line
 from remask.models.facts import facts
 from remask.models.load import load
 from remask.progress import progress
 from remask.sampling.denoise import run
-from remask.sampling.generate import decoding_for, generate_from_ids
+from remask.sampling.engine import LocalEngine, Request
+from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
 
 Pair = tuple[list[int], list[int]]
@@ -148,17 +150,15 @@ class RemaskLM(TemplateLM):
                 for context in contexts:
                     self._refuse_too_long(len(context) + decoding.max_new_tokens)
                 done = len(texts)
-                generated = generate_from_ids(
-                    self.model,
+                engine = LocalEngine(
                     self.tokenizer,
-                    contexts,
-                    decoding,
-                    batch_size=self.batch_size,
-                    row_seeds=[_seed_of(context) for context in contexts],
-                    on_batch=lambda count, done=done: tick(done + count),  # type: ignore[misc]
+                    self.batch_size,
+                    model=self.model,
+                    on_done=partial(_ticked, tick, done),
                 )
-                for number, text in zip(numbers, generated.texts, strict=True):
-                    texts[number] = cut(text, requests[number].args[1].get("until"))
+                answers = engine.answer([Request(context, _seed_of(context)) for context in contexts], decoding)
+                for number, answer in zip(numbers, answers, strict=True):
+                    texts[number] = cut(answer.text, requests[number].args[1].get("until"))
                     self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         return [texts[number] for number in range(len(requests))]
 
@@ -217,21 +217,21 @@ class RemaskLM(TemplateLM):
         ids = torch.full((len(rows), length), self.facts.mask_id)
         attended = torch.zeros(len(rows), length, dtype=torch.bool)
         response = torch.zeros(len(rows), length, dtype=torch.bool)
-        times, u = torch.zeros(len(rows)), torch.ones(len(rows), length)
+        tau, u = torch.zeros(len(rows), length, dtype=torch.float64), torch.ones(len(rows), length)
         for row, ((context, ending), draw) in enumerate(rows):
             begin, end = len(context), len(context) + len(ending)
             ids[row, :end] = torch.tensor(context + ending)
             attended[row, :end] = True
             response[row, begin:end] = True
-            times[row], u[row, begin:end] = self._noise(_seed_of(context), draw, len(ending))
+            tau[row], u[row, begin:end] = self._noise(_seed_of(context), draw, len(ending))
         canvas = Canvas(*(tensor.to(self.device) for tensor in (ids, attended, response, response)))
-        return canvas, Noise(times, u).to(self.device)
+        return canvas, Noise(tau, u).to(self.device)
 
     def _noise(self, context: int, draw: int, length: int) -> tuple[float, torch.Tensor]:
-        """Time, stratified over the draws of a text, and a uniform number a token."""
+        """τ, stratified over the draws of a text, and a uniform number a token."""
         offset = np.random.default_rng([self.seed, context, 0]).random()
         u = np.random.default_rng([self.seed, context, 1, draw]).random(length, dtype=np.float32)
-        return MIN_TIME + (1 - MIN_TIME) * ((offset + draw / self.draws) % 1.0), torch.from_numpy(u)
+        return (offset + draw / self.draws) % 1.0, torch.from_numpy(u)
 
     def _greedy(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether decoding one token a step, the surest first, gives each ending."""
@@ -303,6 +303,11 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     if number < least or number != float(value):
         raise UserError(f"{name} = {value}", where="--model_args", mend=f"give a whole number, {least} or more")
     return number
+
+
+def _ticked(tick: Callable[[int], None], before: int, done: int) -> None:
+    """Progress within one group of requests, of which so many came before."""
+    tick(before + done)
 
 
 def _seed_of(ids: Sequence[int]) -> int:

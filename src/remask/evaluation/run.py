@@ -21,7 +21,8 @@ from remask.evaluation.statistics import mean_interval, wilson
 from remask.files import from_json
 from remask.models.facts import stop_token_ids
 from remask.progress import progress, working
-from remask.sampling.generate import Row, encode_prompts, generate_from_ids, length_of
+from remask.sampling.engine import Engine, LocalEngine, Request
+from remask.sampling.generate import Row, encode_prompts
 from remask.sampling.schedule import Decoding
 from remask.tasks import Problem
 from remask.tasks.benchmark import Asking, Benchmark, problem_seed
@@ -66,6 +67,7 @@ def evaluate(
     arm: str = START,
     run_seed: int | None = None,
     batch_size: int = 32,
+    engine: Engine | None = None,
     journal: Journal | None = None,
     shard: Shard | None = None,
     quiet: bool = False,
@@ -73,25 +75,26 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Answer and grade every problem; the record is what `remask compare` and `remask report` read.
 
-    Answers that the journal holds are not asked for again. Of several processes each answers its share and the first
-    one grades (the others return None). Accuracy has a Wilson interval, the other metrics a bootstrap interval over
-    problems, both of 95 %.
+    engine: who answers, with this model's weights (None: the model itself). Answers that the journal holds are not
+    asked for again. Of several processes each answers its share and the first one grades (the others return None).
+    Accuracy has a Wilson interval, the other metrics a bootstrap interval over problems, both of 95 %.
     """
     started = time.perf_counter()
     journal, shard = journal or Journal(None, ""), shard or Shard()
+    engine = engine or LocalEngine(tokenizer, batch_size)
+    engine.update(model, 0)
     with working("prompts", enabled=not quiet):
         items = _items(model, tokenizer, benchmarks, decoding, asking)
-    for benchmark in benchmarks:
-        own = [item for item in items if item.benchmark is benchmark]
+    stops = stop_token_ids(model.config)
+    of_task = {b.task.name: [item for item in items if item.benchmark is b] for b in benchmarks}
+    for task, own in of_task.items():
         todo = [item for item in own[shard.rank :: shard.world] if item.key not in journal.answers]
-        _answer(model, tokenizer, todo, decoding, asking, batch_size, journal, f"{label} {benchmark.task.name}", quiet)
+        doing = f"{label} {task}"
+        _answer(engine, stops, tokenizer, todo, decoding, asking, batch_size, journal, doing, quiet)
     if shard.rank != 0:
         return None
     journal.wait_for({item.key for item in items})
-    tasks = {}
-    for benchmark in benchmarks:
-        own = [item for item in items if item.benchmark is benchmark]
-        tasks[benchmark.task.name] = _graded(benchmark, own, journal, asking.prefill, quiet)
+    tasks = {b.task.name: _graded(b, of_task[b.task.name], journal, asking.prefill, quiet) for b in benchmarks}
     return {
         "kind": KIND,
         "format": FORMAT,
@@ -129,7 +132,8 @@ def _items(
 
 
 def _answer(
-    model: Any,
+    engine: Engine,
+    stops: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     decoding: Decoding,
@@ -141,33 +145,23 @@ def _answer(
 ) -> None:
     """Batches of like lengths, each written to the journal as soon as it is done."""
     order = sorted(items, key=lambda item: len(item.ids))
-    stops = stop_token_ids(model.config)
     with progress(label, len(order), enabled=bool(order) and not quiet) as tick:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            generated = generate_from_ids(
-                model,
-                tokenizer,
-                [item.ids for item in batch],
-                decoding,
-                batch_size=batch_size,
-                row_seeds=[problem_seed(item.problem) for item in batch],
-            )
-            share = {key: generated.stats[key] / len(batch) for key in ("forwards", "seconds")}
+            answers = engine.answer([Request(item.ids, problem_seed(item.problem)) for item in batch], decoding)
             journal.add(
                 [
                     Written(
                         *item.key,
-                        text=asking.prefill + text,
-                        tokens=length_of(row.token_ids, stops),
-                        ended=row.ended,
-                        **share,
-                        strip=strip_of(tokenizer, item.prompt, row) if number == 0 else None,
-                        confidence=_sureness(tokenizer, row, stops),
+                        text=asking.prefill + answer.text,
+                        tokens=answer.tokens,
+                        ended=answer.row.ended,
+                        forwards=answer.forwards,
+                        seconds=answer.seconds,
+                        strip=strip_of(tokenizer, item.prompt, answer.row) if number == 0 else None,
+                        confidence=_sureness(tokenizer, answer.row, stops),
                     )
-                    for number, (item, text, row) in enumerate(
-                        zip(batch, generated.texts, generated.history, strict=True), start
-                    )
+                    for number, (item, answer) in enumerate(zip(batch, answers, strict=True), start)
                 ]
             )
             tick(start + len(batch))

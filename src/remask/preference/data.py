@@ -271,12 +271,12 @@ class PairCollator:
             for _, visit in items
         ]
         starts = [len(row.prompt) for row in rows]
-        batch["t"], batch["u"] = self._noise(self.seed, visits, starts, canvases, ids.shape[1])
+        batch["tau"], batch["u"] = self._noise(self.seed, visits, starts, canvases, ids.shape[1])
         if not self.shared_noise:
             seed = self.seed + REFERENCE_SEED
             shifts = [drawn_shift(seed, visit.epoch, visit.index) for visit in visits]
             other = self._noise(seed, visits, starts, canvases, ids.shape[1], shifts)
-            batch["reference_t"], batch["reference_u"] = other
+            batch["reference_tau"], batch["reference_u"] = other
         return batch
 
     def _canvas(self, row: Row, pair: Pair) -> int:
@@ -291,7 +291,7 @@ class PairCollator:
         width: int,
         shifts: Sequence[float] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """t [K, 2P] and u [K, 2P, L]. The draws of an answer follow each other in the sequence of times, so that they
+        """τ and u [K, 2P, L]. The draws of an answer follow each other in the sequence of times, so that they
         are stratified among themselves; `shifts` make an answer's times independent of the policy's.
         """
         shifts = [0.0] * len(visits) if shifts is None else shifts
@@ -308,21 +308,21 @@ class PairCollator:
             )
             for k in range(self.draws)
         ]
-        return torch.stack([draw.t for draw in draws]), torch.stack([draw.u for draw in draws])
+        return torch.stack([draw.tau for draw in draws]), torch.stack([draw.u for draw in draws])
 
 
 def batch_of(tensors: dict[str, Tensor], device: torch.device) -> PairBatch:
     """What the collator made, on a device."""
     on = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-    noise = _unstacked(on["t"], on["u"])
+    noise = _unstacked(on["tau"], on["u"])
     return PairBatch(
         Canvas(on["ids"], on["attended"], on["response"], on["response"]),
         noise,
-        _unstacked(on["reference_t"], on["reference_u"]) if "reference_t" in on else noise,
+        _unstacked(on["reference_tau"], on["reference_u"]) if "reference_tau" in on else noise,
         on["counted"],
         on["index"],
     )
 
 
-def _unstacked(t: Tensor, u: Tensor) -> list[Noise]:
-    return [Noise(*draw) for draw in zip(t, u, strict=True)]
+def _unstacked(tau: Tensor, u: Tensor) -> list[Noise]:
+    return [Noise(*draw) for draw in zip(tau, u, strict=True)]

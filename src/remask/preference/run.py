@@ -12,7 +12,6 @@ from remask.choices import Split
 from remask.config import DpoConfig
 from remask.data.canvas import Fill, Rows, tell_faults
 from remask.errors import UserError
-from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.preference.data import Pair, PairCollator, build_pairs, load_pairs
 from remask.preference.loss import PreferenceObjective
@@ -20,7 +19,6 @@ from remask.preference.presets import resolve
 from remask.preference.trainer import PreferenceTrainer
 from remask.progress import working
 from remask.training.arguments import training_arguments
-from remask.training.begun import dated
 from remask.training.folder import (
     MOST,
     MOST_DRAWS,
@@ -28,14 +26,12 @@ from remask.training.folder import (
     check_least,
     check_most,
     digest,
-    is_finished,
     rows_per_step,
-    starting_point,
 )
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.presets import recorded
 from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
-from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
+from remask.training.run import Job, Outcome, carry_out, in_folder, last_evaluation, trainer_errors
 
 FREE_ON_RESUME = frozenset(
     {
@@ -53,31 +49,27 @@ def run_dpo(config: DpoConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)), dated(config):
-        return _run(config, label=label, quiet=quiet, started=started)
-
-
-def _run(config: DpoConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
-    folder = Path(config.output_dir)
+
+    def train(folder: Path, checkpoint: Path | None) -> Outcome:
+        trainer, tokenizer, pairs = _build(config, folder, objective)
+        job = Job(
+            config,
+            trainer,
+            tokenizer,
+            described=_described(config, objective, pairs),
+            checkpoint=checkpoint,
+            begin=lambda _: [EpochCallback(trainer.sampler)],
+            finish=lambda: last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {},
+            label=label or config.objective,
+            quiet=quiet,
+            started=started,
+            compares=True,
+        )
+        return carry_out(job)
+
     rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up
-    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows)
-    if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
-        return already_finished(folder)
-    trainer, tokenizer, train = _build(config, folder, objective)
-    return carry_out(
-        config,
-        trainer,
-        tokenizer,
-        described=_described(config, objective, train),
-        checkpoint=checkpoint,
-        begin=lambda _: [EpochCallback(trainer.sampler)],
-        finish=lambda: last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {},
-        label=label or config.objective,
-        quiet=quiet,
-        started=started,
-        compares=True,
-    )
+    return in_folder(config, free=FREE_ON_RESUME, rows=rows, train=train)
 
 
 def check_numbers(config: DpoConfig) -> None:
@@ -171,7 +163,7 @@ def _build(
     collator = PairCollator(
         fill, known.eos_ids[0], config.canvas.max_length, config.seed, objective.draws, objective.shared_noise
     )
-    try:
+    with trainer_errors("dpo"):
         trainer = PreferenceTrainer(
             without_dropout(model),
             args,
@@ -185,8 +177,6 @@ def _build(
             whole_backward=t.backward == "whole",
             processing_class=tokenizer,
         )
-    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
-        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask dpo --help`") from error
     return trainer, tokenizer, train
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,29 +17,27 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
 from remask.data.collate import RowDataset, Visit, VisitSampler
-from remask.diffusion.likelihood import VIEWS, Likelihood, View, estimate
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import ESTIMATORS, Draws, Likelihood, estimate
 from remask.diffusion.noise import Noise
-from remask.diffusion.reader import ModelReader
 from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms
-from remask.rl.reference import Reference
-from remask.rl.scoring import draw_by_draw
-from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.reference import Reference
+from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
-from remask.training.window import Window, WindowTrainer
+from remask.training.trainer import DiffusionTrainer, Prepared
+from remask.training.window import Window
 
 
-class PreferenceTrainer(WindowTrainer):
+class PreferenceTrainer(DiffusionTrainer):
     """Trains a policy with one `PreferenceObjective` on pairs.
 
     The reference is what the model is now: the base with its adapters off, or a copy of the weights. `whole_backward`
     takes all noise draws in one backward pass.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -66,7 +64,6 @@ class PreferenceTrainer(WindowTrainer):
         self._micro: list[dict[str, Tensor]] = []
         self._total = 1.0
         self._seconds_reference = 0.0
-        self._step_started = time.perf_counter()
         keywords.setdefault("eval_dataset", eval_pairs)
         super().__init__(model, args, train_dataset=RowDataset(pairs), data_collator=collator, **keywords)
         self.reference = Reference(self.model)  # after the engine has put the model on its device
@@ -76,28 +73,15 @@ class PreferenceTrainer(WindowTrainer):
     def get_train_dataloader(self) -> DataLoader:
         return row_loader(self, RowDataset(self.pairs), self.sampler, self.collator)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one optimiser step, and the number of pairs in all of them and on all ranks."""
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: one more would be taken
-            return [], None
-        self._step_started = time.perf_counter()
-        tensors, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [batch_of(each, device) for each in tensors]
-        count = sum((batch.counted.sum() for batch in batches), torch.zeros((), device=device))
-        if self.args.world_size > 1:
-            count = self.accelerator.gather(count.reshape(1)).sum()
-        self._total = max(float(count), 1.0)
-        return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches], count
+    def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
+        """Every micro-batch on its device, and the number of pairs in all of them."""
+        pairs = [batch_of(tensors, device) for tensors in batches]
+        count = sum((batch.counted.sum() for batch in pairs), torch.zeros((), device=device))
+        return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in pairs], count
 
-    def reader(self, model: Any) -> ModelReader:
-        """The model under the run's mixed precision."""
-        return ModelReader(model, self.compute_loss_context_manager)
-
-    def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> list[tuple[View, ...]]:
+    def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> Draws:
         """What a model is shown, draw by draw."""
-        return [VIEWS[self.objective.likelihood](batch.canvas, draw, self.mask_id) for draw in noise]
+        return ESTIMATORS[self.objective.likelihood].draws(batch.canvas, noise, self.mask_id)
 
     @torch.no_grad()
     def read_reference(self, batch: PairBatch) -> Likelihood:
@@ -122,6 +106,7 @@ class PreferenceTrainer(WindowTrainer):
         self._seconds_reference += time.perf_counter() - started
         assert num_items_in_batch is not None
         total = torch.as_tensor(num_items_in_batch, device=batch.canvas.ids.device).clamp(min=1)
+        self._total = float(total)
         read: list[tuple[Likelihood, PreferenceTerms]] = []
 
         def loss_of(current: Likelihood) -> Tensor:
@@ -137,7 +122,7 @@ class PreferenceTrainer(WindowTrainer):
                 batch.canvas,
                 views,
                 loss_of,
-                backward=lambda loss: backward(self, loss),
+                backward=self.backward,
                 no_sync=lambda: no_sync(self, model),
             )
         else:
@@ -149,9 +134,7 @@ class PreferenceTrainer(WindowTrainer):
 
     # ---- evaluation and logging -------------------------------------------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def held_out(self) -> dict[str, float]:
         """The held-out pairs' loss, accuracy, margin, rewards and ELBOs, on the same noise every time."""
         size, batch_size = len(self.eval_pairs), self.args.per_device_eval_batch_size
         members = [list(range(start, min(start + batch_size, size))) for start in range(0, size, batch_size)]
@@ -159,21 +142,16 @@ class PreferenceTrainer(WindowTrainer):
             # As many pairs as the others: how many forwards a batch takes depends on its rows (`token_log_p`), and with
             # sharded weights processes must take the same number. What fills the last batch up is not counted.
             members[-1] += members[-1][-1:] * (batch_size - len(members[-1]))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            turns = shares(members, self.args.process_index, self.args.world_size)
-            own = [pairs[: len(set(each))] for each, counts in turns for pairs in [self._held_out(each)] if counts]
-        finally:
-            self.model.train(was_training)
-        found = [pair for each in gather_object(own) for pair in each]
-        metrics = {f"{metric_key_prefix}_{name}": math.fsum(pair[name] for pair in found) / size for name in found[0]}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        own = []
+        with self.measuring():
+            for each, counts in shares(members, self.args.process_index, self.args.world_size):
+                measured_pairs = self._measured(each)[: len(set(each))]
+                own += measured_pairs if counts else []
+        found: list[dict[str, float]] = gather_object(own)
+        return {name: math.fsum(pair[name] for pair in found) / size for name in found[0]}
 
     @torch.no_grad()
-    def _held_out(self, members: Sequence[int]) -> list[dict[str, float]]:
+    def _measured(self, members: Sequence[int]) -> list[dict[str, float]]:
         """What is measured of each of these held-out pairs."""
         tensors = self.eval_collator([(self.eval_pairs[i], Visit(i, 0, i)) for i in members])
         batch = batch_of(tensors, self.args.device)
@@ -182,13 +160,11 @@ class PreferenceTrainer(WindowTrainer):
         of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}
         return [dict(zip(of_pairs, values, strict=True)) for values in zip(*of_pairs.values(), strict=True)]
 
-    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
+    def describe(self) -> dict[str, float]:
         micro, self._micro = self._micro, []
         # Of this rank, times the ranks: the mean over the ranks is then the sum over all pairs by their number.
         step = {name: torch.stack([m[name] for m in micro]).sum().item() * self.args.world_size for name in micro[0]}
         step = {name: value if name == "tokens" else value / self._total for name, value in step.items()}
-        # What happens between steps (evaluation, checkpoints) is not counted.
-        seconds = time.perf_counter() - self._step_started
-        step |= {"seconds": seconds, "seconds_reference": self._seconds_reference}
+        step["seconds_reference"] = self._seconds_reference
         self._seconds_reference = 0.0
-        return {**step, **logs}
+        return step

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import Noise, drawn_shift, row_noise
+from remask.diffusion.noise import Noise, drawn_shift, row_noise, stream
 from remask.errors import UserError
 from remask.rl.rollout import Rollout
 
@@ -63,18 +63,20 @@ class Plan:
 
 @dataclass
 class PolicyBatch:
-    """One micro-batch: rows of a rollout, their noise (one for each draw), and how likely the old and the reference
-    model found them on it, token by token [B, W], where that is needed.
+    """One micro-batch: rows of a rollout, their noise (one for each draw), and how likely other models found them on
+    it, where that is needed.
 
-    on_policy: the policy has not moved since the rollout.
+    advantage: of each token. version: the optimiser steps behind the weights that wrote the rows; the policy has not
+    moved since where it is the step's own number. old: what the policy that wrote them says of each token, draw by
+    draw. reference: the reference model's likelihood.
     """
 
     canvas: Canvas
     noise: list[Noise]
-    advantage: Float[Tensor, "B"]
+    advantage: Float[Tensor, "B W"]
     counted: Bool[Tensor, "B"]
-    on_policy: bool
-    old: Float[Tensor, "B W"] | None = None
+    version: int
+    old: list[Tensor] | None = None
     reference: Float[Tensor, "B W"] | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> PolicyBatch:
@@ -85,7 +87,7 @@ class PolicyBatch:
             noise=[draw.each(change) for draw in self.noise],
             advantage=change(self.advantage),
             counted=change(self.counted),
-            old=None if self.old is None else change(self.old),
+            old=None if self.old is None else [change(value) for value in self.old],
             reference=None if self.reference is None else change(self.reference),
         )
 
@@ -102,14 +104,17 @@ def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: i
     for number in range(plan.passes if fresh else 1):
         order = np.arange(plan.rows)
         if plan.minibatches > 1:
-            order = np.random.default_rng([seed, rollout.number, number, 0x0E]).permutation(plan.rows)
-        for place, members in enumerate(plan.members(order)):
-            yield _batch(
-                rollout,
-                torch.from_numpy(members),
+            order = stream("answers", seed, rollout.number, number).permutation(plan.rows)
+        for members in plan.members(order):
+            rows = torch.from_numpy(members)
+            batch = PolicyBatch(
+                rollout.canvas.each(lambda value, rows=rows: value[rows]),  # type: ignore[misc]
                 [_draw(rollout, members, plan, number, k, draws, seed) for k in range(draws)],
-                on_policy=number == 0 and place < plan.micro_batches,
+                rollout.advantage[rows],
+                rollout.counted[rows],
+                rollout.version,
             )
+            yield _rows(batch, torch.arange(len(rows)))
 
 
 def shared_anew(ranks: Sequence[Sequence[PolicyBatch]], plan: Plan) -> list[PolicyBatch]:
@@ -142,9 +147,8 @@ def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
     """All rows in one batch, left-padded to one width."""
     width = max(batch.canvas.ids.shape[1] for batch in batches)
 
-    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
-        there = [pad(value, (width - value.shape[1], 0)) for value in values if value is not None]
-        return torch.cat(there) if there else None
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(value, (width - value.shape[1], 0)) for value in values])
 
     return PolicyBatch(
         Canvas.cat([batch.canvas.left_padded(width) for batch in batches]),
@@ -152,12 +156,21 @@ def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
             Noise.cat([noise.left_padded(width) for noise in draw])
             for draw in zip(*(batch.noise for batch in batches), strict=True)
         ],
-        torch.cat([batch.advantage for batch in batches]),
+        joined([batch.advantage for batch in batches]),
         torch.cat([batch.counted for batch in batches]),
-        batches[0].on_policy,
-        joined([batch.old for batch in batches]),
-        joined([batch.reference for batch in batches]),
+        batches[0].version,
+        None if batches[0].old is None else [joined(values) for values in zip(*map(_old, batches), strict=True)],
+        None if batches[0].reference is None else joined([_there(batch.reference) for batch in batches]),
     )
+
+
+def _old(batch: PolicyBatch) -> list[Tensor]:
+    return batch.old or []
+
+
+def _there(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
 
 
 def _rows(batch: PolicyBatch, rows: Tensor) -> PolicyBatch:
@@ -166,23 +179,16 @@ def _rows(batch: PolicyBatch, rows: Tensor) -> PolicyBatch:
     return batch.each(lambda value: value[rows, start:] if value.dim() == 2 else value[rows])
 
 
-def _batch(rollout: Rollout, rows: Tensor, noise: list[Noise], *, on_policy: bool) -> PolicyBatch:
-    """The rows, without the padding that none of them needs."""
-    canvas = Canvas(rollout.ids[rows], rollout.attended[rows], rollout.response[rows], rollout.scored[rows])
-    batch = PolicyBatch(canvas, noise, rollout.advantage[rows], rollout.counted[rows], on_policy)
-    return _rows(batch, torch.arange(len(rows)))
-
-
 def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, draws: int, seed: int) -> Noise:
     """Draw k of pass `number`. Times are stratified over a row's draws, and over the rollout's rows with theirs, and
     drawn anew for every pass; the numbers of a row's canvas come first, then those of its prompt, so that neither
     depends on the width.
     """
-    W = rollout.ids.shape[1]
-    C = int(rollout.response[0].sum())
-    lengths = rollout.attended.sum(-1) - C
+    W = rollout.canvas.ids.shape[1]
+    C = int(rollout.canvas.corruptible[0].sum())
+    lengths = rollout.canvas.attended.sum(-1) - C
     u = torch.ones(len(rows), W)
-    t = torch.zeros(len(rows))
+    tau = torch.zeros(len(rows), W, dtype=torch.float64)
     shift = drawn_shift(seed, rollout.number, number)
     for b, row in enumerate(rows.tolist()):
         prompt = int(lengths[row])
@@ -190,5 +196,5 @@ def _draw(rollout: Rollout, rows: np.ndarray, plan: Plan, number: int, k: int, d
         noise = row_noise(seed, number * draws + k, place, row * draws + k, C + prompt, shift)
         u[b, W - C :] = torch.from_numpy(noise.u[:C])
         u[b, W - C - prompt : W - C] = torch.from_numpy(noise.u[C:])
-        t[b] = noise.t
-    return Noise(t, u)
+        tau[b, W - C - prompt :] = noise.tau
+    return Noise(tau, u)

@@ -17,7 +17,7 @@ from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.files import from_json
 from remask.rl.batches import PolicyBatch, shared_anew
-from remask.rl.reference import Reference
+from remask.training.reference import Reference
 
 if TYPE_CHECKING:
     from remask.rl.trainer import PolicyTrainer
@@ -81,17 +81,19 @@ class RolloutState(TrainerCallback):
                 mend="resume from another checkpoint, or --overwrite starts anew",
             )
         trainer = self.trainer
-        left, facts = zip(*map(_read, files), strict=True)
+        left, facts = zip(*(_read(file, int(checkpoint.name.rpartition("-")[2])) for file in files), strict=True)
         trainer.loader.number = facts[0]["number"]
         trainer.loader.buffer.extend(batch.to(trainer.args.device) for batch in shared_anew(left, trainer.plan))
 
 
-def _read(file: Path) -> tuple[list[PolicyBatch], dict[str, Any]]:
-    """What one process had left of its rollout."""
+def _read(file: Path, step: int) -> tuple[list[PolicyBatch], dict[str, Any]]:
+    """What one process had left of its rollout at a step."""
     with safe_open(file, "pt") as stored:
         names, facts = list(stored.keys()), {name: from_json(text) for name, text in stored.metadata().items()}
         batches = [
-            _batch({name.partition(".")[2]: stored.get_tensor(name) for name in names if name.startswith(f"{i}.")})
+            _batch(
+                {name.partition(".")[2]: stored.get_tensor(name) for name in names if name.startswith(f"{i}.")}, step
+            )
             for i in range(facts["left"])
         ]
     return batches, facts
@@ -102,22 +104,37 @@ def _tensors(batch: PolicyBatch) -> dict[str, Tensor]:
         **batch.canvas.tensors(),
         "advantage": batch.advantage,
         "counted": batch.counted,
-        "on_policy": torch.tensor(batch.on_policy),
-        "old": batch.old,
+        "version": torch.tensor(batch.version),
         "reference": batch.reference,
+        **{f"old{k}": value for k, value in enumerate(batch.old or [])},
     }
-    noise = {f"{part}{k}": getattr(draw, part) for k, draw in enumerate(batch.noise) for part in ("t", "u")}
+    noise = {f"{name}{k}": value for k, draw in enumerate(batch.noise) for name, value in draw.tensors().items()}
     return {name: value for name, value in {**named, **noise}.items() if value is not None}
 
 
-def _batch(own: dict[str, Tensor]) -> PolicyBatch:
-    draws = sum(name.startswith("t") for name in own)
+def _batch(own: dict[str, Tensor], step: int) -> PolicyBatch:
+    """A batch from its tensors, also from those of a checkpoint of 0.1: an advantage for each row, one old likelihood,
+    and whether the policy had moved.
+    """
+    draws = sum(name.startswith("u") for name in own)
+    canvas, advantage = Canvas.of(own), own["advantage"]
+    if advantage.dim() == 1:
+        advantage = torch.where(canvas.corruptible, advantage[:, None], 0.0)
+    old = [own[name] for name in ("old", *(f"old{k}" for k in range(draws))) if name in own]
+    wrote = step if own.get("on_policy", True) else -1
     return PolicyBatch(
-        Canvas.of(own),
-        [Noise(own[f"t{k}"], own[f"u{k}"]) for k in range(draws)],
-        own["advantage"],
+        canvas,
+        [_noise(own, k) for k in range(draws)],
+        advantage,
         own["counted"],
-        bool(own["on_policy"]),
-        own.get("old"),
+        int(own.get("version", wrote)),
+        old or None,
         own.get("reference"),
     )
+
+
+def _noise(own: dict[str, Tensor], k: int) -> Noise:
+    """Draw k. Checkpoints of 0.1 hold a time for each row in its place."""
+    if f"tau{k}" in own:
+        return Noise(own[f"tau{k}"], own[f"u{k}"])
+    return Noise.at(own[f"t{k}"], own[f"u{k}"])

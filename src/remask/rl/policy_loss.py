@@ -8,19 +8,23 @@ with ρ per token (the bracket is the answer's mean) or per answer: `sequence` i
 of its tokens' ratios, `whole` exp(ℓ − ℓ_old), their product. At level none −A·ℓ stands in place of the ratio's term.
 Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
 
+An advantage belongs to a token. At the levels of an answer all its scored tokens share one.
+
 Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the scored tokens of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remask.choices import AdvantageName, KlName, LevelName, LikelihoodName, PolicyNormaliserName, ScopeName
-from remask.diffusion.likelihood import Likelihood
+from remask.diffusion.likelihood import ESTIMATORS, Combine, Estimator, Likelihood, mean_field_views
+from remask.errors import UserError
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut to ±20 before exp; how many were is logged."""
@@ -54,6 +58,19 @@ class PolicyObjective:
     @property
     def uses_reference(self) -> bool:
         return self.kl != "none" and self.kl_weight > 0
+
+    @property
+    def estimator(self) -> Estimator:
+        """How answers are scored. A subclass may have another (docs/extending.md)."""
+        if self.likelihood == "mean_field" and self.prompt_mask:
+            return Estimator(partial(mean_field_views, prompt_rate=self.prompt_mask))
+        return ESTIMATORS[self.likelihood]
+
+    def combine(self, advantage: Float[Tensor, "B L"]) -> Combine:
+        """From the draws' values to the likelihood's. A subclass may take another rule for answers that are to become
+        less likely: the estimate that is pushed down should bound from above.
+        """
+        return self.estimator.combine
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """The loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A) (PPO,
@@ -95,34 +112,39 @@ def kl_estimate(name: KlName, log_ratio: Tensor) -> Tensor:
 
 def policy_terms(
     objective: PolicyObjective,
-    advantage: Float[Tensor, "B"],
+    advantage: Float[Tensor, "B #L"],
     current: Likelihood,
     old: Likelihood | None,
     reference: Likelihood | None,
     scored: Bool[Tensor, "B L"],
 ) -> PolicyTerms:
-    """The terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not used."""
+    """The terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not used.
+
+    Raises UserError where the level is of answers and the tokens of one have different advantages.
+    """
     n = current.scored.clamp(min=1)
-    if objective.level == "token":
+    at_tokens = objective.level == "token"
+    advantage = advantage.expand(scored.shape)
+    gain = advantage if at_tokens else row_advantage(objective, advantage, scored)
+    if at_tokens:
         log_ratio = current.token - (current.token.detach() if old is None else old.token)
-        surrogate = _per_row(objective.surrogate(log_ratio, advantage[:, None]), scored)
+        surrogate = _per_row(objective.surrogate(log_ratio, gain), scored)
     elif objective.level in ("sequence", "whole"):
         log_ratio = current.sequence - (current.sequence.detach() if old is None else old.sequence)
         log_ratio = log_ratio / n if objective.level == "sequence" else log_ratio
-        surrogate = objective.surrogate(log_ratio, advantage)
+        surrogate = objective.surrogate(log_ratio, gain)
     else:
         log_ratio = torch.zeros_like(current.sequence)
-        surrogate = -advantage * current.sequence / (n if objective.normaliser == "tokens" else 1)
+        surrogate = -gain * current.sequence / (n if objective.normaliser == "tokens" else 1)
     kl = torch.zeros_like(current.sequence)
-    if reference is not None and objective.level == "token":
+    if reference is not None and at_tokens:
         kl = _per_row(kl_estimate(objective.kl, current.token - reference.token), scored)
     elif reference is not None:
         kl = kl_estimate(objective.kl, current.sequence - reference.sequence) / n
     row = surrogate + objective.kl_weight * kl
     if objective.normaliser == "tokens":
         row = row * n
-    shown = log_ratio.detach()[scored] if objective.level == "token" else log_ratio.detach()
-    sign = advantage[:, None].expand_as(scored)[scored] if objective.level == "token" else advantage
+    shown, sign = (log_ratio.detach()[scored], gain[scored]) if at_tokens else (log_ratio.detach(), gain)
     ratio = _exp(shown)
     return PolicyTerms(
         row,
@@ -132,6 +154,20 @@ def policy_terms(
         cut=shown.abs() > MAX_LOG_RATIO,
         kl=kl.detach(),
     )
+
+
+def row_advantage(
+    objective: PolicyObjective, advantage: Float[Tensor, "B L"], scored: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B"]:
+    """The one advantage of an answer's scored tokens; 0 where none is scored."""
+    first = scored.long().argmax(-1, keepdim=True)
+    value = advantage.gather(1, first)
+    if (torch.where(scored, advantage, value) != value).any():
+        raise UserError(
+            f"an answer's tokens have different advantages, and at level {objective.level} it has one likelihood",
+            mend="use level: token",
+        )
+    return (value * scored.any(-1, keepdim=True))[:, 0]
 
 
 def rows_counted(

@@ -8,10 +8,12 @@ from typing import Any, cast
 from remask.choices import Split
 from remask.config import DecodingConfig, RlConfig
 from remask.errors import UserError
+from remask.rl.grading import Grader
 from remask.rl.held_out import HeldOut
 from remask.rl.prompts import Prompt, columns_of, data_prompts, fitting, task_prompts
 from remask.rl.ranks import tell
 from remask.rl.rewards import OF_TASKS, Reward, refuse_missing_columns
+from remask.sampling.engine import engine_of
 from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
 from remask.tasks import GeneratedTask, get
@@ -131,7 +133,10 @@ def held_out_of(
     fitting(prompts, limit, drop=False, mend="shorten held_out.decoding.max_new_tokens, or hold other problems out")
     refuse_missing_columns(rewards, columns_of(prompts), row="held-out problem")
     return HeldOut(
-        tokenizer, prompts, decoding, rewards, config.rewards.on_bad, config.held_out.batch_size, config.prefill
+        engine_of(config.rollout.engine, tokenizer, config.held_out.batch_size),
+        Grader(rewards, config.rewards.on_bad, columns_of(prompts), config.prefill),
+        prompts,
+        decoding,
     )
 
 

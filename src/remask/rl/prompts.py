@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from remask.data.chat import encode_prompt
 from remask.data.columns import CHATS, PROMPTS, Asked, asked_in, has
 from remask.data.files import Unreadable, read_rows
+from remask.diffusion.noise import stream
 from remask.errors import UserError
 from remask.tasks import Problem, Task
 from remask.tasks.benchmark import Asking, Benchmark
@@ -109,4 +109,4 @@ class PromptOrder:
         return [orders[place // self.size][place % self.size] for place in places]
 
     def _order(self, epoch: int) -> list[int]:
-        return np.random.default_rng([self.seed, epoch, 0x9]).permutation(self.size).tolist()
+        return stream("prompts", self.seed, epoch).permutation(self.size).tolist()

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from remask.config import RlConfig
 from remask.errors import UserError
-from remask.locks import alone_in
+from remask.models.facts import Facts
 from remask.progress import working
 from remask.rl.apart import set_apart
 from remask.rl.batches import Plan
 from remask.rl.callbacks import ReferenceSync, RolloutState, ShareOfSteps
+from remask.rl.grading import Grader
 from remask.rl.policy_loss import PolicyObjective
 from remask.rl.presets import resolve
 from remask.rl.problems import (
@@ -32,16 +33,16 @@ from remask.rl.problems import (
     held_out_tasks,
     prompts_of,
 )
-from remask.rl.prompts import Prompt, PromptOrder
+from remask.rl.prompts import Prompt, PromptOrder, columns_of
 from remask.rl.ranks import tell
-from remask.rl.reference import Reference
 from remask.rl.rewards import Reward, parse_rewards
-from remask.rl.rollout import Rollout, Sampler
+from remask.rl.rollout import Rollout, RolloutMaker
+from remask.rl.rollout_rows import Layout
 from remask.rl.trainer import PolicyTrainer
+from remask.sampling.engine import engine_of
 from remask.sampling.schedule import Decoding
 from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
-from remask.training.begun import dated
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
     MOST,
@@ -50,14 +51,15 @@ from remask.training.folder import (
     check_least,
     check_most,
     digest,
-    is_finished,
-    starting_point,
 )
 from remask.training.lines import Lines
 from remask.training.model import load_trainable, trainable, without_dropout
 from remask.training.presets import recorded
-from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
+from remask.training.reference import Reference
+from remask.training.run import Job, Outcome, carry_out, in_folder, last_evaluation, trainer_errors
 
+MOST_LAG = 64
+"""Rollouts that may wait for their use."""
 FREE_ON_RESUME = frozenset(
     {
         "rewards.timeout",
@@ -76,38 +78,31 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)), dated(config):
-        return _run(config, label=label, quiet=quiet, started=started)
-
-
-def _run(config: RlConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
-    folder = Path(config.output_dir)
-    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME)
-    if is_finished(config, folder, free=FREE_ON_RESUME):
-        return already_finished(folder)
-    with ExitStack() as ending:
-        built = _build(config, folder, objective, ending)
-        return _train(config, folder, checkpoint, built, label=label, quiet=quiet, started=started)
+
+    def train(folder: Path, checkpoint: Path | None) -> Outcome:
+        with ExitStack() as ending:
+            built = _build(config, folder, objective, ending)
+            return carry_out(_job(config, checkpoint, built, label or config.objective, quiet, started))
+
+    return in_folder(config, free=FREE_ON_RESUME, train=train)
 
 
-def _train(
+def _job(
     config: RlConfig,
-    folder: Path,
     checkpoint: Path | None,
     built: tuple[PolicyTrainer, Any, dict[str, Any]],
-    *,
-    label: str | None,
+    label: str,
     quiet: bool,
     started: float,
-) -> Outcome:
+) -> Job:
     trainer, tokenizer, described = built
     if checkpoint is not None:
         RolloutState(trainer).restore(checkpoint)
         if trainer.reference is not None:
             trainer.reference.restore(checkpoint)
 
-    completions = Lines(folder / "completions.jsonl")
+    completions = Lines(Path(config.output_dir) / "completions.jsonl")
 
     def begin(progress: ProgressCallback) -> Sequence[TrainerCallback]:
         own: list[TrainerCallback] = [ShareOfSteps(), RolloutState(trainer)]
@@ -119,7 +114,7 @@ def _train(
                 completions.append({"step": step, **group} for group in rollout.kept)
 
         trainer.on_rollout = on_rollout
-        trainer.sampler.on_progress = progress.within
+        trainer.maker.on_progress = progress.within
         return own
 
     def finish() -> dict[str, float]:
@@ -127,17 +122,17 @@ def _train(
             tell(trainer.silence.warning())
         return last_evaluation(trainer) or trainer.evaluate()
 
-    return carry_out(
+    return Job(
         config,
         trainer,
         tokenizer,
-        described=described,
-        checkpoint=checkpoint,
-        begin=begin,
-        finish=finish,
-        label=label or config.objective,
-        quiet=quiet,
-        started=started,
+        described,
+        checkpoint,
+        begin,
+        finish,
+        label,
+        quiet,
+        started,
         files=[completions],
         compares=trainer.reference is not None and not config.reference.sync_every,
     )
@@ -158,6 +153,7 @@ def check_numbers(config: RlConfig) -> None:
             "rollout.batch_size": (rollout.batch_size, 1),
             "rollout.max_prompt_tokens": (rollout.max_prompt_tokens, 1),
             "rollout.keep": (rollout.keep, -1),
+            "rollout.max_lag": (rollout.max_lag, 0),
             "held_out.n": (config.held_out.n, 1),
             "held_out.batch_size": (config.held_out.batch_size, 1),
             "reference.sync_every": (config.reference.sync_every, 0),
@@ -169,6 +165,7 @@ def check_numbers(config: RlConfig) -> None:
             "rollout.prompts × rollout.completions": (rollout.prompts * rollout.completions, MOST),
             "rollout.inner_updates": (rollout.inner_updates, MOST),
             "rollout.minibatches": (rollout.minibatches, MOST),
+            "rollout.max_lag": (rollout.max_lag, MOST_LAG),
             "held_out.n": (config.held_out.n, MOST),
             "problems": (config.problems, MOST),
             "choices.draws": (config.choices.draws, MOST_DRAWS),
@@ -201,26 +198,8 @@ def _build(
     """
     state = PartialState(cpu=config.device == "cpu")
     _tell_what_has_no_effect(config, objective)
-    rollout, engine = config.rollout, config.trainer
-    plan = Plan(
-        rollout.prompts * rollout.completions,
-        rollout.inner_updates,
-        rollout.minibatches,
-        engine.per_device_train_batch_size,
-        state.process_index,
-        state.num_processes,
-    )
-    args = training_arguments(
-        engine,
-        folder,
-        device=config.device,
-        seed=config.seed,
-        evaluates=held_out_tasks(config) is not None,
-        max_steps=config.max_steps,
-        per_device_eval_batch_size=config.held_out.batch_size,
-        gradient_accumulation_steps=plan.micro_batches,
-        ignore_data_skip=True,
-    )
+    plan = _plan(config, state)
+    args = _arguments(config, folder, plan)
     # What can be looked at before weights are loaded is; rewards again below, where the canvas is known.
     parse_rewards(config.rewards.functions, config.rewards.weights, canvas=sys.maxsize)
     with working("problems", enabled=state.is_main_process):
@@ -234,7 +213,7 @@ def _build(
         attention=config.model_attention,
     )
     asking = asking_of(config, known.prompt_style)
-    decoding = decoding_of(model, rollout.decoding, temperature=SAMPLED)
+    decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)
     if apart is not None:
@@ -243,49 +222,73 @@ def _build(
     held_out = held_out_of(config, model, tokenizer, asking, rewards)
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     model = without_dropout(model)
-    try:
+    with trainer_errors("rl"):
         trainer = PolicyTrainer(
             model,
             args,
             objective=objective,
-            sampler=_sampler(config, objective, tokenizer, prompts, decoding, rewards),
+            maker=_maker(config, objective, tokenizer, known, prompts, decoding, rewards),
+            max_lag=config.rollout.max_lag,
             plan=plan,
             mask_id=known.mask_id,
             reference=Reference(model, sync_every=config.reference.sync_every) if objective.uses_reference else None,
             held_out=held_out,
-            log_every=engine.logging_steps,
-            whole_backward=engine.backward == "whole",
+            log_every=config.trainer.logging_steps,
+            whole_backward=config.trainer.backward == "whole",
             processing_class=tokenizer,
         )
-    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
-        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask rl --help`") from error
     if apart is not None:
-        trainer.sampler.on_failure = apart.end
+        trainer.maker.on_failure = apart.end
     return trainer, tokenizer, _described(config, objective, decoding, asking, prompts, dropped)
 
 
-def _sampler(
+def _plan(config: RlConfig, state: PartialState) -> Plan:
+    """How a rollout becomes updates."""
+    return Plan(
+        config.rollout.prompts * config.rollout.completions,
+        config.rollout.inner_updates,
+        config.rollout.minibatches,
+        config.trainer.per_device_train_batch_size,
+        state.process_index,
+        state.num_processes,
+    )
+
+
+def _arguments(config: RlConfig, folder: Path, plan: Plan) -> TrainingArguments:
+    return training_arguments(
+        config.trainer,
+        folder,
+        device=config.device,
+        seed=config.seed,
+        evaluates=held_out_tasks(config) is not None,
+        max_steps=config.max_steps,
+        per_device_eval_batch_size=config.held_out.batch_size,
+        gradient_accumulation_steps=plan.micro_batches,
+        ignore_data_skip=True,
+    )
+
+
+def _maker(
     config: RlConfig,
     objective: PolicyObjective,
     tokenizer: Any,
+    known: Facts,
     prompts: Sequence[Prompt],
     decoding: Decoding,
     rewards: Sequence[Reward],
-) -> Sampler:
+) -> RolloutMaker:
     rollout = config.rollout
-    return Sampler(
-        tokenizer,
+    return RolloutMaker(
+        engine_of(rollout.engine, tokenizer, rollout.batch_size),
+        Grader(rewards, config.rewards.on_bad, columns_of(prompts), config.prefill),
+        Layout(known.mask_id, known.stop_ids, objective.scope),
         prompts,
         PromptOrder(len(prompts), per_rollout=rollout.prompts, seed=config.seed),
         rollout.completions,
         decoding,
-        rewards,
-        config.rewards.on_bad,
         objective.advantage,
-        objective.scope,
         config.seed,
         rollout.batch_size,
-        config.prefill,
         rollout.keep,
     )
 

@@ -14,21 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
-from remask.diffusion.likelihood import Likelihood, estimate, likelihood, scored_tokens
-from remask.diffusion.reader import ModelReader, Reader
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood, scored_tokens
+from remask.diffusion.reader import Reader
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
 from remask.rl.policy_loss import PolicyObjective, PolicyTerms, policy_terms, rows_counted
 from remask.rl.ranks import tell
-from remask.rl.reference import Reference
-from remask.rl.rollout import Rollout, Sampler
-from remask.rl.scoring import draw_by_draw, draws_of
-from remask.training.rows import backward, no_sync
+from remask.rl.rollout import Rollout, RolloutMaker
+from remask.training.reference import Reference
+from remask.training.rows import no_sync
 from remask.training.sharding import whole
-from remask.training.window import Window, WindowTrainer
+from remask.training.trainer import DiffusionTrainer, Prepared
+from remask.training.window import Window
 
 
 class Silence:
@@ -60,28 +61,29 @@ class Silence:
 
 
 class RolloutLoader:
-    """Micro-batches without end. `buffer` holds what is left of the current rollout; `number` is the next rollout's."""
+    """Micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next rollout's.
 
-    def __init__(self, fill: Callable[[int], Sequence[PolicyBatch]]) -> None:
-        self.fill, self.number = fill, 0
+    max_lag: rollouts made ahead of the one in use. 0 makes each when the one before it is used up.
+    """
+
+    def __init__(self, fill: Callable[[int], Sequence[PolicyBatch]], *, max_lag: int = 0, per_rollout: int = 1) -> None:
+        self.fill, self.number, self.most_waiting = fill, 0, max_lag * per_rollout
         self.buffer: deque[PolicyBatch] = deque()
 
     def __iter__(self) -> Iterator[PolicyBatch]:
         while True:
-            if not self.buffer:
+            while len(self.buffer) <= self.most_waiting:
                 self.buffer.extend(self.fill(self.number))
                 self.number += 1
             yield self.buffer.popleft()
 
 
-class PolicyTrainer(WindowTrainer):
-    """Trains a policy with one `PolicyObjective` on rollouts of a `Sampler`.
+class PolicyTrainer(DiffusionTrainer):
+    """Trains a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`.
 
     `plan` says how a rollout becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass.
     `on_rollout` is called with each rollout and the step that will use it first.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -89,24 +91,24 @@ class PolicyTrainer(WindowTrainer):
         args: TrainingArguments,
         *,
         objective: PolicyObjective,
-        sampler: Sampler,
+        maker: RolloutMaker,
         plan: Plan,
         mask_id: int,
         reference: Reference | None = None,
         held_out: HeldOut | None = None,
+        max_lag: int = 0,
         log_every: int = 10,
         whole_backward: bool = False,
         on_rollout: Callable[[Rollout, int], None] = lambda rollout, step: None,
         **keywords: Any,
     ) -> None:
-        self.objective, self.sampler, self.plan, self.mask_id = objective, sampler, plan, mask_id
-        self.reference, self.held_out, self.whole_backward = reference, held_out, whole_backward
+        self.objective, self.maker, self.plan, self.mask_id = objective, maker, plan, mask_id
+        self.reference, self.problems, self.whole_backward = reference, held_out, whole_backward
         self.on_rollout = on_rollout
-        self.loader = RolloutLoader(self.roll_out)
+        self.loader = RolloutLoader(self.roll_out, max_lag=max_lag, per_rollout=plan.steps * plan.micro_batches)
         self.window, self.silence = Window(log_every), Silence()
         self._micro: list[dict[str, Tensor]] = []
-        self._of_rollout: dict[str, float] = {}
-        self._step_started = time.perf_counter()
+        self._of_rollouts: list[dict[str, float]] = []
         keywords.setdefault("eval_dataset", [] if held_out is None else held_out.prompts)
         super().__init__(model, args, **keywords)
 
@@ -118,7 +120,8 @@ class PolicyTrainer(WindowTrainer):
     def roll_out(self, number: int) -> list[PolicyBatch]:
         """Sample and grade with the live model, then score the answers: this rank's micro-batches of all passes."""
         with whole(self):
-            rollout = self.sampler.make(self.model, number)
+            self.maker.engine.update(self.model, self.state.global_step)
+            rollout = self.maker.make(number)
         self.on_rollout(rollout, self.state.global_step + 1)
         for fault in rollout.faults:
             tell(f"rollout {number}: {fault}")
@@ -126,67 +129,60 @@ class PolicyTrainer(WindowTrainer):
             tell(f"rollout {number}: {silent}")
         started = time.perf_counter()
         batches = self.scored(rollout)
-        self._of_rollout = {**rollout.statistics, "seconds_scoring": time.perf_counter() - started}
+        self._of_rollouts.append({**rollout.statistics, "seconds_scoring": time.perf_counter() - started})
         return batches
 
     def scored(self, rollout: Rollout) -> list[PolicyBatch]:
         """The rollout's micro-batches with what the old and the reference model say of them."""
         objective, passes = self.objective, self.plan.passes
-        plan = batches_of(
-            rollout, self.plan, draws=objective.draws, fresh=objective.fresh_noise, seed=self.sampler.seed
-        )
+        plan = batches_of(rollout, self.plan, draws=objective.draws, fresh=objective.fresh_noise, seed=self.maker.seed)
         batches = [batch.to(self.args.device) for batch in plan]
-        for batch in batches:
-            if objective.uses_old and self._needs_old(batch):
-                batch.old = self._token_log_p(self.reader(self.model), batch)
+        for place, batch in enumerate(batches):
+            if objective.uses_old and self._needs_old(place):
+                batch.old = self._values(self.reader(self.model), batch)
             if self.reference is not None and objective.uses_reference:
-                batch.reference = self._token_log_p(self.reference.reader(self, self.reader), batch)
-        if objective.fresh_noise or passes == 1:
-            return batches
-        again = [PolicyBatch(**{**vars(batch), "on_policy": False}) for batch in batches]
-        return batches + again * (passes - 1)
+                values = self._values(self.reference.reader(self, self.reader), batch)
+                batch.reference = self._combined(values, batch)
+        return batches if objective.fresh_noise else batches * passes
 
-    def _needs_old(self, batch: PolicyBatch) -> bool:
-        """On policy the old likelihood is the current one; it is read all the same where the gradient is taken draw by
-        draw, which begins with it, or where later passes use this batch again.
+    def _needs_old(self, place: int) -> bool:
+        """In a rollout's first step the old likelihood is the current one; it is read all the same where the gradient
+        is taken draw by draw, which begins with it, or where later passes use the micro-batch again.
         """
         repeated = self.plan.passes > 1 and not self.objective.fresh_noise
-        return not batch.on_policy or repeated or self._by_draw
+        return place >= self.plan.micro_batches or self.loader.most_waiting > 0 or repeated or self._by_draw
 
     @property
     def _by_draw(self) -> bool:
         return self.objective.draws > 1 and not self.whole_backward
 
     @torch.no_grad()
-    def _token_log_p(self, reader: Reader, batch: PolicyBatch) -> Tensor:
-        return estimate(reader, batch.canvas, self._draws(batch)).token
+    def _values(self, reader: Reader, batch: PolicyBatch) -> list[Tensor]:
+        """What a model says of each token, draw by draw."""
+        return draw_values(reader, batch.canvas, self._draws(batch))
 
-    def _draws(self, batch: PolicyBatch) -> Any:
-        return draws_of(self.objective, batch.canvas, batch.noise, self.mask_id)
+    def _combined(self, values: Sequence[Tensor], batch: PolicyBatch) -> Tensor:
+        """The likelihood's share of each token."""
+        return self.objective.combine(batch.advantage)(values, self._draws(batch))
 
-    def reader(self, model: Any) -> ModelReader:
-        """The model under the run's mixed precision."""
-        return ModelReader(model, self.compute_loss_context_manager)
+    def _draws(self, batch: PolicyBatch) -> Draws:
+        return self.objective.estimator.draws(batch.canvas, batch.noise, self.mask_id)
+
+    def _is_on_policy(self, batch: PolicyBatch) -> bool:
+        """Whether the policy has not moved since it wrote these answers."""
+        return batch.version == self.state.global_step
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one optimiser step, and N counted over all of them and all ranks.
+    def take(self, epoch_iterator: Iterator, count: int, device: torch.device) -> list[PolicyBatch]:
+        return list(islice(epoch_iterator, count))
 
-        None where a run goes on from its very end: the engine, whose epochs never end, would take one step more.
-        """
-        if 0 < self.state.max_steps <= self.state.global_step:
-            return [], None
-        self._step_started = time.perf_counter()
-        batches = list(islice(epoch_iterator, num_batches))
-        size = self.sampler.completions
+    def prepare(self, batches: list[PolicyBatch], device: torch.device) -> Prepared:
+        """The micro-batches as they are, and how many answers, tokens or groups are in them."""
+        size = self.maker.completions
         counts = [rows_counted(self.objective, b.counted, scored_tokens(b.canvas), size) for b in batches]
-        count = sum(counts, torch.zeros((), device=device))
-        if self.args.world_size > 1:
-            count = self.accelerator.gather(count.reshape(1)).sum()
-        return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches], count
+        inputs = [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches]
+        return inputs, sum(counts, torch.zeros((), device=device))
 
     def compute_loss(
         self,
@@ -213,17 +209,21 @@ class PolicyTrainer(WindowTrainer):
                 batch.canvas,
                 self._draws(batch),
                 loss_of,
-                backward=lambda loss: backward(self, loss),
-                known=batch.old if batch.on_policy else None,
+                backward=self.backward,
+                combine=self.objective.combine(batch.advantage),
+                known=batch.old if self._is_on_policy(batch) and len(batch.old or ()) == len(batch.noise) else None,
                 no_sync=lambda: no_sync(self, model),
             )
         else:
-            loss = loss_of(estimate(self.reader(model), batch.canvas, self._draws(batch)))
-        self._micro.append(self._describe(*read[0], batch))
+            combine = self.objective.combine(batch.advantage)
+            loss = loss_of(estimate(self.reader(model), batch.canvas, self._draws(batch), combine))
+        self._micro.append(self._measured(*read[0], batch))
         return loss
 
     def _terms(self, current: Likelihood, batch: PolicyBatch) -> PolicyTerms:
-        old = None if batch.old is None or batch.on_policy else likelihood(batch.old, batch.canvas)
+        old = None
+        if batch.old is not None and not self._is_on_policy(batch):
+            old = likelihood(self._combined(batch.old, batch), batch.canvas)
         reference = None if batch.reference is None else likelihood(batch.reference, batch.canvas)
         return policy_terms(self.objective, batch.advantage, current, old, reference, scored_tokens(batch.canvas))
 
@@ -235,7 +235,7 @@ class PolicyTrainer(WindowTrainer):
                 mend="start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
             )
 
-    def _describe(self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch) -> dict[str, Tensor]:
+    def _measured(self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch) -> dict[str, Tensor]:
         """Sums over this micro-batch, for `log` to divide."""
         per_token = current.sequence.detach() / current.scored.clamp(min=1)
         described = {
@@ -257,26 +257,19 @@ class PolicyTrainer(WindowTrainer):
 
     # ---- evaluation and logging -------------------------------------------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def held_out(self) -> dict[str, float]:
         """Answer the fixed held-out problems, if any: accuracy and mean score of each task, and the mean reward."""
-        if self.held_out is None:
+        if self.problems is None:
             return {}
         with whole(self):
-            found = self.held_out.measure(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            self.problems.engine.update(self.model, self.state.global_step)
+            return self.problems.measure()
 
-    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
-        step = {**logs, **self._of_rollout, **self._summed()}
-        self._of_rollout = {}
-        # What happens between steps (evaluation, checkpoints) is not counted.
-        step["seconds"] = time.perf_counter() - self._step_started
+    def describe(self) -> dict[str, float]:
+        step = {**_of_all(self._of_rollouts), **self._summed()}
+        self._of_rollouts.clear()
         sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
-        step["seconds_update"] = step["seconds"] - sampled
+        step["seconds_update"] = time.perf_counter() - self._step_started - sampled
         return step
 
     def _summed(self) -> dict[str, float]:
@@ -291,3 +284,15 @@ class PolicyTrainer(WindowTrainer):
         if not self.objective.uses_reference:
             shown.pop("kl")
         return shown
+
+
+def _of_all(rollouts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What is logged of a step's rollouts, of which there may be several where they are made ahead: means, and the
+    seconds of all.
+    """
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout)
+    found = {name: [rollout[name] for rollout in rollouts if name in rollout] for name in names}
+    return {
+        name: sum(values) if name.startswith("seconds_") else sum(values) / len(values)
+        for name, values in found.items()
+    }

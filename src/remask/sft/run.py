@@ -20,7 +20,6 @@ from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
 from remask.errors import UserError
 from remask.files import as_json, write_atomically
-from remask.locks import alone_in
 from remask.models.facts import Facts
 from remask.progress import working
 from remask.sft.class_accuracy import ClassAccuracy
@@ -30,7 +29,6 @@ from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
 from remask.tasks.generated import generated_examples, is_generated
 from remask.training.arguments import training_arguments
-from remask.training.begun import dated
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
     MOST,
@@ -39,14 +37,12 @@ from remask.training.folder import (
     check_least,
     check_most,
     digest,
-    is_finished,
     rows_per_step,
-    starting_point,
 )
 from remask.training.model import frozen_copy, load_trainable, trainable
 from remask.training.presets import recorded
 from remask.training.rows import EpochCallback, refuse_beyond_memory, tell_beyond
-from remask.training.run import Outcome, already_finished, carry_out, last_evaluation
+from remask.training.run import Job, Outcome, carry_out, in_folder, last_evaluation, trainer_errors
 from remask.training.sharding import whole
 
 FREE_ON_RESUME = frozenset(
@@ -66,21 +62,35 @@ def run_sft(config: SftConfig, *, label: str | None = None, quiet: bool = False)
     """Train as the config says. Everything a user can get wrong is found before the output folder is touched."""
     started = time.perf_counter()
     check_numbers(config)
-    with alone_in(Path(config.output_dir)), dated(config):
-        return _run(config, label=label, quiet=quiet, started=started)
-
-
-def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -> Outcome:
     objective = resolve(config.objective, **config.choices.given())
+    _tell_what_has_no_effect(config, objective, quiet=quiet)
+
+    def train(folder: Path, checkpoint: Path | None) -> Outcome:
+        return carry_out(
+            _job(config, folder, checkpoint, objective, label=label or config.objective, quiet=quiet, started=started)
+        )
+
+    rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up
+    return in_folder(config, free=FREE_ON_RESUME, rows=rows, train=train)
+
+
+def _tell_what_has_no_effect(config: SftConfig, objective: Objective, *, quiet: bool) -> None:
     if config.probe.policy == "frozen" and not objective.uses_probe and not quiet:
         print(f"{config.objective} reads no importance: probe.policy frozen changes nothing", file=sys.stderr)
     if config.probe.every and config.probe.policy != "frozen" and not quiet:
         print("probe.every has no effect: probe.policy is not frozen", file=sys.stderr)
-    folder = Path(config.output_dir)
-    rows = partial(rows_per_step, config)  # asked for on resuming only: it begins what TrainingArguments sets up
-    checkpoint = starting_point(config, folder, free=FREE_ON_RESUME, rows=rows)
-    if is_finished(config, folder, free=FREE_ON_RESUME, rows=rows):
-        return already_finished(folder)
+
+
+def _job(
+    config: SftConfig,
+    folder: Path,
+    checkpoint: Path | None,
+    objective: Objective,
+    *,
+    label: str,
+    quiet: bool,
+    started: float,
+) -> Job:
     trainer, tokenizer, train = build(config, folder, objective, SftTrainer)
     extent = extent_of(trainer, config.report.diagnostics, quiet=quiet or checkpoint is not None)
     by_class = ClassAccuracy(trainer, tokenizer, folder, count=extent.classes, quiet=quiet)
@@ -104,17 +114,18 @@ def _run(config: SftConfig, *, label: str | None, quiet: bool, started: float) -
                 by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
-    return carry_out(
+    described = _described(config, trainer, train)
+    return Job(
         config,
         trainer,
         tokenizer,
-        described=_described(config, trainer, train),
-        checkpoint=checkpoint,
-        begin=begin,
-        finish=finish,
-        label=label or config.objective,
-        quiet=quiet,
-        started=started,
+        described,
+        checkpoint,
+        begin,
+        finish,
+        label,
+        quiet,
+        started,
         compares=objective.uses_reference_model,
     )
 
@@ -211,7 +222,7 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
     reference = frozen_copy(model).to(args.device) if compares else None
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     collator = Collator(fill, known.eos_ids[0], config.canvas.max_length, config.seed)
-    try:
+    with trainer_errors("sft"):
         trainer = kind(
             model,
             args,
@@ -227,8 +238,6 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
             eval_dataset=held_out.rows if held_out else None,
             processing_class=tokenizer,
         )
-    except (RuntimeError, ValueError, ImportError, OSError) as error:  # a tracker that is unknown or not installed
-        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}", mend="see `remask sft --help`") from error
     return trainer, tokenizer, train
 
 

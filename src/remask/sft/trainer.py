@@ -8,7 +8,7 @@ with fixed noise. What a method is stands in `remask.diffusion.objective`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length
@@ -33,12 +33,12 @@ from remask.diffusion.objective import (
     scored_positions,
     token_weights,
 )
-from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.sft.signals import SignalCache
-from remask.training.rows import EVALUATION_SEED, backward, even_multiple, no_sync, refuse_nonfinite, row_loader
+from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
-from remask.training.window import Window, WindowTrainer
+from remask.training.trainer import DiffusionTrainer, Prepared
+from remask.training.window import Window
 
 LEAST_TOKENS = {True: 512, False: 4096}
 """Tokens (on a CPU or not) below which a part of a batch is not worth a forward pass of its own."""
@@ -47,7 +47,7 @@ WEIGHING = ("scored", "weight", "weight_squared")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Part:
     """One micro-batch, corrupted, with the reference model's losses where the objective compares with them."""
 
     canvas: Canvas
@@ -57,15 +57,13 @@ class Prepared:
     statistics: dict[str, float]
 
 
-class SftTrainer(WindowTrainer):
+class SftTrainer(DiffusionTrainer):
     """Trains a diffusion language model with one `Objective`.
 
     rows and eval_rows are tokenised; `collator` lays them on canvases and seeds their noise; `cache` holds the frozen
     probe's signals (None: the probe reads the model in training, at every step); `reference` is the model that Rho-1
     compares with.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -91,7 +89,6 @@ class SftTrainer(WindowTrainer):
         self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=even_multiple(args))
         self.window = Window(log_every)
         self._statistics: list[dict[str, float]] = []
-        self._step_started = time.perf_counter()
         super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
 
     # ---- batches ----------------------------------------------------------------------------------------------
@@ -99,22 +96,12 @@ class SftTrainer(WindowTrainer):
     def get_train_dataloader(self) -> DataLoader:
         return row_loader(self, RowDataset(self.rows), self.sampler, self.collator)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one optimiser step, corrupted, and N counted over all of them and all ranks."""
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: one more would be taken
-            return [], None
-        self._step_started = time.perf_counter()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        prepared = [[self.prepare(part, device) for part in self.parts(batch)] for batch in batches]
+    def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
+        """Every micro-batch in parts, corrupted."""
+        prepared = [[self.corrupted(part, device) for part in self.parts(batch)] for batch in batches]
         counts = [denominator(self.objective, p.canvas, p.corrupted) for parts in prepared for p in parts]
-        count = sum(counts, torch.zeros((), device=device))
-        if self.args.world_size > 1:
-            count = self.accelerator.gather(count.reshape(1)).sum()
-        return [
-            {"parts": parts, "input_ids": batch["ids"]} for parts, batch in zip(prepared, batches, strict=True)
-        ], count
+        inputs = [{"parts": parts, "input_ids": batch["ids"]} for parts, batch in zip(prepared, batches, strict=True)]
+        return inputs, sum(counts, torch.zeros((), device=device))
 
     def parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The batch in parts of rows of like length. Whole where all ranks must take the same forwards (sharded
@@ -126,19 +113,15 @@ class SftTrainer(WindowTrainer):
             return [batch]
         return by_length(batch, most=self.micro_batch_tokens, least=LEAST_TOKENS[self.args.device.type == "cpu"])
 
-    def reader(self, model: Any) -> ModelReader:
-        """The model under the run's mixed precision."""
-        return ModelReader(model, self.compute_loss_context_manager)
-
-    def prepare(
+    def corrupted(
         self,
         batch: dict[str, Tensor],
         device: torch.device,
         *,
         objective: Objective | None = None,
         use_cache: bool = True,
-    ) -> Prepared:
-        """Corrupt one micro-batch: probe (or its cache), mask, and the reference model's losses."""
+    ) -> Part:
+        """A part of a micro-batch: probe (or its cache), mask, and the reference model's losses."""
         objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         canvas, noise = Canvas.of(batch), Noise.of(batch)
@@ -153,12 +136,12 @@ class SftTrainer(WindowTrainer):
         corrupted = corrupt(objective, canvas, noise, self.mask_id, signal=signal, reader=reader)
         ce_reference = self._reference_losses(canvas, corrupted) if objective.uses_reference_model else None
         probe_seconds = time.perf_counter() - started
-        return Prepared(
+        return Part(
             canvas,
             corrupted,
             batch["index"],
             ce_reference,
-            self._describe(objective, canvas, corrupted, noise, signal, probe_seconds),
+            self._measured(objective, canvas, corrupted, noise, signal, probe_seconds),
         )
 
     def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
@@ -171,7 +154,7 @@ class SftTrainer(WindowTrainer):
             reader = self.reader(model).read_only()
             return reader.losses(corrupted.ids, canvas, where)
 
-    def _describe(
+    def _measured(
         self,
         objective: Objective,
         canvas: Canvas,
@@ -214,7 +197,7 @@ class SftTrainer(WindowTrainer):
         The gradient of all parts but the last is taken here, that of the last by the engine.
         """
         assert num_items_in_batch is not None
-        parts: list[Prepared] = inputs["parts"]
+        parts: list[Part] = inputs["parts"]
         before = torch.zeros((), device=self.args.device)
         for part in parts:
             rows, members = self.loss_rows(model, part), [self.rows[n] for n in part.index.tolist()]
@@ -230,11 +213,7 @@ class SftTrainer(WindowTrainer):
                 before += loss.detach()
         return loss + before
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a part's loss to the weights'."""
-        backward(self, loss)
-
-    def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
+    def loss_rows(self, model: Any, prepared: Part, objective: Objective | None = None) -> Tensor:
         """Each row's part of the numerator [B]."""
         canvas, corrupted = prepared.canvas, prepared.corrupted
         where = scored_positions(canvas, corrupted)
@@ -248,22 +227,14 @@ class SftTrainer(WindowTrainer):
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def held_out(self) -> dict[str, float]:
         """The held-out loss, on the same noise every time and over the same kind of N as in training.
 
-        `eval_loss` is the objective's own. `eval_nll` is −ELBO per response token under plain SFT's noise: an upper
-        bound of the negative log-likelihood, in nats, and comparable between methods.
+        `loss` is the objective's own. `nll` is −ELBO per response token under plain SFT's noise: an upper bound of the
+        negative log-likelihood, in nats, and comparable between methods.
         """
-        metrics = {f"{metric_key_prefix}_loss": self._held_out_loss(self.objective)}
-        plain = Objective()
-        metrics[f"{metric_key_prefix}_nll"] = (
-            metrics[f"{metric_key_prefix}_loss"] if self.objective == plain else self._held_out_loss(plain)
-        )
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        own, plain = self._held_out_loss(self.objective), Objective()
+        return {"loss": own, "nll": own if self.objective == plain else self._held_out_loss(plain)}
 
     def _held_out_loss(self, objective: Objective) -> float:
         size, batch_size = len(self.eval_rows), self.args.per_device_eval_batch_size
@@ -272,27 +243,21 @@ class SftTrainer(WindowTrainer):
         device = self.args.device
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         batches = [range(s, min(s + batch_size, size)) for s in range(0, size, batch_size)]
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                jobs = [(draw, members) for draw in range(self.eval_draws) for members in batches]
-                for (draw, members), counts in shares(jobs, self.args.process_index, self.args.world_size):
-                    visits = [Visit(i, draw, draw * size + i) for i in members]
-                    batch = collator([dataset[v] for v in visits])
-                    for part in self.parts(batch):
-                        prepared = self.prepare(part, device, objective=objective, use_cache=False)
-                        sums[0] += counts * self.loss_rows(self.model, prepared, objective).double().sum()
-                        sums[1] += counts * denominator(objective, prepared.canvas, prepared.corrupted).double()
-        finally:
-            self.model.train(was_training)
+        jobs = [(draw, members) for draw in range(self.eval_draws) for members in batches]
+        with self.measuring(), torch.no_grad():
+            for (draw, members), counts in shares(jobs, self.args.process_index, self.args.world_size):
+                visits = [Visit(i, draw, draw * size + i) for i in members]
+                for tensors in self.parts(collator([dataset[v] for v in visits])):
+                    part = self.corrupted(tensors, device, objective=objective, use_cache=False)
+                    sums[0] += counts * self.loss_rows(self.model, part, objective).double().sum()
+                    sums[1] += counts * denominator(objective, part.canvas, part.corrupted).double()
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums[None]).sum(0)
         return (sums[0] / sums[1].clamp(min=1)).item()
 
     # ---- logging ----------------------------------------------------------------------------------------------
 
-    def of_step(self, logs: dict[str, float]) -> dict[str, float]:
+    def describe(self) -> dict[str, float]:
         step = {
             name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "filled", "seconds_probe")
         }
@@ -306,9 +271,8 @@ class SftTrainer(WindowTrainer):
         if squared:
             step["effective_tokens"] = weight**2 / squared / scored
         self._statistics.clear()
-        # Of this rank, times the ranks; what happens between steps (evaluation, checkpoints) is not counted.
-        step["tokens"] *= self.args.world_size
-        return {**logs, **step, "seconds": time.perf_counter() - self._step_started}
+        step["tokens"] *= self.args.world_size  # of this process, times the processes
+        return step
 
     def averaged(self) -> dict[str, float]:
         return self.window.averaged()  # the engine's numbers are of all processes already

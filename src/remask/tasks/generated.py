@@ -5,6 +5,7 @@ answers without their work.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,6 +16,8 @@ from remask.tasks import get
 from remask.tasks.generator import GeneratedTask
 
 GENERATED, DIRECT = "generated:", "direct:"
+FORM = re.compile(r"(generated|direct):(?P<names>.+?):(?P<rows>[0-9]+)(:(?P<seed>[0-9]+))?", re.DOTALL)
+"""A task of the user's own, `file.py:Class`, has a colon in its name."""
 
 
 def is_generated(source: str) -> bool:
@@ -42,7 +45,7 @@ def _answers(
     task = get(name)
     if not isinstance(task, GeneratedTask):
         raise UserError(f"{name} makes no problems of its own", mend="give a file of rows to train on")
-    rng = random.Random(f"{'wrong' if wrong else 'worked'}/{name}/{split}/{seed}")
+    rng = random.Random(f"{'wrong' if wrong else 'worked'}/{task.name}/{split}/{seed}")
     examples = []
     for problem in task.generate(count, split=split, seed=seed):
         answer = task.solve(problem, rng, wrong=wrong)
@@ -57,10 +60,10 @@ def _answers(
 
 
 def _parse(source: str) -> tuple[Sequence[str], int, int]:
-    parts = source.removeprefix(GENERATED).removeprefix(DIRECT).split(":")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]) or int(parts[1]) < 1:
+    found = FORM.fullmatch(source)
+    if found is None or int(found["rows"]) < 1:
         raise UserError(
             f"{source!r} is not a generated source",
             mend="write generated:<task>[+<task>]:<rows>[:<seed>], or direct:… for answers without work",
         )
-    return parts[0].split("+"), int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
+    return found["names"].split("+"), int(found["rows"]), int(found["seed"] or 0)

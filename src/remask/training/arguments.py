@@ -27,7 +27,32 @@ def training_arguments(
         raise UserError(
             f"trainer.extra: {', '.join(unknown)}: no such argument", mend="see transformers.TrainingArguments"
         )
-    values: dict[str, Any] = {
+    values = {**_values(engine, folder, device=device, seed=seed, evaluates=evaluates), **own}
+    taken = sorted(set(engine.extra) & set(values))
+    if taken:
+        raise UserError(
+            f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
+        )
+    if unused := sorted(set(engine.extra) & UNUSED):
+        raise UserError(f"trainer.extra: {', '.join(unused)}: has no effect on these losses", mend="leave it out")
+    try:
+        arguments = TrainingArguments(**{**_of_engine(), **values, **engine.extra})
+        torch.optim.AdamW(
+            [torch.zeros(1)],
+            lr=arguments.learning_rate,
+            betas=(arguments.adam_beta1, arguments.adam_beta2),
+            eps=arguments.adam_epsilon,
+        )
+    except (ValueError, ImportError, TypeError) as error:
+        raise UserError(
+            f"trainer: {str(error).strip().splitlines()[0]}", mend="`--help` lists the options of trainer"
+        ) from error
+    return arguments
+
+
+def _values(engine: EngineConfig, folder: Path, *, device: str, seed: int, evaluates: bool) -> dict[str, Any]:
+    """What Remask sets of every run."""
+    return {
         "output_dir": str(folder),
         "learning_rate": engine.learning_rate,
         "per_device_train_batch_size": engine.per_device_train_batch_size,
@@ -57,28 +82,7 @@ def training_arguments(
         "ddp_broadcast_buffers": False,
         "log_level": "error",
         "log_level_replica": "error",
-        **own,
     }
-    taken = sorted(set(engine.extra) & set(values))
-    if taken:
-        raise UserError(
-            f"trainer.extra: {', '.join(taken)}: set by Remask", mend="use the option of that name, where there is one"
-        )
-    if unused := sorted(set(engine.extra) & UNUSED):
-        raise UserError(f"trainer.extra: {', '.join(unused)}: has no effect on these losses", mend="leave it out")
-    try:
-        arguments = TrainingArguments(**{**_of_engine(), **values, **engine.extra})
-        torch.optim.AdamW(
-            [torch.zeros(1)],
-            lr=arguments.learning_rate,
-            betas=(arguments.adam_beta1, arguments.adam_beta2),
-            eps=arguments.adam_epsilon,
-        )
-    except (ValueError, ImportError, TypeError) as error:
-        raise UserError(
-            f"trainer: {str(error).strip().splitlines()[0]}", mend="`--help` lists the options of trainer"
-        ) from error
-    return arguments
 
 
 UNUSED = frozenset({"label_smoothing_factor", "neftune_noise_alpha", "group_by_length"})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from remask.chat_template import today
 from remask.errors import UserError
+from remask.locks import alone_in
 from remask.models.load import copy_code, quiet_transformers
 from remask.models.load import resolve as resolve_model
 from remask.progress import working
+from remask.training.begun import dated
 from remask.training.callbacks import (
     FiniteGradientCallback,
     MetricsCallback,
@@ -28,7 +30,15 @@ from remask.training.callbacks import (
     StopCallback,
 )
 from remask.training.card import write_card
-from remask.training.folder import Record, digest_of_base, prepare_folder, refuse_other_base, refuse_other_data
+from remask.training.folder import (
+    Record,
+    digest_of_base,
+    is_finished,
+    prepare_folder,
+    refuse_other_base,
+    refuse_other_data,
+    starting_point,
+)
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
 from remask.training.saving import stopped_at, whole_checkpoints, whole_model
@@ -53,88 +63,144 @@ class Outcome:
     seconds: float
 
 
-def carry_out(
-    config: Any,
-    trainer: WindowTrainer,
-    tokenizer: Any,
-    *,
-    described: dict[str, Any],
-    checkpoint: Path | None,
-    begin: Callable[[ProgressCallback], Sequence[TrainerCallback]],
-    finish: Callable[[], dict[str, float]],
-    label: str,
-    quiet: bool,
-    started: float,
-    files: Sequence[Lines] = (),
-    compares: bool = False,
-) -> Outcome:
-    """Train from the start or the checkpoint, and save.
+@dataclass(frozen=True)
+class Job:
+    """What there is to train, and how.
 
-    `begin` is called when the folder is ready and gives the run's own callbacks; `finish` evaluates what was saved.
-    `files` are those of the run's own that grow with it; `compares` says that it reads the starting model to its end.
+    described: what run.json says of it. checkpoint: where it goes on from (None: from the start). begin: called when
+    the folder is ready; it gives the run's own callbacks. finish: evaluates what was saved. files: those of the run's
+    own that grow with it. compares: it reads the starting model to its end. started: `time.perf_counter` when the
+    command began.
     """
-    folder, main = Path(config.output_dir), trainer.is_world_process_zero()
-    described = {**described, "date": today().isoformat(timespec="seconds")}
-    kind = described.get("training", "sft")
+
+    config: Any
+    trainer: WindowTrainer
+    tokenizer: Any
+    described: dict[str, Any]
+    checkpoint: Path | None
+    begin: Callable[[ProgressCallback], Sequence[TrainerCallback]]
+    finish: Callable[[], dict[str, float]]
+    label: str
+    quiet: bool
+    started: float
+    files: Sequence[Lines] = ()
+    compares: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def kind(self) -> str:
+        return str(self.described.get("training", "sft"))
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def in_folder(
+    config: Any,
+    *,
+    free: frozenset[str],
+    train: Callable[[Path, Path | None], Outcome],
+    rows: Callable[[], int] | None = None,
+) -> Outcome:
+    """Let a run have its folder to itself: trained from the start or from a checkpoint, or found finished.
+
+    free: settings that may change between a checkpoint and its continuation. train: gets the folder and the checkpoint.
+    rows: how many rows a step takes, where that may be split otherwise.
+    """
+    folder = Path(config.output_dir)
+    with alone_in(folder), dated(config):
+        checkpoint = starting_point(config, folder, free=free, rows=rows)
+        if is_finished(config, folder, free=free, rows=rows):
+            return Outcome(folder, True, None, {}, 0.0)
+        return train(folder, checkpoint)
+
+
+@contextmanager
+def trainer_errors(command: str) -> Iterator[None]:
+    """What the engine says while a trainer is made, such as of a tracker that is not installed, as a UserError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"trainer: {said}", mend=f"see `remask {command} --help`") from error
+
+
+def carry_out(job: Job) -> Outcome:
+    """Train from the start or the checkpoint, save, and evaluate; whatever ends it is written down."""
+    trainer, folder, main = job.trainer, job.folder, job.trainer.is_world_process_zero()
+    job = replace(job, described={**job.described, "date": today().isoformat(timespec="seconds")})
     metrics_file = Lines(folder / "metrics.jsonl")
+    keep = _checked(job, metrics_file)
+    trainer.remove_callback(PrinterCallback)
+    PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
+    if main:
+        prepare_folder(job.config, folder, fresh=job.checkpoint is None)
+    PartialState().wait_for_everyone()
+    progress_callback, stop = ProgressCallback(job.label, enabled=not job.quiet), StopCallback()
+    resumed = job.checkpoint is not None
+    record = Record(folder, job.described, device=job.config.device, enabled=main, resumed=resumed)
+    try:
+        keep.restore(job.checkpoint)
+        own = job.begin(progress_callback)
+        further = (FiniteGradientCallback(), MetricsCallback(metrics_file), progress_callback, stop, keep)
+        for callback in (*own, *further, SealCallback()):
+            trainer.add_callback(callback)
+        metrics = _trained(job, stop)
+        if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
+            record.write("stopped", seconds := job.seconds())
+            return Outcome(folder, False, int(stop.stopped), metrics, seconds)
+    except BaseException as error:
+        cut = isinstance(error, KeyboardInterrupt)
+        with suppress(UserError):  # no room for it either: the first error is the one to tell
+            record.write("stopped" if cut else "failed", job.seconds())
+        if cut and main:
+            print(stopped_at(folder, job.kind), file=sys.stderr)
+        raise
+    finally:
+        progress_callback.close()
+    record.write("finished", job.seconds(), metrics)
+    if main:
+        write_card(folder, job.config, record.values)
+    return Outcome(folder, True, None, metrics, job.seconds())
+
+
+def _checked(job: Job, metrics_file: Lines) -> KeepCallback:
+    """What keeps checkpoints whole, after the starting model and the checkpoint have been found to be the run's."""
+    config, trainer, checkpoint = job.config, job.trainer, job.checkpoint
     base = None
-    if main and (compares or config.lora.rank):
-        with working("reading the starting model's weights", enabled=not quiet):
+    if trainer.is_world_process_zero() and (job.compares or config.lora.rank):
+        with working("reading the starting model's weights", enabled=not job.quiet):
             base = digest_of_base(config.model)
-    keep = KeepCallback(trainer, [metrics_file, *files], config, described, base)
+    keep = KeepCallback(trainer, [metrics_file, *job.files], config, job.described, base)
     settle_fsdp(trainer)
     settle_ddp(trainer)
     refuse_to_lose_the_model(trainer)
     if checkpoint is not None:
         refuse_another_engine(trainer, checkpoint)
-        refuse_other_data(described, checkpoint)
+        refuse_other_data(job.described, checkpoint)
         if base is not None:
             refuse_other_base(base, checkpoint, config.model)
         keep.check(checkpoint)
-    trainer.remove_callback(PrinterCallback)
-    PartialState().wait_for_everyone()  # all ranks have looked at the folder before one writes into it
-    if main:
-        prepare_folder(config, folder, fresh=checkpoint is None)
-    PartialState().wait_for_everyone()
-    progress_callback, stop = ProgressCallback(label, enabled=not quiet), StopCallback()
-    record = Record(folder, described, device=config.device, enabled=main, resumed=checkpoint is not None)
-    try:
-        keep.restore(checkpoint)
-        own = begin(progress_callback)
-        for callback in (
-            *own,
-            FiniteGradientCallback(),
-            MetricsCallback(metrics_file),
-            progress_callback,
-            stop,
-            keep,
-            SealCallback(),
-        ):
-            trainer.add_callback(callback)
-        with stop, quiet_transformers(), whole_checkpoints(trainer, kind):
-            metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
-            if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
-                seconds = time.perf_counter() - started
-                record.write("stopped", seconds)
-                return Outcome(folder, False, int(stop.stopped), metrics, seconds)
-            # Every step is done: save first, so that nothing that happens in the evaluation can lose the model.
-            with whole_model(folder, kind):
-                _save(config, trainer, tokenizer, folder)
-            metrics |= finish()
-            refuse_ruined(metrics, folder)
-    except BaseException as error:
-        cut = isinstance(error, KeyboardInterrupt)
-        with suppress(UserError):  # no room for it either: the first error is the one to tell
-            record.write("stopped" if cut else "failed", time.perf_counter() - started)
-        if cut and main:
-            print(stopped_at(folder, kind), file=sys.stderr)
-        raise
-    finally:
-        progress_callback.close()
-    record.write("finished", time.perf_counter() - started, metrics)
-    if main:
-        write_card(folder, config, record.values)
-    return Outcome(folder, True, None, metrics, time.perf_counter() - started)
+    return keep
+
+
+def _trained(job: Job, stop: StopCallback) -> dict[str, float]:
+    """The metrics of the steps and, where all of them were taken, of the model that is saved then: before it is
+    evaluated, so that nothing that happens there can lose it.
+    """
+    trainer, checkpoint = job.trainer, job.checkpoint
+    with stop, quiet_transformers(), whole_checkpoints(trainer, job.kind):
+        metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+        if stop.stopped is not None and trainer.state.global_step < trainer.state.max_steps:
+            return metrics
+        with whole_model(job.folder, job.kind):
+            _save(job.config, trainer, job.tokenizer, job.folder)
+        metrics |= job.finish()
+        refuse_ruined(metrics, job.folder)
+        return metrics
 
 
 def _save(config: Any, trainer: Trainer, tokenizer: Any, folder: Path) -> None:
@@ -155,10 +221,6 @@ def refuse_ruined(metrics: dict[str, float], folder: Path) -> None:
             where=str(folder),
             mend="start anew with a lower trainer.learning_rate (--overwrite)",
         )
-
-
-def already_finished(folder: Path) -> Outcome:
-    return Outcome(folder, True, None, {}, 0.0)
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.likelihood import Likelihood, estimate
-from remask.diffusion.noise import MIN_TIME, Noise
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import Likelihood, draw_values, estimate
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import ModelReader
+from remask.diffusion.times import MIN_TIME
 from remask.rl.policy_loss import policy_terms
 from remask.rl.presets import PRESETS, resolve
-from remask.rl.scoring import draw_by_draw, draws_of
 
 ROWS, PROMPT, CANVAS = 3, 4, 12
 
@@ -29,7 +30,7 @@ def batch(seed: int = 0) -> Canvas:
 def noise(draws: int) -> list[Noise]:
     generator = torch.Generator().manual_seed(7)
     return [
-        Noise(
+        Noise.at(
             MIN_TIME + (1 - MIN_TIME) * torch.rand(ROWS, generator=generator),
             torch.rand(ROWS, PROMPT + CANVAS, generator=generator),
         )
@@ -71,14 +72,14 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
     """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
     objective = resolve(name) if PRESETS[name].likelihood == "mean_field" else resolve(name, draws=draws)
     canvas = batch()
-    views = draws_of(objective, canvas, noise(objective.draws), model.config.mask_token_id)
+    views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)
     with torch.no_grad():
         value = estimate(model, canvas, views)
     old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
     advantage = torch.tensor([1.0, -0.5, 0.25])
 
     def loss_of(current: Likelihood) -> Tensor:
-        return policy_terms(objective, advantage, current, old, old, canvas.corruptible).row.mean()
+        return policy_terms(objective, advantage[:, None], current, old, old, canvas.corruptible).row.mean()
 
     model.zero_grad()
     with Peak() as memory:
@@ -89,7 +90,7 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
                 views,
                 loss_of,
                 backward=lambda part: part.backward(),
-                known=value.token if known else None,
+                known=draw_values(model, canvas, views) if known else None,
             )
         else:
             loss = loss_of(estimate(model, canvas, views))
@@ -120,7 +121,7 @@ def test_each_draw_is_read_once_where_the_likelihood_is_known_and_else_all_but_o
     draws: int, known: bool, random_model: Any
 ) -> None:
     objective, canvas = resolve("espo", draws=draws), batch()
-    views = draws_of(objective, canvas, noise(draws), random_model.config.mask_token_id)
+    views = objective.estimator.draws(canvas, noise(draws), random_model.config.mask_token_id)
     calls = []
 
     class Counted(ModelReader):
@@ -134,7 +135,7 @@ def test_each_draw_is_read_once_where_the_likelihood_is_known_and_else_all_but_o
         views,
         lambda current: current.sequence.square().sum(),
         backward=Tensor.backward,
-        known=torch.zeros(canvas.ids.shape) if known else None,
+        known=[torch.zeros(canvas.ids.shape)] * draws if known else None,
     ).backward()
     again = 0 if known else draws - 1
     assert (calls.count(True), calls.count(False)) == (draws, again)
