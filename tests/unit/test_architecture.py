@@ -143,7 +143,9 @@ def test_the_order_has_no_circle() -> None:
 def test_the_mathematics_knows_torch_and_shapes_only() -> None:
     allowed = {"torch", "numpy", "jaxtyping", "remask", *sys.stdlib_module_names}
     for path in files("diffusion"):
-        assert {name.partition(".")[0] for _, name in imported_names(path)} <= allowed, path
+        names = {name for _, name in imported_names(path)}
+        assert {name.partition(".")[0] for name in names} <= allowed, path
+        assert not [name for name in names if name.startswith("torch.distributed")], path
 
 
 def in_a_clean_process(code: str) -> object:

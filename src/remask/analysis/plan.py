@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from remask.analysis.quantised import weight_bytes
 from remask.choices import StrategyName
-from remask.diffusion.head import head_losses
+from remask.diffusion.head import two_pass_cross_entropy
 from remask.errors import UserError
 
 SHARDED: dict[StrategyName, tuple[str, ...]] = {
@@ -125,7 +125,7 @@ def need(
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                     hidden = inner.hidden_at(torch.arange(scored), input_ids=ids)
-                    loss = head_losses(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+                    loss = two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
                 activations = meter.now
                 loss.backward()
         except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:

@@ -102,20 +102,20 @@ class Objective:
         """Whether a weight depends on the losses it weighs."""
         return self.weight in READ_LOSSES or type(self).weigh is not Objective.weigh
 
+    @property
+    def knows_weights(self) -> bool:
+        """Whether cross-entropies are weighed, by weights that are known before they are computed."""
+        return not self.reads_losses and type(self).token_losses is Objective.token_losses
+
     def weigh(self, scored: Scored) -> Float[Tensor, "N"]:
         """w_i of the scored tokens."""
         return WEIGHTS[self.weight](scored)
 
     def token_losses(
-        self,
-        reader: Reader,
-        canvas: Canvas,
-        corrupted: Corrupted,
-        where: Bool[Tensor, "B L"],
-        expected: Float[Tensor, "N"] | None = None,
+        self, reader: Reader, canvas: Canvas, corrupted: Corrupted, where: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "N"]:
-        """What is weighed at the scored positions, with its gradient: −log p(x_i). `expected`: see `Reader.losses`."""
-        return reader.losses(corrupted.ids, canvas, where, expected)
+        """What is weighed at the scored positions, with its gradient: −log p(x_i)."""
+        return reader.losses(corrupted.ids, canvas, where)
 
 
 def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: Float[Tensor, "B L"]) -> Importance:
@@ -284,15 +284,6 @@ def token_weights(
     )
 
 
-def expected_weights(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, "N"] | None:
-    """What `row_losses` will weigh each scored token's loss with, where the loss itself has no say in it; else None."""
-    if objective.reads_losses:
-        return None
-    where = scored_positions(canvas, corrupted)
-    weights = token_weights(objective, canvas, corrupted, corrupted.rate.new_zeros(int(where.sum())))
-    return weights / _row_divisor(objective, canvas)[where.nonzero()[:, 0]]
-
-
 def _row_divisor(objective: Objective, canvas: Canvas) -> Float[Tensor, "B"]:
     """Supervised tokens of each row under `sequence`, else 1."""
     if objective.normaliser == "sequence":
@@ -312,9 +303,51 @@ def row_losses(
     A row with nothing masked contributes 0. The loss of a global batch is the sum of its rows over its `denominator`.
     """
     where = scored_positions(canvas, corrupted)
-    weighted = token_weights(objective, canvas, corrupted, ce, ce_reference) * ce
+    weights = token_weights(objective, canvas, corrupted, ce, ce_reference)
+    return _summed(objective, canvas, where, weights * ce)
+
+
+def _summed(
+    objective: Objective, canvas: Canvas, where: Bool[Tensor, "B L"], weighted: Float[Tensor, "N"]
+) -> Float[Tensor, "B"]:
+    """The sum over each row's scored tokens, over the row's divisor."""
     rows = weighted.new_zeros(where.shape[0]).index_add(0, where.nonzero()[:, 0], weighted)
     return rows / _row_divisor(objective, canvas)
+
+
+@dataclass(frozen=True)
+class SftTerms:
+    """What a micro-batch adds to the numerator: `loss`, with its gradient, and without it each row's share `rows` and
+    the weight w_i of each scored token.
+    """
+
+    loss: Float[Tensor, ""]
+    rows: Float[Tensor, "B"]
+    weights: Float[Tensor, "N"]
+
+
+def sft_terms(
+    objective: Objective,
+    reader: Reader,
+    canvas: Canvas,
+    corrupted: Corrupted,
+    ce_reference: Float[Tensor, "N"] | None = None,
+) -> SftTerms:
+    """Read the corrupted rows and weigh the losses of their scored tokens. Where the weights do not depend on the
+    losses, the gradient is formed in the same pass as they (`Reader.weighted_loss`).
+    """
+    where = scored_positions(canvas, corrupted)
+    if not objective.knows_weights:
+        each = objective.token_losses(reader, canvas, corrupted, where)
+        weights = token_weights(objective, canvas, corrupted, each, ce_reference)
+        rows = _summed(objective, canvas, where, weights * each)
+        return SftTerms(rows.sum(), rows.detach(), weights)
+    unread = corrupted.rate.new_zeros(int(where.sum()))
+    weights = token_weights(objective, canvas, corrupted, unread, ce_reference)
+    divisor = _row_divisor(objective, canvas)[where.nonzero()[:, 0]]
+    loss, ce = reader.weighted_loss(corrupted.ids, canvas, where, weights / divisor)
+    rows = _summed(objective, canvas, where, weights * ce)
+    return SftTerms(rows.sum() + (loss - loss.detach()), rows, weights)  # the rows' sum, with the gradient of `loss`
 
 
 def denominator(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, ""]:

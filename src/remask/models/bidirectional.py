@@ -60,7 +60,7 @@ class Bidirectional:
         inputs_embeds: Tensor | None = None,
         positions: Tensor | None = None,
         targets: Tensor | None = None,
-        expected: Tensor | None = None,
+        weights: Tensor | None = None,
         look: Look | None = None,
         clean: Tensor | None = None,
         answer: Tensor | None = None,
@@ -68,8 +68,8 @@ class Bidirectional:
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
 
-        With `targets` [N] only their losses instead (`expected`: see `head_losses`); with `look` what it says of the
-        logits, which it is shown a part at a time, without gradient.
+        With `targets` [N] only their losses instead, and with `weights` [N] the sum Σ w·ce, which then has the gradient
+        (`Prediction`); with `look` what it says of the logits, which it is shown a part at a time, without gradient.
 
         A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
         light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
@@ -86,23 +86,23 @@ class Bidirectional:
                     mend="call it with input_ids and attention_mask",
                 )
             reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
-            return self._predicted(in_blocks(reading, positions), targets, expected, look, kwargs)
+            return self._predicted(in_blocks(reading, positions), targets, weights, look, kwargs)
         batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)
         if batch is None:
             batch = padded(input_ids, attention_mask, position_ids, inputs_embeds, positions)
-        return self._predicted(batch, targets, expected, look, kwargs)
+        return self._predicted(batch, targets, weights, look, kwargs)
 
     def _predicted(
-        self, batch: Batch, targets: Tensor | None, expected: Tensor | None, look: Look | None, keywords: dict[str, Any]
+        self, batch: Batch, targets: Tensor | None, weights: Tensor | None, look: Look | None, keywords: dict[str, Any]
     ) -> Prediction:
         starts = batch.starts if getattr(self.config, "shift", False) else None
         at = None if batch.positions is None else predictors(batch.positions, starts)
         hidden = self.hidden_at(at, **batch.inputs, **keywords)
         if at is None and starts is not None:
             hidden = torch.where(starts[:, :, None], hidden, hidden.roll(1, 1))
-        return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
+        return predicted(self.lm_head, hidden, targets, weights, look)  # type: ignore[attr-defined]
 
     def hidden_at(self, at: Tensor | None, **inputs: Any) -> Tensor:
         """What the head is given: [N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""

@@ -31,7 +31,7 @@ class Encoder:
         position_ids: Tensor | None = None,
         positions: Tensor | None = None,
         targets: Tensor | None = None,
-        expected: Tensor | None = None,
+        weights: Tensor | None = None,
         look: Look | None = None,
         clean: Tensor | None = None,
         answer: Tensor | None = None,
@@ -45,7 +45,7 @@ class Encoder:
             **kwargs,
         ).last_hidden_state
         hidden = self.before_head(hidden if positions is None else hidden[positions])
-        return predicted(self.get_output_embeddings(), hidden, targets, expected, look)  # type: ignore[attr-defined]
+        return predicted(self.get_output_embeddings(), hidden, targets, weights, look)  # type: ignore[attr-defined]
 
 
 class DiffusionBert(Encoder, BertForMaskedLM):

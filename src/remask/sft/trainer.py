@@ -25,13 +25,12 @@ from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import (
     Objective,
+    SftTerms,
     corrupt,
     denominator,
-    expected_weights,
     read_importance,
-    row_losses,
     scored_positions,
-    token_weights,
+    sft_terms,
 )
 from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
@@ -217,13 +216,13 @@ class SftTrainer(WindowTrainer):
         parts: list[Prepared] = inputs["parts"]
         before = torch.zeros((), device=self.args.device)
         for part in parts:
-            rows, members = self.loss_rows(model, part), [self.rows[n] for n in part.index.tolist()]
-            refuse_nonfinite(self, rows, members)
-            own = torch.tensor([len(row.response) for row in members], device=rows.device)
+            terms, members = self.terms(model, part), [self.rows[n] for n in part.index.tolist()]
+            refuse_nonfinite(self, terms.rows, members)
+            own = torch.tensor([len(row.response) for row in members], device=terms.rows.device)
             part.statistics["filled"] = float((part.canvas.corruptible.sum(-1) - own).clamp(min=0).sum())
             self._statistics.append(part.statistics)
-            total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
-            loss = rows.sum() / total * self.args.world_size
+            total = torch.as_tensor(num_items_in_batch, device=terms.rows.device).clamp(min=1)
+            loss = terms.loss / total * self.args.world_size
             if part is not parts[-1]:
                 with no_sync(self, model):
                     self.backward(loss)
@@ -234,17 +233,14 @@ class SftTrainer(WindowTrainer):
         """Add the gradient of a part's loss to the weights'."""
         backward(self, loss)
 
-    def loss_rows(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> Tensor:
-        """Each row's part of the numerator [B]."""
+    def terms(self, model: Any, prepared: Prepared, objective: Objective | None = None) -> SftTerms:
+        """The micro-batch's part of the numerator."""
         canvas, corrupted = prepared.canvas, prepared.corrupted
-        where = scored_positions(canvas, corrupted)
-        objective = objective or self.objective
-        gain = expected_weights(objective, canvas, corrupted)
-        ce = objective.token_losses(self.reader(model), canvas, corrupted, where, gain)
-        weights = token_weights(objective, canvas, corrupted, ce, prepared.ce_reference).double()
+        found = sft_terms(objective or self.objective, self.reader(model), canvas, corrupted, prepared.ce_reference)
+        weights = found.weights.double()
         sums = (len(weights), weights.sum().item(), weights.square().sum().item())
         prepared.statistics.update(zip(WEIGHING, sums, strict=True))
-        return row_losses(objective, canvas, corrupted, ce, prepared.ce_reference)
+        return found
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -282,7 +278,7 @@ class SftTrainer(WindowTrainer):
                     batch = collator([dataset[v] for v in visits])
                     for part in self.parts(batch):
                         prepared = self.prepare(part, device, objective=objective, use_cache=False)
-                        sums[0] += counts * self.loss_rows(self.model, prepared, objective).double().sum()
+                        sums[0] += counts * self.terms(self.model, prepared, objective).rows.double().sum()
                         sums[1] += counts * denominator(objective, prepared.canvas, prepared.corrupted).double()
         finally:
             self.model.train(was_training)

@@ -1,0 +1,48 @@
+"""The output head where weights are spread over processes: its weight is whole in its own forward pass only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from remask.diffusion.head import Head, Matrix
+
+T = TypeVar("T")
+
+
+class ShardedMatrix(Matrix):
+    """A head in an FSDP2 unit of its own (with the final norm, as accelerate does, or alone), or under DeepSpeed's
+    ZeRO-3: what is computed with its whole weight takes the place of its forward pass.
+    """
+
+    def whole(self, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
+        vars(self.linear)["forward"] = compute
+        try:
+            found: T = self.linear(hidden)
+        finally:
+            del vars(self.linear)["forward"]
+        return found
+
+
+class Called:
+    """A linear head that is called as it is, though it looks like a plain matrix."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear, self.out_features = linear, linear.out_features
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.linear(hidden)
+        return logits
+
+
+def head_of(head: nn.Module) -> Head:
+    """The head as `remask.diffusion.head` takes it."""
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
+        return head
+    if isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id"):
+        return ShardedMatrix(head)
+    return Called(head) if isinstance(head.weight, DTensor) else head
