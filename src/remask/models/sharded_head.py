@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from remask.diffusion.head import Head, Matrix
+from remask.models.patches import applies, exchanged
 
 T = TypeVar("T")
 
@@ -20,12 +21,9 @@ class ShardedMatrix(Matrix):
     """
 
     def whole(self, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
-        vars(self.linear)["forward"] = compute
-        try:
+        with exchanged("sharded-head", self.linear, "forward", compute):
             found: T = self.linear(hidden)
-        finally:
-            del vars(self.linear)["forward"]
-        return found
+            return found
 
 
 class Called:
@@ -43,6 +41,7 @@ def head_of(head: nn.Module) -> Head:
     """The head as `remask.diffusion.head` takes it."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
         return head
-    if isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id"):
+    sharded = isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id")
+    if sharded and applies("sharded-head"):
         return ShardedMatrix(head)
-    return Called(head) if isinstance(head.weight, DTensor) else head
+    return Called(head) if sharded or isinstance(head.weight, DTensor) else head
