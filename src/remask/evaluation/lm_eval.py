@@ -11,7 +11,7 @@ on the seed and the context alone: all endings offered for one context are score
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from remask.sampling.denoise import run
 from remask.sampling.generate import decoding_for, generate_from_ids
 from remask.sampling.schedule import Decoding
 
+Tick = Callable[[int], None]
 Pair = tuple[list[int], list[int]]
 """Token ids of a context and of what follows it."""
 
@@ -147,7 +148,6 @@ class RemaskLM(TemplateLM):
                 contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
                 for context in contexts:
                     self._refuse_too_long(len(context) + decoding.max_new_tokens)
-                done = len(texts)
                 generated = generate_from_ids(
                     self.model,
                     self.tokenizer,
@@ -155,7 +155,7 @@ class RemaskLM(TemplateLM):
                     decoding,
                     batch_size=self.batch_size,
                     row_seeds=[_seed_of(context) for context in contexts],
-                    on_batch=lambda count, done=done: tick(done + count),  # type: ignore[misc]
+                    on_batch=_counted_on(tick, len(texts)),
                 )
                 for number, text in zip(numbers, generated.texts, strict=True):
                     texts[number] = cut(text, requests[number].args[1].get("until"))
@@ -321,3 +321,8 @@ def _process() -> tuple[int, int, int]:
         state = PartialState(cpu=not torch.cuda.is_available())
         return state.process_index, state.num_processes, state.local_process_index
     return 0, 1, 0
+
+
+def _counted_on(tick: Tick, done: int) -> Tick:
+    """tick(count), of what comes after `done`."""
+    return lambda count: tick(done + count)

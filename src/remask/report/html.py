@@ -111,21 +111,8 @@ def render(
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
     elif not unmasking:
         missing.append("Unmasking order: no evaluation holds a strip.")
-    kinds = {kind_of(run) for run in runs}
-    if SFT in kinds and not heat:
-        missing.append("Entropy over the text: no run holds an inspect.json.")
-    if SFT in kinds and not learned and not classes:
-        missing.append("Right tokens by class: no run holds a class_accuracy.json that was read to the end.")
-    if "rl" in kinds and not rollouts:
-        missing.append("Completions over training: no run holds a completions.jsonl.")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.j2").render(
+    missing += _left_out(runs, heat=heat, classes=learned or classes, rollouts=rollouts)
+    return _template().render(
         title=title,
         subtitle=_subtitle(runs, evaluations),
         lead=list(lead),
@@ -148,6 +135,29 @@ def render(
         missing=missing,
         level=f"{100 * LEVEL:.0f}%",
     )
+
+
+def _left_out(runs: Sequence[Run], *, heat: Any, classes: Any, rollouts: Any) -> list[str]:
+    """Sentences about the sections for which no run has data."""
+    kinds, said = {kind_of(run) for run in runs}, []
+    if SFT in kinds and not heat:
+        said.append("Entropy over the text: no run holds an inspect.json.")
+    if SFT in kinds and not classes:
+        said.append("Right tokens by class: no run holds a class_accuracy.json that was read to the end.")
+    if "rl" in kinds and not rollouts:
+        said.append("Completions over training: no run holds a completions.jsonl.")
+    return said
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _subtitle(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:

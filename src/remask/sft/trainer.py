@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,13 +161,13 @@ class SftTrainer(WindowTrainer):
 
     def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
         where = scored_positions(canvas, corrupted)
-        adapters_off = getattr(self.model, "disable_adapter", None)
-        if self.reference is None and adapters_off is None:
+        if self.reference is not None:
+            return self.reader(self.reference).read_only().losses(corrupted.ids, canvas, where)
+        model: Any = self.model
+        if not hasattr(model, "disable_adapter"):
             raise UserError("the objective compares with a reference model", mend="pass reference to SftTrainer")
-        with nullcontext() if self.reference is not None else adapters_off():  # type: ignore[misc]
-            model = self.reference if self.reference is not None else self.model
-            reader = self.reader(model).read_only()
-            return reader.losses(corrupted.ids, canvas, where)
+        with model.disable_adapter():
+            return self.reader(model).read_only().losses(corrupted.ids, canvas, where)
 
     def _describe(
         self,
