@@ -188,6 +188,7 @@ class _OnePass(torch.autograd.Function):
         if not ctx.trained:
             return _of_frozen(formed, gain), None, None, None, None
         ctx.formed = None  # its tensors become the parameters' gradients, or a part of them
+        # gradients[0] but for rounding, and rounded as it always was: runs give the same weights as before.
         factor = common_factor(gain, ctx.weights).item()
         found = [formed.hidden, formed.weight, formed.bias]
         return *(g if g is None or factor == 1.0 else g.mul_(factor) for g in found), None, None

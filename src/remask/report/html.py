@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,9 @@ def render(
 def _left_out(runs: Sequence[Run], *, heat: Any, classes: Any, rollouts: Any) -> list[str]:
     """Sentences about the sections for which no run has data."""
     kinds, said = {kind_of(run) for run in runs}, []
+    unread = [(run.info.get("diagnostics") or {}).get("left_out") for run in runs]
+    for why, count in Counter(str(why) for why in unread if why).items():
+        said.append(f"Which tokens {plural(count, 'run')} masked, and got right before and after: {why}.")
     if SFT in kinds and not heat:
         said.append("Entropy over the text: no run holds an inspect.json.")
     if SFT in kinds and not classes:
