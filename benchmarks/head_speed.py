@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from remask.diffusion import token_loss
-from remask.diffusion.head import head_losses
+from remask.diffusion.head import weighted_cross_entropy
 
 Loss = Callable[[Tensor], Tensor]
 TOKENS = {"cpu": 64, "cuda": 4096}
@@ -31,7 +31,7 @@ TOKENS = {"cpu": 64, "cuda": 4096}
 def losses(head: nn.Linear, targets: Tensor, weight: Tensor) -> dict[str, Loss]:
     """hidden states → Σ weight·ce, or Σ ce."""
     found: dict[str, Loss] = {
-        "ours": lambda hidden: (head_losses(head, hidden, targets, weight) * weight).sum(),
+        "ours": lambda hidden: weighted_cross_entropy(head, hidden, targets, weight)[0],
         "full logits": lambda hidden: (cross_entropy(head(hidden).float(), targets, reduction="none") * weight).sum(),
     }
     if hasattr(nn, "LinearCrossEntropyOptions"):  # torch 2.13

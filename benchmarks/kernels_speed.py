@@ -1,4 +1,4 @@
-"""A layer's pointwise parts (norm, gate, rotation) as transformers computes them and by fused kernels (PyTorch's,
+"""A layer's pointwise parts (norm, gate) as transformers computes them and by fused kernels (PyTorch's,
 Liger's); then four layers with their gradient, as they are and with `remask/models/fused.py`. Needs a CUDA device, and
 Liger installed.
 
@@ -20,7 +20,7 @@ from measure import Figure, in_turns, peak_memory, ratio
 from shapes import LLADA_8B, Shape, build, print_figures
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from remask import kernels
 
@@ -34,18 +34,16 @@ def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def ways() -> dict[str, dict[str, Way]]:
-    """norm(x, weight, eps), gate(gate, up) and rotation(q, k, cos, sin), each by those who have it."""
+    """norm(x, weight, eps) and gate(gate, up), each by those who have it."""
     found: dict[str, dict[str, Way]] = {
         "norm": {"as it is": plain_norm, "PyTorch's": lambda x, w, eps: rms_norm(x, w.shape, w, eps)},
         "gate": {"as it is": lambda gate, up: silu(gate) * up},
-        "rotation": {"as it is": apply_rotary_pos_emb},
     }
     if find_spec("liger_kernel"):
-        from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
+        from liger_kernel.ops import LigerRMSNormFunction, LigerSiLUMulFunction
 
         found["norm"]["Liger's"] = lambda x, w, eps: LigerRMSNormFunction.apply(x, w, eps, 0.0, "llama", False)
         found["gate"]["Liger's"] = lambda gate, up: LigerSiLUMulFunction.apply(gate, up)
-        found["rotation"]["Liger's"] = lambda q, k, cos, sin: LigerRopeFunction.apply(q, k, cos, sin)
     return found
 
 
@@ -55,12 +53,8 @@ def inputs(shape: Shape, device: str) -> dict[str, Callable[[], tuple[Any, ...]]
     def random(*size: int) -> Tensor:
         return torch.randn(size, device=device, dtype=torch.bfloat16)
 
-    d = shape.width // shape.heads
     x, gate, up = (random(ROWS, LENGTH, n) for n in (shape.width, shape.feed_forward, shape.feed_forward))
-    q, k = (random(ROWS, LENGTH, shape.heads, d) for _ in range(2))
     weight = torch.ones(shape.width, device=device, dtype=torch.bfloat16, requires_grad=True)
-    angle = torch.rand(1, LENGTH, d // 2, device=device).repeat(1, 1, 2)
-    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
 
     def fresh(*tensors: Tensor) -> Iterator[Tensor]:
         """In memory of their own, as a product's outputs are, which a kernel may write over."""
@@ -69,7 +63,6 @@ def inputs(shape: Shape, device: str) -> dict[str, Callable[[], tuple[Any, ...]]
     return {
         "norm": lambda: (*fresh(x), weight, 1e-5),
         "gate": lambda: tuple(fresh(gate, up)),
-        "rotation": lambda: (*(t.transpose(1, 2) for t in fresh(q, k)), cos, sin),
     }
 
 

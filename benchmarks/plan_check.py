@@ -9,7 +9,7 @@ from measure import Figure, peak_memory
 from shapes import LAPTOP, WIDE, Shape, build, fitting, memory_of
 
 from remask.analysis.plan import Meter, need
-from remask.diffusion.head import head_losses
+from remask.diffusion.head import two_pass_cross_entropy
 
 ROWS, LENGTH, SCORED = 4, 256, 400
 
@@ -33,7 +33,7 @@ def measure(rounds: int, shapes: tuple[Shape, ...] = (LAPTOP, WIDE), device: str
 
             def step(model: Any = model, ids: torch.Tensor = ids) -> None:
                 hidden = model.hidden_at(torch.arange(SCORED, device=device), input_ids=ids)
-                head_losses(model.lm_head, hidden, ids.flatten()[:SCORED]).sum().backward()
+                two_pass_cross_entropy(model.lm_head, hidden, ids.flatten()[:SCORED]).sum().backward()
                 model.zero_grad()
 
             with Meter() as meter:

@@ -41,10 +41,10 @@ def measure(rounds: int, shape: Shape, device: str) -> list[Figure]:
     canvas = Canvas(ids, torch.ones_like(mask), mask, mask)
 
     def step(name: str, reader: Reader) -> None:
-        ce = reader.losses(hidden, canvas, mask, weight)
-        (ce * weight).sum().backward()
+        loss, ce = reader.weighted_loss(hidden, canvas, mask, weight)
+        loss.backward()
         model.zero_grad()
-        losses[name] = ce.detach()
+        losses[name] = ce
 
     def full_logits(ids: torch.Tensor, attended: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=ids, attention_mask=attended.long(), positions=positions).logits

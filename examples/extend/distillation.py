@@ -31,9 +31,7 @@ def teacher() -> ModelReader:
 class Distilled(Objective):
     temperature: float = 1.0
 
-    def token_losses(
-        self, reader: Any, canvas: Canvas, corrupted: Corrupted, where: torch.Tensor, expected: Any = None
-    ) -> torch.Tensor:
+    def token_losses(self, reader: Any, canvas: Canvas, corrupted: Corrupted, where: torch.Tensor) -> torch.Tensor:
         """KL at each scored token [N], in nats; times temperature², so that its gradient keeps its size."""
         student = reader.call(corrupted.ids, canvas, where).logits.float() / self.temperature
         with torch.no_grad():

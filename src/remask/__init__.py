@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from remask import (
         analysis,
+        choices,
         config,
         data,
         diffusion,
@@ -37,6 +38,7 @@ _NAMES = {
 }
 _PACKAGES = (
     "analysis",
+    "choices",
     "config",
     "data",
     "diffusion",
@@ -58,6 +60,7 @@ __all__ = [
     "UserError",
     "__version__",
     "analysis",
+    "choices",
     "config",
     "data",
     "diffusion",

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from remask import load
 from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, ProbeConfig, ReportConfig, SftConfig
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
+from remask.report.html import write_report
 from remask.sft import diagnostics
 from remask.sft.diagnostics import Extent, extent_of
 from remask.sft.presets import PRESETS, resolve
@@ -205,9 +207,25 @@ def test_a_run_made_longer_reads_the_rows_it_read_before(
     assert longer["after"] != short["after"]
 
 
-def test_nothing_is_read_for_the_report_where_it_is_off(make_config: MakeConfig) -> None:
-    folder = run_sft(make_config(report=ReportConfig(diagnostics="off")), quiet=True).folder
+def test_nothing_is_read_for_the_report_where_it_is_off(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """24 rows, four at a time: an entropy of each, and both halves of each before training and after."""
+    calls: list[bool] = []
+    call = ModelReader.call
+    monkeypatch.setattr(ModelReader, "call", lambda *a, **k: calls.append(torch.is_grad_enabled()) or call(*a, **k))
+    passes, pages = {}, {}
+    for asked in ("on", "off"):
+        config = make_config(report=ReportConfig(diagnostics=asked), output_dir=str(tmp_path / asked), max_steps=2)
+        calls.clear()
+        folder = run_sft(config, quiet=True).folder
+        passes[asked] = len(calls)
+        pages[asked] = write_report([folder], tmp_path / f"{asked}.html").read_text()
     assert not [*folder.glob("masking.json"), *folder.glob("class_accuracy.json")]
+    assert passes["off"] == 2
+    assert passes["on"] == 2 + 6 + 2 * 6 * 2
+    why = "Which tokens 1 run masked, and got right before and after: report.diagnostics is off."
+    assert (why in pages["off"], why in pages["on"]) == (True, False)
 
 
 def test_a_tokenizer_that_cannot_be_classed_is_passed_over(

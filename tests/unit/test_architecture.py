@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -143,7 +143,9 @@ def test_the_order_has_no_circle() -> None:
 def test_the_mathematics_knows_torch_and_shapes_only() -> None:
     allowed = {"torch", "numpy", "jaxtyping", "remask", *sys.stdlib_module_names}
     for path in files("diffusion"):
-        assert {name.partition(".")[0] for _, name in imported_names(path)} <= allowed, path
+        names = {name for _, name in imported_names(path)}
+        assert {name.partition(".")[0] for name in names} <= allowed, path
+        assert not [name for name in names if name.startswith("torch.distributed")], path
 
 
 def in_a_clean_process(code: str) -> object:
@@ -219,3 +221,153 @@ def test_every_package_says_what_it_is() -> None:
 def test_an_unknown_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="lod"):
         _ = remask.lod
+
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_IGNORES, MOST_FOREIGN_UNDERSCORES = 350, 60, 10, 10
+PUBLIC_IN_SPITE_OF_THEIR_NAMES = {"os._exit"}
+"""What the standard library documents."""
+Parsed = dict[str, ast.Module]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Parsed:
+    """Every module's tree, by its path."""
+    return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
+    assert {str(path): length for path, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_functions_are_short(parsed: Parsed) -> None:
+    long = {
+        f"{path}:{node.name}"
+        for path, tree in parsed.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+    }
+    assert long == set()
+
+
+def test_few_types_are_ignored() -> None:
+    ignored = [
+        f"{path.relative_to(SOURCE)}:{number}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "type: ignore" in line
+    ]
+    assert len(ignored) <= MOST_IGNORES, ignored
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def own_private_names(parsed: Parsed) -> set[str]:
+    """Names with an underscore that Remask itself gives: functions, classes, module variables, attributes of self."""
+    own = set()
+    for tree in parsed.values():
+        for node in ast.walk(tree):
+            if isinstance(node, Function | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_itself(node):
+                own.add(node.attr)
+    return {name for name in own if is_private(name)}
+
+
+def of_itself(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def foreign_private_names(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, name) of each use of a name that another library keeps to itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if node.attr not in own and not of_itself(node) and ast.unparse(node) not in PUBLIC_IN_SPITE_OF_THEIR_NAMES:
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            private = any(is_private(part) for module in modules for part in module.split("."))
+            if private or any(is_private(name) and name not in own for name in names):
+                yield node.lineno, ast.unparse(node)
+
+
+def test_private_names_of_others_are_seen() -> None:
+    code = "import a._b\nfrom c import _d, _own\nx._e()\nself._f\nx._own\nx.__class__\nos._exit(0)\nfrom _g import h\n"
+    assert [line for line, _ in foreign_private_names(ast.parse(code), {"_own"})] == [1, 2, 8, 3]
+
+
+def test_few_names_are_used_that_other_libraries_keep_to_themselves(parsed: Parsed) -> None:
+    own = own_private_names(parsed)
+    found = [f"{path}:{at[0]} {at[1]}" for path, tree in parsed.items() for at in foreign_private_names(tree, own)]
+    assert len(found) <= MOST_FOREIGN_UNDERSCORES, found
+
+
+def patches_in(tree: ast.Module, own: Collection[str] = ()) -> Iterator[tuple[int, str]]:
+    """(line, code) of what looks like a change of another library: a module's or object's class, its dictionary,
+    attributes of an imported name, a function put where an attribute was that is not among its `own`.
+    """
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                module = (node.module or "remask") if isinstance(node, ast.ImportFrom) else alias.name
+                if module.partition(".")[0] not in {"remask", *sys.stdlib_module_names}:
+                    imported.add((alias.asname or alias.name).partition(".")[0])
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, Function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
+            yield node.lineno, ast.unparse(node)
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign | ast.Delete):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+            targets = [node.target]
+        value = getattr(node, "value", None)
+        for target in targets:
+            if isinstance(target, ast.Subscript) and re.match(r"vars\(|.*\.__dict__$", ast.unparse(target.value)):
+                yield node.lineno, ast.unparse(node)
+            if not isinstance(target, ast.Attribute) or of_itself(target):
+                continue
+            root = ast.unparse(target).partition(".")[0]
+            is_function = isinstance(value, ast.Lambda) or (isinstance(value, ast.Name) and value.id in functions)
+            if isinstance(value, ast.Call):
+                is_function = ast.unparse(value.func).rpartition(".")[2] in ("partial", "MethodType")
+            if target.attr == "__class__" or root in imported or (is_function and target.attr not in own):
+                yield node.lineno, ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "module.__class__ = Other",
+        "setattr(module, 'forward', f)",
+        "vars(module)['forward'] = f",
+        "del vars(module)['forward']",
+        "module.__dict__['forward'] = f",
+        "import torch\ntorch.nn.Linear.forward = f",
+        "from transformers import integrations as i\ni.flag = None",
+        "model.save = lambda: None",
+        "model.save = partial(model.save, 1)",
+        "def f(x): ...\nmodule.forward = f",
+    ],
+)
+def test_patches_are_seen(code: str) -> None:
+    assert list(patches_in(ast.parse(code)))
+
+
+def test_other_libraries_are_changed_in_one_module_only(parsed: Parsed) -> None:
+    own = {
+        node.attr
+        for tree in parsed.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_itself(node)
+    }
+    found = {path: found for path, tree in parsed.items() if (found := list(patches_in(tree, own)))}
+    assert set(found) == {"models/patches.py"}, found
+    assert "models/patches.py" in PAGE.read_text()

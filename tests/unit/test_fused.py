@@ -1,4 +1,4 @@
-"""Where a library's kernels take a layer's norms, rotation and gate: on CPU, with a stand-in for the library."""
+"""Where a library's kernels take a layer's norms and gate: on CPU, with a stand-in for the library."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         calls["gate"] += 1
         return gate * gate.sigmoid() * up
 
-    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        calls["rotation"] += 1
-        half = q.shape[-1] // 2
-        c, s = cos[:, None, :, :half], sin[:, None, :, :half]
-        parts = ((x[..., :half], x[..., half:]) for x in (q, k))
-        q, k = (torch.cat([a * c - b * s, b * c + a * s], dim=-1) for a, b in parts)
-        return q, k
-
-    library = {"LigerRMSNormFunction": norm, "LigerSiLUMulFunction": gate, "LigerRopeFunction": rotate}
+    library = {"LigerRMSNormFunction": norm, "LigerSiLUMulFunction": gate}
     functions = {name: SimpleNamespace(apply=function) for name, function in library.items()}
     monkeypatch.setattr(kernels, "ON", True)
     monkeypatch.setattr(fused, "_liger", lambda: SimpleNamespace(**functions))
@@ -57,7 +49,6 @@ def test_kernels_take_the_place_of_every_layers_parts(
     layers = len(model.model.layers)
     per_layer = 4 if hasattr(model.model.layers[0].self_attn, "q_norm") else 2
     assert called["norm"] == per_layer * layers + 1
-    assert called["rotation"] == layers
     assert called["gate"] == (0 if family == "llada-moe" else layers)  # experts are a product of their own
     monkeypatch.setattr(kernels, "ON", False)
     before = Counter(called)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remask.diffusion import head as heads
 from remask.diffusion import token_loss
-from remask.diffusion.head import head_losses, look_at
+from remask.diffusion.head import (
+    look_at,
+    two_pass_cross_entropy,
+    weighted_cross_entropy,
+    with_gradient_of,
+)
 from remask.diffusion.token_loss import TokenReading, read_tokens
 
 N, D, V = 23, 16, 61
@@ -48,41 +54,78 @@ def plain(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
+Loss = Callable[[nn.Linear, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def one_pass(head: nn.Linear, hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(Σ w·ce, ce)."""
+    return weighted_cross_entropy(head, hidden, targets, weight)
+
+
+def two_passes(head: nn.Linear, hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    ce = two_pass_cross_entropy(head, hidden, targets)
+    return (ce * weight).sum(), ce
+
+
+def handed_on(head: nn.Linear, hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights that are known up to the factor 1/70."""
+    ce = with_gradient_of(*weighted_cross_entropy(head, hidden, targets, 70 * weight), 70 * weight)
+    return (ce * weight).sum(), ce
+
+
+every_way = pytest.mark.parametrize("way", [one_pass, two_passes, handed_on])
+
+
+@every_way
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("told", ["nothing", "the weights", "a multiple", "something else", "zeros"])
-def test_losses_and_gradients_are_those_of_whole_logits(bias: bool, frozen: bool, told: str) -> None:
+@pytest.mark.parametrize("factor", [1.0, -3.0, 0.0])
+def test_losses_and_gradients_are_those_of_whole_logits(way: Loss, bias: bool, frozen: bool, factor: float) -> None:
     head, hidden, targets, weight = case(bias=bias, frozen=frozen)
-    expected = {
-        "nothing": None,
-        "the weights": weight,
-        "a multiple": 70 * weight,
-        "something else": weight.flip(0),
-        "zeros": torch.zeros(N),
-    }[told]
-    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, expected)
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
-    for found, right in zip(
-        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
-    ):
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    whole = plain(head, hidden, targets)
+    loss, ce = way(head, hidden, targets, weight)
+    torch.testing.assert_close(ce, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, (whole * weight).sum(), rtol=1e-5, atol=1e-5)
+    right = gradients(head, hidden, factor * (whole * weight).sum())
+    for found, value in zip(gradients(head, hidden, factor * loss), right, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("told", "passes"), [(True, 1), (False, 2)])
-def test_what_is_expected_saves_the_second_pass(told: bool, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_way
+def test_weights_of_nothing_are_no_gradient(way: Loss) -> None:
+    head, hidden, targets, weight = case()
+    loss, _ = way(head, hidden, targets, torch.zeros_like(weight))
+    assert all((g == 0).all() for g in gradients(head, hidden, loss))
+
+
+@pytest.mark.parametrize(
+    ("way", "frozen", "passes"),
+    [(one_pass, False, 1), (one_pass, True, 1), (handed_on, False, 1), (two_passes, False, 2), (two_passes, True, 1)],
+)
+def test_how_often_logits_are_computed(way: Loss, frozen: bool, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, walk = [], heads._walk
     monkeypatch.setattr(heads, "_walk", lambda *a: calls.append(a) or walk(*a))
-    head, hidden, targets, weight = case()
-    (head_losses(head, hidden, targets, weight if told else None) * weight * 3).sum().backward()
+    head, hidden, targets, weight = case(frozen=frozen)
+    (3 * way(head, hidden, targets, weight)[0]).backward()
     assert len(calls) == passes
 
 
-def test_a_frozen_head_needs_one_pass_whatever_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, walk = [], heads._walk
-    monkeypatch.setattr(heads, "_walk", lambda *a: calls.append(a) or walk(*a))
-    head, hidden, targets, _ = case(frozen=True)
-    head_losses(head, hidden, targets).exp().sum().backward()
-    assert len(calls) == 1
+def test_a_loss_that_weighs_otherwise_than_was_said_is_refused() -> None:
+    head, hidden, targets, weight = case()
+    ce = with_gradient_of(*weighted_cross_entropy(head, hidden, targets, weight), weight)
+    with pytest.raises(RuntimeError, match="weighed otherwise"):
+        (ce * weight.flip(0)).sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_losses_themselves_have_no_gradient_beside_their_sum(frozen: bool) -> None:
+    loss, ce = one_pass(*case(frozen=frozen))
+    assert loss.requires_grad
+    assert not ce.requires_grad
+    with torch.no_grad():
+        loss, same = one_pass(*case(frozen=frozen))
+    assert not loss.requires_grad
+    torch.testing.assert_close(ce, same)
 
 
 class Largest(TorchDispatchMode):
@@ -100,14 +143,14 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("told", [True, False])
+@every_way
 @pytest.mark.parametrize("frozen", [True, False])
-def test_no_tensor_is_larger_than_a_chunk_or_the_head(told: bool, frozen: bool) -> None:
+def test_no_tensor_is_larger_than_a_chunk_or_the_head(way: Loss, frozen: bool) -> None:
     head, hidden, targets, weight = case(frozen=frozen)
     allowed = max(D * V, 5 * V, N * D)
     assert allowed < N * V
     with Largest() as largest:
-        (head_losses(head, hidden, targets, weight if told else None) * weight).sum().backward()
+        way(head, hidden, targets, weight)[0].backward()
         reading(head, hidden, targets)
     assert largest.elements <= allowed
     with Largest() as largest:
@@ -123,39 +166,41 @@ def test_readings_are_those_of_whole_logits() -> None:
     assert not found.nll.requires_grad
 
 
-def test_half_precision_is_reduced_in_float32() -> None:
+@every_way
+def test_half_precision_is_reduced_in_float32(way: Loss) -> None:
     """Weights and hidden states bf16; losses float32 and equal to those of the same bf16 logits."""
     head, hidden, targets, weight = case()
     head, hidden = head.bfloat16(), hidden.detach().bfloat16().requires_grad_()
-    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, weight)
+    whole, (loss, parts) = plain(head, hidden, targets), way(head, hidden, targets, weight)
     assert parts.dtype == torch.float32
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     for found, right in zip(
-        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
+        gradients(head, hidden, loss), gradients(head, hidden, (whole * weight).sum()), strict=True
     ):
         assert found.dtype == right.dtype == torch.bfloat16
         torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
 
 
-def test_under_autocast_the_products_are_in_its_dtype() -> None:
+@every_way
+def test_under_autocast_the_products_are_in_its_dtype(way: Loss) -> None:
     head, hidden, targets, weight = case()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets, weight)
+        whole, (loss, parts) = plain(head, hidden, targets), way(head, hidden, targets, weight)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     for found, right in zip(
-        gradients(head, hidden, (parts * weight).sum()), gradients(head, hidden, (whole * weight).sum()), strict=True
+        gradients(head, hidden, loss), gradients(head, hidden, (whole * weight).sum()), strict=True
     ):
         assert found.dtype == right.dtype == torch.float32
         torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
 
 
+@every_way
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("told", [True, False])
-def test_no_position_is_no_loss_and_no_gradient(trained: bool, told: bool) -> None:
+def test_no_position_is_no_loss_and_no_gradient(way: Loss, trained: bool) -> None:
     head, hidden, targets, weight = case(frozen=not trained)
-    ce = head_losses(head, hidden[:0], targets[:0], weight[:0] if told else None)
+    loss, ce = way(head, hidden[:0], targets[:0], weight[:0])
     assert ce.shape == (0,)
-    found = gradients(head, hidden, ce.sum())
+    found = gradients(head, hidden, loss)
     assert all((g == 0).all() for g in found)
     assert reading(head, hidden[:0], targets[:0]).entropy.shape == (0,)
 
@@ -165,14 +210,14 @@ def test_a_head_that_is_more_than_a_matrix_is_called() -> None:
     head, hidden, targets, _ = case()
     head.register_forward_hook(lambda module, inputs, output: 2 * output)
     right = cross_entropy(2 * nn.functional.linear(hidden, head.weight), targets, reduction="none")
-    torch.testing.assert_close(head_losses(head, hidden, targets), right)
+    torch.testing.assert_close(two_pass_cross_entropy(head, hidden, targets), right)
     torch.testing.assert_close(reading(head, hidden, targets).nll, right.detach())
 
 
 def test_the_gradient_may_be_taken_by_hand_written_losses() -> None:
     """Σ log p in an exponent, as a policy's ratio has it: no weights are known beforehand."""
     head, hidden, targets, _ = case()
-    whole, parts = plain(head, hidden, targets), head_losses(head, hidden, targets)
+    whole, parts = plain(head, hidden, targets), two_pass_cross_entropy(head, hidden, targets)
     for found, right in zip(
         gradients(head, hidden, torch.exp(-parts.mean())),
         gradients(head, hidden, torch.exp(-whole.mean())),

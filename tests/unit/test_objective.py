@@ -15,7 +15,6 @@ from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise, collate_noise, row_noise
 from remask.diffusion.objective import (
     Objective,
-    cart_weights,
     corrupt,
     denominator,
     row_losses,
@@ -25,6 +24,7 @@ from remask.diffusion.objective import (
 from remask.diffusion.reader import LogitsReader
 from remask.diffusion.times import MIN_TIME
 from remask.diffusion.token_loss import token_cross_entropy
+from remask.diffusion.weights import cart_weights
 from remask.errors import UserError
 from remask.sft.presets import PRESETS, resolve
 

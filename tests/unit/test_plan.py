@@ -19,7 +19,7 @@ from remask.choices import Quantization
 from remask.cli import main
 from remask.commands.plan import kept_gib, plan, remedies
 from remask.config import LoraConfig, PlanConfig
-from remask.diffusion.head import head_losses
+from remask.diffusion.head import two_pass_cross_entropy
 from remask.errors import UserError
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
 from remask.models.load import load_model
@@ -41,7 +41,7 @@ def step(model: Any, meter: Meter) -> int:
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     with meter:
         hidden = inner.hidden_at(torch.arange(SCORED), input_ids=ids)
-        loss = head_losses(inner.lm_head, hidden, torch.zeros(SCORED, dtype=torch.long)).sum()
+        loss = two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(SCORED, dtype=torch.long)).sum()
         left = meter.now
         loss.backward()
     return left
@@ -111,7 +111,7 @@ def test_arithmetic_with_adapters_is_that_which_is_done(length: int, tokenizer: 
         with FlopCounterMode(display=False) as counter:
             inner = model.get_base_model()
             hidden = inner.hidden_at(torch.arange(length), input_ids=torch.zeros(ROWS, length, dtype=torch.long))
-            head_losses(inner.lm_head, hidden, torch.zeros(length, dtype=torch.long)).sum().backward()
+            two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(length, dtype=torch.long)).sum().backward()
         counts[rank] = counter.get_total_flops()
     planned = need(lambda: meta("llada", tokenizer, rank=1), rows=ROWS, length=length, scored=length)
     first = inner.model.layers[0].self_attn

@@ -30,6 +30,9 @@ class Interrupted:
     def losses(self, *arguments: Any) -> Tensor:
         return self.reader.losses(*arguments)
 
+    def weighted_loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self.reader.weighted_loss(*arguments)
+
     def look(self, noised: Tensor, canvas: Canvas, *further: Any) -> tuple[Tensor, ...]:
         if self.calls == 0:
             raise KeyboardInterrupt

@@ -39,9 +39,7 @@ from remask.diffusion.objective import (
     Objective,
     corrupt,
     denominator,
-    expected_weights,
-    row_losses,
-    scored_positions,
+    sft_terms,
 )
 from remask.diffusion.reader import ModelReader
 from remask.diffusion.times import MIN_TIME
@@ -179,11 +177,9 @@ def gradient(
     reader = network.read_only()
     signal = probe_signal(reader, canvas, mask_id, objective.signal) if objective.uses_importance else None
     corrupted = corrupt(objective, canvas, noise, mask_id, signal=signal, reader=reader)
-    where = scored_positions(canvas, corrupted)
-    gain = expected_weights(objective, canvas, corrupted)
     kept = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    ce = objective.token_losses(network, canvas, corrupted, where, gain)
-    loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted).clamp(min=1)
+    terms = sft_terms(objective, network, canvas, corrupted)
+    loss = terms.loss / denominator(objective, canvas, corrupted).clamp(min=1)
     found = torch.autograd.grad(loss, list(kept.values()), allow_unused=True)
     return {
         name: torch.zeros_like(p, dtype=torch.float32) if g is None else g.detach().float()

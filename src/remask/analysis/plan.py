@@ -11,19 +11,18 @@ Shapes: B rows, L length, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from remask.analysis.quantised import weight_bytes
 from remask.choices import StrategyName
-from remask.diffusion.head import head_losses
+from remask.diffusion.head import two_pass_cross_entropy
 from remask.errors import UserError
 
 SHARDED: dict[StrategyName, tuple[str, ...]] = {
@@ -36,6 +35,15 @@ SHARDED: dict[StrategyName, tuple[str, ...]] = {
 """What each strategy spreads over the devices instead of keeping a copy on each."""
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
+
+
 class Meter(TorchDispatchMode):
     """Bytes of the storages made since it was entered, now and at the highest."""
 
@@ -45,18 +53,16 @@ class Meter(TorchDispatchMode):
         self._seen: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self._meet(tensor, made=False)
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
+        for tensor in tensors_in(out):
             self._meet(tensor, made=True)
         return out
 
-    def _meet(self, tensor: Any, *, made: bool) -> None:
-        if not isinstance(tensor, Tensor):
-            return
+    def _meet(self, tensor: Tensor, *, made: bool) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = id(storage)  # the same object for as long as the storage lives
         if key in self._seen:
             return
         size = storage.nbytes() if made else 0
@@ -125,10 +131,10 @@ def need(
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                     hidden = inner.hidden_at(torch.arange(scored), input_ids=ids)
-                    loss = head_losses(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+                    loss = two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
                 activations = meter.now
                 loss.backward()
-        except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
+        except DynamicOutputShapeException as error:
             raise UserError("what this model computes depends on its routing", mend="plan a dense model") from error
         weights = list(model.parameters())
         trained = [p for p in weights if p.requires_grad]
@@ -177,14 +183,15 @@ def pretend(model: nn.Module) -> None:
     """Give a model that was made on the meta device fake weights, shared where they were shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for name, value in own.items():
-                if value is None:
-                    continue
-                if id(value) not in made:
-                    fake = torch.empty(value.shape, dtype=value.dtype)
-                    made[id(value)] = nn.Parameter(fake, value.requires_grad) if own is module._parameters else fake
-                own[name] = made[id(value)]
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) not in made:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                made[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
+            module.register_parameter(name, made[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            if id(buffer) not in made:
+                made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            module.register_buffer(name, made[id(buffer)])
 
 
 def body_flops(model: Any, rows: int, length: int, scored: int) -> float:

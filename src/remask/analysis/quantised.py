@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from remask.choices import Quantization
-from remask.models.derive import derive
+from remask.models.patches import Mixin, derive
 
 BLOCK = 64
 """Weights that share a scale in 4 bits."""
@@ -39,12 +39,13 @@ def quantise(model: Any, quantization: Quantization) -> Any:
     """The same model, with no contents, as training on quantised weights has it: all linear layers but the head are
     quantised and compute in the model's precision, and all else is float32 (peft's `prepare_model_for_kbit_training`).
     """
-    head, kind = model.get_output_embeddings(), _Int8 if quantization == "8bit" else _NF4
+    head, kind = model.get_output_embeddings(), PlannedInt8 if quantization == "8bit" else PlannedNF4
     packed: set[int] = set()
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            derive(module, kind)
-            module.quantization = quantization  # type: ignore[assignment]
+            derive("quantised-plan", module, kind)
+            planned: Any = module
+            planned.quantization = quantization
             packed.add(id(module.weight))
     for parameter in model.parameters():
         if id(parameter) not in packed:
@@ -57,12 +58,12 @@ def weight_bytes(model: Any) -> int:
     packed = {
         id(module.weight): stored_bytes(module.weight.numel(), module.out_features, module.quantization)
         for module in model.modules()
-        if isinstance(module, _NF4 | _Int8)
+        if isinstance(module, PlannedNF4 | PlannedInt8)
     }
     return sum(packed.get(id(weight), weight.nbytes) for weight in model.parameters())
 
 
-class _NF4:
+class PlannedNF4(Mixin):
     """A mixin before a linear layer. The fake weight it computes with has the size of the dequantised one."""
 
     weight: Tensor
@@ -75,7 +76,7 @@ class _NF4:
         return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
 
 
-class _Int8:
+class PlannedInt8(Mixin):
     """A mixin before a linear layer."""
 
     weight: Tensor

@@ -7,6 +7,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `corruption`: from noise to masking rates, a mask and the noised ids
 - `importance`: β, how much a token matters, from the model's own predictions
 - `objective`: the loss of fine-tuning, as four choices
+- `weights`: what the loss of a masked token is weighed with
 - `likelihood`: estimates of how likely a model finds an answer
 - `draw_by_draw`: the gradient of a loss of such estimates, in the memory of one draw
 - `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one

@@ -16,45 +16,91 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from remask.diffusion.precision import computed_in
 from remask.diffusion.token_loss import blocks, chunk_rows, losses_and_errors, token_cross_entropy
 
-
-def head_losses(
-    head: nn.Module,
-    hidden: Float[Tensor, "N D"],
-    targets: Int[Tensor, "N"],
-    expected: Float[Tensor, "N"] | None = None,
-) -> Float[Tensor, "N"]:
-    """ce_i = −log p(x_i), in nats; carries gradient, which is formed in the forward pass where that is possible.
-
-    With a frozen head it always is. With a trained one, `expected` says what the caller's loss will weigh each ce_i
-    with, up to a common factor; where it is missing, or another gradient comes, the logits are computed once more.
-    """
-    plain = _matrix(head)
-    if plain is None:
-        return token_cross_entropy(head(hidden), targets)
-
-    def losses(hidden: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return _walk(hidden, plain.weight, plain.bias, targets, None, computed_in(hidden), False)[0]
-        ce: Tensor = _HeadLoss.apply(hidden, plain.weight, plain.bias, targets, expected)
-        return ce
-
-    return _gathered(plain, losses, hidden)
-
-
+T = TypeVar("T")
 Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
 """(logits of a part of the positions, which part) → some tensors [n, …] about them. It may overwrite the logits."""
 
 
+class Matrix:
+    """A head that is a matrix and nothing else: its logits are hidden·weightᵀ + bias.
+
+    A subclass is the hook for heads whose weight must first be made whole: whoever spreads weights over processes knows
+    how (`remask.models.sharded_head`).
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear, self.out_features = linear, linear.out_features
+
+    def whole(self, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
+        """compute(hidden), called while `linear` has its whole weight."""
+        return compute(hidden)
+
+
+Head = Matrix | Callable[[Tensor], Tensor]
+"""What gives the logits of hidden states. A plain `nn.Linear` is taken for its `Matrix`; all else is called."""
+
+
+def weighted_cross_entropy(
+    head: Head, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"], weights: Float[Tensor, "N"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
+    """(Σ_i w_i·ce_i with its gradient, ce_i without), where ce_i = −log p(x_i), in nats.
+
+    The gradient is formed together with the losses: each chunk's logits are computed once. The weights get none.
+    """
+    matrix = _matrix(head)
+    if matrix is None:
+        ce = token_cross_entropy(_called(head, hidden), targets)
+        return (ce * weights.detach()).sum(), ce.detach()
+    if not torch.is_grad_enabled():
+        ce = two_pass_cross_entropy(head, hidden, targets)
+        return (ce * weights).sum(), ce
+
+    def losses(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = matrix.linear.weight, matrix.linear.bias
+        found: tuple[Tensor, Tensor] = _OnePass.apply(hidden, weight, bias, targets, weights.detach())
+        return found
+
+    return matrix.whole(losses, hidden)
+
+
+def two_pass_cross_entropy(head: Head, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """ce_i = −log p(x_i), in nats, with gradient: for losses whose weights depend on the ce_i themselves.
+
+    A trained head's logits are computed once more in the backward pass, when the weights are known; a frozen head's are
+    not, as the gradient of each hidden state is only scaled by its weight.
+    """
+    matrix = _matrix(head)
+    if matrix is None:
+        return token_cross_entropy(_called(head, hidden), targets)
+
+    def losses(hidden: Tensor) -> Tensor:
+        weight, bias = matrix.linear.weight, matrix.linear.bias
+        if not torch.is_grad_enabled():
+            return _walk(hidden, weight, bias, targets, None, computed_in(hidden), False)[0]
+        ce: Tensor = _TwoPasses.apply(hidden, weight, bias, targets)
+        return ce
+
+    return matrix.whole(losses, hidden)
+
+
+def with_gradient_of(
+    loss: Float[Tensor, ""], ce: Float[Tensor, "N"], weights: Float[Tensor, "N"]
+) -> Float[Tensor, "N"]:
+    """ce with the gradient of loss = Σ w·ce, for a caller who takes another sum of them that weighs each in proportion
+    to w. One that does not raises RuntimeError in the backward pass.
+    """
+    found: Tensor = _WithGradientOf.apply(loss, ce, weights.detach())
+    return found
+
+
 @torch.no_grad()
-def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
+def look_at(head: Head, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
     """What `look` says of all positions, asked part by part, without gradient."""
-    plain, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
+    matrix, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
 
     def seen(hidden: Tensor, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         found = []
@@ -66,49 +112,31 @@ def look_at(head: nn.Module, hidden: Float[Tensor, "N D"], look: Look) -> tuple[
             ]
         return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
 
-    if plain is None:
-        return seen(hidden, head)
-    return _gathered(
-        plain,
-        lambda hidden: seen(hidden, _Logits(plain.weight, plain.bias, computed_in(hidden), min(rows, len(hidden)))),
-        hidden,
-    )
+    def in_chunks(hidden: Tensor) -> tuple[Tensor, ...]:
+        assert matrix is not None
+        weight, bias = matrix.linear.weight, matrix.linear.bias
+        return seen(hidden, _Logits(weight, bias, computed_in(hidden), min(rows, len(hidden))))
+
+    return seen(hidden, lambda part: _called(head, part)) if matrix is None else matrix.whole(in_chunks, hidden)
 
 
-def _matrix(head: nn.Module) -> nn.Linear | None:
-    """The head, if it is a matrix and nothing else: not quantised, adapted, offloaded or hooked into but by what shards
-    it.
-    """
+def _matrix(head: Head) -> Matrix | None:
+    """The head as a matrix; None where it is more: quantised, adapted, offloaded or hooked into."""
+    if isinstance(head, Matrix):
+        return head
     if (
         isinstance(head, nn.Linear)
         and type(head).forward is nn.Linear.forward
         and "forward" not in vars(head)
-        and (_sharded(head) or not (head._forward_hooks or head._forward_pre_hooks or isinstance(head.weight, DTensor)))
+        and not (head._forward_hooks or head._forward_pre_hooks)
     ):
-        return head
+        return Matrix(head)
     return None
 
 
-def _sharded(head: nn.Linear) -> bool:
-    """By FSDP2 in a unit of its own (with the final norm, as accelerate does, or alone), or by DeepSpeed's ZeRO-3: its
-    weight is whole in its forward pass.
-    """
-    return isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id")
-
-
-T = TypeVar("T")
-
-
-def _gathered(head: nn.Linear, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
-    """compute(hidden), with the head's weight whole: for one that is sharded, as the head's own forward pass."""
-    if not _sharded(head):
-        return compute(hidden)
-    vars(head)["forward"] = compute
-    try:
-        found: T = head(hidden)
-    finally:
-        del vars(head)["forward"]
-    return found
+def _called(head: Head, hidden: Tensor) -> Tensor:
+    assert not isinstance(head, Matrix)
+    return head(hidden)
 
 
 def _parts(count: int, rows: int) -> Iterator[slice]:
@@ -141,17 +169,38 @@ class _Gradients:
     bias: Tensor | None
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Cross-entropy of a linear head."""
+class _OnePass(torch.autograd.Function):
+    """Σ w·ce of a linear head, and ce; the gradient of the sum is formed in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, expected: Tensor | None
-    ) -> Tensor:
-        ctx.trained = any(ctx.needs_input_grad[1:3])
-        ctx.dtype = computed_in(hidden)
-        ctx.gain = expected if ctx.trained else torch.ones(len(targets), device=hidden.device)
-        gain = ctx.gain if any(ctx.needs_input_grad) else None
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.trained, ctx.weights = any(ctx.needs_input_grad[1:3]), weights
+        gain = _gain(ctx, weights if ctx.trained else torch.ones(len(targets), device=hidden.device))
+        ce, ctx.formed = _walk(hidden, weight, bias, targets, gain, computed_in(hidden), ctx.trained)
+        ctx.mark_non_differentiable(ce)
+        return (ce * weights).sum(), ce
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gain, formed = gradients[0] * ctx.weights, ctx.formed
+        if not ctx.trained:
+            return _of_frozen(formed, gain), None, None, None, None
+        ctx.formed = None  # its tensors become the parameters' gradients, or a part of them
+        # gradients[0] but for rounding, and rounded as it always was: runs give the same weights as before.
+        factor = common_factor(gain, ctx.weights).item()
+        found = [formed.hidden, formed.weight, formed.bias]
+        return *(g if g is None or factor == 1.0 else g.mul_(factor) for g in found), None, None
+
+
+class _TwoPasses(torch.autograd.Function):
+    """ce of a linear head; the gradient of one that is trained is formed in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        ctx.trained, ctx.dtype = any(ctx.needs_input_grad[1:3]), computed_in(hidden)
+        gain = None if ctx.trained else _gain(ctx, torch.ones(len(targets), device=hidden.device))
         ce, ctx.formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, ctx.trained)
         if ctx.trained:
             ctx.save_for_backward(hidden, weight, bias, targets)
@@ -159,18 +208,41 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gain,), formed = gradients, ctx.formed
+        (gain,) = gradients
         if not ctx.trained:
-            return (formed.hidden * gain[:, None]).to(formed.hidden.dtype), None, None, None, None
-        ctx.formed = None  # its tensors become the parameters' gradients, or a part of them
-        factor = None if formed is None else _common_factor(gain, ctx.gain)
-        if factor is None:
-            factor = 1.0
-            hidden, weight, bias, targets = ctx.saved_tensors
-            _, formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, True)
-            assert formed is not None
-        found = [formed.hidden, formed.weight, formed.bias]
-        return *(g if g is None or factor == 1.0 else g.mul_(factor) for g in found), None, None
+            return _of_frozen(ctx.formed, gain), None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        _, formed = _walk(hidden, weight, bias, targets, gain, ctx.dtype, True)
+        assert formed is not None
+        return formed.hidden, formed.weight, formed.bias, None
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """ce, whose gradient is handed on as that of Σ w·ce."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, ce: Tensor, weights: Tensor) -> Tensor:
+        ctx.weights = weights
+        return ce.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gain,) = gradients
+        factor = common_factor(gain, ctx.weights)
+        rounding = 1e-4 * gain.abs() + 1e-6 * (gain.abs().amax() if len(gain) else 0.0)
+        if ((gain - factor * ctx.weights).abs() > rounding).any():
+            raise RuntimeError("the losses are weighed otherwise than the `weights` they were asked for with")
+        return factor, None, None
+
+
+def _gain(ctx: Any, weights: Tensor) -> Tensor | None:
+    """The weights, if anything wants a gradient."""
+    return weights if any(ctx.needs_input_grad) else None
+
+
+def _of_frozen(formed: _Gradients, gain: Tensor) -> Tensor:
+    """The hidden states' gradient from that of Σ ce."""
+    return (formed.hidden * gain[:, None]).to(formed.hidden.dtype)
 
 
 @torch.no_grad()
@@ -221,12 +293,7 @@ def _plus(total: Tensor | None, left: Float[Tensor, "n V"], right: Float[Tensor,
     return total.float().add_(left.T @ right)
 
 
-def _common_factor(gain: Tensor, expected: Tensor) -> float | None:
-    """c with gain = c·expected, to rounding; None where there is none."""
-    if not len(gain):
-        return 1.0
-    square = (expected * expected).sum()
-    factor = torch.where(square > 0, (gain * expected).sum() / square, 0.0)
-    apart = (gain - factor * expected).abs() > 1e-4 * gain.abs() + 1e-6 * gain.abs().amax()
-    found, any_apart = torch.stack([factor, apart.any().to(factor.dtype)]).tolist()
-    return None if any_apart else found
+def common_factor(gain: Float[Tensor, "N"], weights: Float[Tensor, "N"]) -> Float[Tensor, ""]:
+    """c with gain = c·weights, by least squares; 0 where all weights are."""
+    square = (weights * weights).sum()
+    return torch.where(square > 0, (gain * weights).sum() / square, 0.0)

@@ -203,7 +203,7 @@ def token_log_p(
     else one a view, also where nothing is scored: with sharded weights, all processes make the same number for batches
     of as many rows.
 
-    gain: what the caller's loss will weigh each token's value with, where that is known: it saves work (`head_losses`).
+    gain: what the caller's loss weighs each token's value with, where that is known: it saves work (`Reader.losses`).
     """
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     together = len(views) * len(batch.ids) <= ROWS_TOGETHER

@@ -10,7 +10,6 @@ Shapes: B batch, L length, N scored positions (masked and supervised, in row-maj
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +42,7 @@ from remask.diffusion.importance import Importance, importance
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader
 from remask.diffusion.times import MIN_TIME, Schedule
+from remask.diffusion.weights import READ_LOSSES, WEIGHTS, Scored
 from remask.errors import UserError
 
 LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3": ("easy", "hard", "plain")}
@@ -115,20 +115,20 @@ class Objective:
         """Whether a weight depends on the losses it weighs."""
         return self.weight in READ_LOSSES or type(self).weigh is not Objective.weigh
 
+    @property
+    def knows_weights(self) -> bool:
+        """Whether cross-entropies are weighed, by weights that are known before they are computed."""
+        return not self.reads_losses and type(self).token_losses is Objective.token_losses
+
     def weigh(self, scored: Scored) -> Float[Tensor, "N"]:
         """w_i of the scored tokens."""
         return WEIGHTS[self.weight](scored)
 
     def token_losses(
-        self,
-        reader: Reader,
-        canvas: Canvas,
-        corrupted: Corrupted,
-        where: Bool[Tensor, "B L"],
-        expected: Float[Tensor, "N"] | None = None,
+        self, reader: Reader, canvas: Canvas, corrupted: Corrupted, where: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "N"]:
-        """What is weighed at the scored positions, with its gradient: −log p(x_i). `expected`: see `Reader.losses`."""
-        return reader.losses(corrupted.ids, canvas, where, expected)
+        """What is weighed at the scored positions, with its gradient: −log p(x_i)."""
+        return reader.losses(corrupted.ids, canvas, where)
 
 
 def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: Float[Tensor, "B L"]) -> Importance:
@@ -198,78 +198,6 @@ def scored_positions(canvas: Canvas, corrupted: Corrupted) -> Bool[Tensor, "B L"
     return corrupted.mask & canvas.supervised
 
 
-def cart_weights(mask: Bool[Tensor, "B L"], attended: Bool[Tensor, "B L"], q: float) -> Float[Tensor, "B L"]:
-    """CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream, 2508.15487)."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    distance = (places[:, None] - places[None, :]).abs()
-    kernel = torch.where(distance > 0, 0.5 * q * (1 - q) ** (distance - 1).clamp(min=0).float(), 0.0)
-    return (attended & ~mask).float() @ kernel
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a weight may look at, at the N scored positions: rate p, time t, β/β_ref, the current loss (no gradient) and
-    the reference model's; and, for weights that look around, where the N stand, the whole mask and what is attended.
-    """
-
-    objective: Objective
-    rate: Float[Tensor, "N"]
-    time: Float[Tensor, "N"]
-    importance: Float[Tensor, "N"] | None
-    ce: Float[Tensor, "N"]
-    ce_reference: Float[Tensor, "N"] | None
-    where: Bool[Tensor, "B L"]
-    mask: Bool[Tensor, "B L"]
-    attended: Bool[Tensor, "B L"]
-
-
-def inverse_rate_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """1/p_i^α. At α = 1 the expected weight of every token is 1, whatever p."""
-    return scored.rate**-scored.objective.alpha
-
-
-def importance_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """β_i/(β_ref·t): "WeFT (SW)", a re-weighting under uniform masking."""
-    assert scored.importance is not None
-    return scored.importance / scored.time
-
-
-def cart_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """CART_i/t."""
-    return cart_weights(scored.mask, scored.attended, scored.objective.cart_q)[scored.where] / scored.time
-
-
-def dft_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """sg[p_θ(x_i)]/t (DFT, 2508.05629)."""
-    return torch.exp(-scored.ce) / scored.time
-
-
-def rho1_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """1/t on the `keep` share of each row's masked tokens with the largest excess loss ce_i − ce_i^ref, 0 on the rest
-    (Rho-1, 2404.07965). At least one token of a row is kept.
-    """
-    assert scored.ce_reference is not None
-    rows = scored.where.nonzero()[:, 0]
-    excess = scored.ce - scored.ce_reference
-    kept = torch.zeros_like(excess)
-    for row in rows.unique().tolist():
-        members = (rows == row).nonzero()[:, 0]
-        count = max(1, round(scored.objective.keep * len(members)))
-        kept[members[excess[members].topk(count).indices]] = 1.0
-    return kept / scored.time
-
-
-WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
-    "inverse_rate": inverse_rate_weight,
-    "importance": importance_weight,
-    "cart": cart_weight,
-    "dft": dft_weight,
-    "rho1": rho1_weight,
-}
-READ_LOSSES: tuple[WeightName, ...] = ("dft", "rho1")
-"""Weights that depend on the current losses."""
-
-
 def token_weights(
     objective: Objective,
     canvas: Canvas,
@@ -298,15 +226,6 @@ def token_weights(
     return weights if density is None else weights * density[where]
 
 
-def expected_weights(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, "N"] | None:
-    """What `row_losses` will weigh each scored token's loss with, where the loss itself has no say in it; else None."""
-    if objective.reads_losses:
-        return None
-    where = scored_positions(canvas, corrupted)
-    weights = token_weights(objective, canvas, corrupted, corrupted.rate.new_zeros(int(where.sum())))
-    return weights / _row_divisor(objective, canvas)[where.nonzero()[:, 0]]
-
-
 def _row_divisor(objective: Objective, canvas: Canvas) -> Float[Tensor, "B"]:
     """Supervised tokens of each row under `sequence`, else 1."""
     if objective.normaliser == "sequence":
@@ -326,9 +245,51 @@ def row_losses(
     A row with nothing masked contributes 0. The loss of a global batch is the sum of its rows over its `denominator`.
     """
     where = scored_positions(canvas, corrupted)
-    weighted = token_weights(objective, canvas, corrupted, ce, ce_reference) * ce
+    weights = token_weights(objective, canvas, corrupted, ce, ce_reference)
+    return _summed(objective, canvas, where, weights * ce)
+
+
+def _summed(
+    objective: Objective, canvas: Canvas, where: Bool[Tensor, "B L"], weighted: Float[Tensor, "N"]
+) -> Float[Tensor, "B"]:
+    """The sum over each row's scored tokens, over the row's divisor."""
     rows = weighted.new_zeros(where.shape[0]).index_add(0, where.nonzero()[:, 0], weighted)
     return rows / _row_divisor(objective, canvas)
+
+
+@dataclass(frozen=True)
+class SftTerms:
+    """What a micro-batch adds to the numerator: `loss`, with its gradient, and without it each row's share `rows` and
+    the weight w_i of each scored token.
+    """
+
+    loss: Float[Tensor, ""]
+    rows: Float[Tensor, "B"]
+    weights: Float[Tensor, "N"]
+
+
+def sft_terms(
+    objective: Objective,
+    reader: Reader,
+    canvas: Canvas,
+    corrupted: Corrupted,
+    ce_reference: Float[Tensor, "N"] | None = None,
+) -> SftTerms:
+    """Read the corrupted rows and weigh the losses of their scored tokens. Where the weights do not depend on the
+    losses, the gradient is formed in the same pass as they (`Reader.weighted_loss`).
+    """
+    where = scored_positions(canvas, corrupted)
+    if not objective.knows_weights:
+        each = objective.token_losses(reader, canvas, corrupted, where)
+        weights = token_weights(objective, canvas, corrupted, each, ce_reference)
+        rows = _summed(objective, canvas, where, weights * each)
+        return SftTerms(rows.sum(), rows.detach(), weights)
+    unread = corrupted.rate.new_zeros(int(where.sum()))
+    weights = token_weights(objective, canvas, corrupted, unread, ce_reference)
+    divisor = _row_divisor(objective, canvas)[where.nonzero()[:, 0]]
+    loss, ce = reader.weighted_loss(corrupted.ids, canvas, where, weights / divisor)
+    rows = _summed(objective, canvas, where, weights * ce)
+    return SftTerms(rows.sum() + (loss - loss.detach()), rows, weights)  # the rows' sum, with the gradient of `loss`
 
 
 def denominator(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.head import Look
+from remask.diffusion.head import Look, with_gradient_of
 from remask.diffusion.token_loss import TokenReading, read_tokens, token_cross_entropy
 
 
@@ -28,13 +28,22 @@ class Reader(Protocol):
         noised: Int[Tensor, "B L"],
         canvas: Canvas,
         positions: Bool[Tensor, "B L"],
-        expected: Float[Tensor, "N"] | None = None,
+        weights: Float[Tensor, "N"] | None = None,
     ) -> Float[Tensor, "N"]:
-        """−log p(x_i | noised) of the canvas's own tokens at the positions, in nats; carries gradient.
+        """ce_i = −log p(x_i | noised) of the canvas's own tokens at the positions, in nats; carries gradient.
 
-        expected: what the loss will weigh each of them with, up to a common factor, where that is known: it saves work
-        (`head_losses`).
+        weights: what the caller's loss weighs each ce_i with, up to a common factor, where that is known. Then logits
+        are computed once, and a loss that weighs them otherwise is an error in the backward pass.
         """
+
+    def weighted_loss(
+        self,
+        noised: Int[Tensor, "B L"],
+        canvas: Canvas,
+        positions: Bool[Tensor, "B L"],
+        weights: Float[Tensor, "N"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
+        """(Σ_i w_i·ce_i with its gradient, ce_i without), logits computed once (`weighted_cross_entropy`)."""
 
     def look(
         self, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"], look: Look
@@ -52,10 +61,18 @@ class ModelReader:
     model: Callable[..., Any]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, expected: Tensor | None = None) -> Tensor:
-        said = self.call(noised, canvas, positions, targets=canvas.ids[positions], expected=expected)
-        ce: Tensor = said.token_loss
-        return ce
+    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is not None and torch.is_grad_enabled():
+            loss, ce = self.weighted_loss(noised, canvas, positions, weights)
+            return with_gradient_of(loss, ce, weights)
+        said: Tensor = self.call(noised, canvas, positions, targets=canvas.ids[positions]).token_loss
+        return said
+
+    def weighted_loss(
+        self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        said = self.call(noised, canvas, positions, targets=canvas.ids[positions], weights=weights)
+        return said.loss, said.token_loss
 
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
         seen: tuple[Tensor, ...] = self.call(noised, canvas, positions, look=look).seen
@@ -106,8 +123,14 @@ class LogitsReader:
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, expected: Tensor | None = None) -> Tensor:
+    def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
         return token_cross_entropy(self.function(noised, canvas.attended, positions), canvas.ids[positions])
+
+    def weighted_loss(
+        self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ce = self.losses(noised, canvas, positions)
+        return (ce * weights.detach()).sum(), ce.detach()
 
     @torch.no_grad()
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:

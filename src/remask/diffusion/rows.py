@@ -13,6 +13,11 @@ from torch.nn.functional import pad
 R = TypeVar("R", bound="Rows")
 
 
+def names_of(kind: Any) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in fields(kind)]
+
+
 class Rows:
     """A mixin of dataclasses of tensors [B, …], some of which may be None."""
 
@@ -21,19 +26,24 @@ class Rows:
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that are there, by their names."""
-        named: dict[str, Tensor | None] = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        named: dict[str, Tensor | None] = {name: getattr(self, name) for name in names_of(self)}
         return {name: value for name, value in named.items() if value is not None}
 
     @classmethod
     def of(cls: type[R], tensors: Mapping[str, Tensor]) -> R:
         """The record whose fields are among these tensors."""
-        named = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        named = names_of(cls)
         return cls(**{name: value for name, value in tensors.items() if name in named})
 
     def each(self: R, change: Callable[[Tensor], Tensor]) -> R:
         """The record with every tensor changed."""
-        changed: dict[str, Any] = {name: change(value) for name, value in self.tensors().items()}
-        return replace(self, **changed)  # type: ignore[type-var]
+        return self.with_tensors({name: change(value) for name, value in self.tensors().items()})
+
+    def with_tensors(self: R, changed: Mapping[str, Tensor]) -> R:
+        """The record with these instead of its own."""
+        record: Any = self  # a dataclass, which a mixin cannot say
+        found: R = replace(record, **changed)
+        return found
 
     def to(self: R, device: torch.device | str) -> R:
         """The record on that device."""
@@ -50,10 +60,10 @@ class Rows:
             for name, value in self.tensors().items()
             if value.dim() == 2
         }
-        return replace(self, **wide)  # type: ignore[type-var]
+        return self.with_tensors(wide)
 
     @classmethod
     def cat(cls: type[R], parts: Sequence[R]) -> R:
         """The rows of all parts, one after the other."""
         named = parts[0].tensors()
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in named})  # type: ignore[type-var]
+        return parts[0].with_tensors({name: torch.cat([getattr(part, name) for part in parts]) for name in named})

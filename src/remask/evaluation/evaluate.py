@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -80,21 +81,16 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
         benchmarks = _benchmarks(config)
     if template is not None and len(benchmarks) > 1:
         raise UserError("one prompt template cannot serve several tasks", mend="evaluate them one by one")
-    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
-    stamps = [weights_stamp(folder) for folder in folders if folder]
-    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
-    if config.data is not None and Path(config.data).is_file():
-        problems.append([LIKELIHOOD, hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), []])
+    stamps, problems = _weights_and_problems(config, benchmarks)
     request = fingerprint([_asked(config), template, stamps, problems])
-    if finished is not None:
-        if finished.get("request") == request:
-            return finished if shard.rank == 0 else None
-        if shard.rank == 0:  # which may have written it before another one looked
-            raise UserError(
-                "holds a finished evaluation of another model, or of other tasks or settings",
-                where=config.json,
-                mend="give another --json, or replace it with --overwrite",
-            )
+    if finished is not None and finished.get("request") == request:
+        return finished if shard.rank == 0 else None
+    if finished is not None and shard.rank == 0:  # which may have written it before another one looked
+        raise UserError(
+            "holds a finished evaluation of another model, or of other tasks or settings",
+            where=config.json,
+            mend="give another --json, or replace it with --overwrite",
+        )
     arm, run_seed = identity(config.adapter or config.model)
     model, tokenizer = load(
         config.model,
@@ -107,9 +103,7 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
     decoding = decoding_for(model, **config.decoding.given())
     style = config.prompt_style or facts(model, tokenizer).prompt_style
     asking = Asking(cast(Any, style), template, config.system, config.prefill)
-    weights = [config.model, config.adapter, config.dtype, config.quantization]
-    if is_own(config.engine):
-        weights.append(f"{config.engine}@{stamp(config.engine)}")
+    weights = [config.model, config.adapter, config.dtype, config.quantization, *_own_engine(config)]
     journal = Journal(
         Path(config.json) if config.json else None,
         fingerprint([weights, stamps, problems, decoding.described(), asking.described()]),
@@ -135,20 +129,41 @@ def _evaluated(config: EvalConfig, shard: Shard, *, quiet: bool, label: str) -> 
         label=label,
     )
     if record is not None and config.data is not None:
-        record["tasks"][LIKELIHOOD] = evaluate_likelihood(
-            model,
-            tokenizer,
-            config.data,
-            count=config.n,
-            draws=config.draws,
-            batch_size=config.batch_size,
-            quiet=quiet,
-            label=label,
-        )
+        record["tasks"][LIKELIHOOD] = _likelihood(config, model, tokenizer, quiet=quiet, label=label)
     if record is not None and config.json:
         write_atomically(Path(config.json), as_json({**record, "request": request}))
         journal.remove()
     return record
+
+
+def _own_engine(config: EvalConfig) -> list[str]:
+    """An engine of the user's own, with the version of its file."""
+    return [f"{config.engine}@{stamp(config.engine)}"] if is_own(config.engine) else []
+
+
+def _weights_and_problems(config: EvalConfig, benchmarks: Sequence[Benchmark]) -> tuple[list[Any], list[Any]]:
+    """What tells the weights from others, and the problems."""
+    folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
+    stamps = [weights_stamp(folder) for folder in folders if folder]
+    problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
+    if config.data is not None and Path(config.data).is_file():
+        problems.append([LIKELIHOOD, hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), []])
+    return stamps, problems
+
+
+def _likelihood(config: EvalConfig, model: Any, tokenizer: Any, *, quiet: bool, label: str) -> Any:
+    """What the record says of the likelihood of the rows that --data names."""
+    assert config.data is not None
+    return evaluate_likelihood(
+        model,
+        tokenizer,
+        config.data,
+        count=config.n,
+        draws=config.draws,
+        batch_size=config.batch_size,
+        quiet=quiet,
+        label=label,
+    )
 
 
 MAKE_NO_OTHER = ("json", "overwrite", "processes", "device", "batch_size", "allow_code_execution")

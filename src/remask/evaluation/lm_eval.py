@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from remask.sampling.engine import LocalEngine, Request
 from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
 
+Tick = Callable[[int], None]
 Pair = tuple[list[int], list[int]]
 """Token ids of a context and of what follows it."""
 
@@ -149,12 +149,8 @@ class RemaskLM(TemplateLM):
                 contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
                 for context in contexts:
                     self._refuse_too_long(len(context) + decoding.max_new_tokens)
-                done = len(texts)
                 engine = LocalEngine(
-                    self.tokenizer,
-                    self.batch_size,
-                    model=self.model,
-                    on_done=partial(_ticked, tick, done),
+                    self.tokenizer, self.batch_size, model=self.model, on_done=_counted_on(tick, len(texts))
                 )
                 answers = engine.answer([Request(context, _seed_of(context)) for context in contexts], decoding)
                 for number, answer in zip(numbers, answers, strict=True):
@@ -305,11 +301,6 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     return number
 
 
-def _ticked(tick: Callable[[int], None], before: int, done: int) -> None:
-    """Progress within one group of requests, of which so many came before."""
-    tick(before + done)
-
-
 def _seed_of(ids: Sequence[int]) -> int:
     """A number that ties draws to a context, whatever else is in its batch."""
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=6).digest(), "big")
@@ -326,3 +317,8 @@ def _process() -> tuple[int, int, int]:
         state = PartialState(cpu=not torch.cuda.is_available())
         return state.process_index, state.num_processes, state.local_process_index
     return 0, 1, 0
+
+
+def _counted_on(tick: Tick, done: int) -> Tick:
+    """tick(count), of what comes after `done`."""
+    return lambda count: tick(done + count)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from remask.diffusion.precision import autocast_is_on, computed_in
-from remask.models.derive import derive
+from remask.models.patches import Mixin, derive
 
 
 def lean(model: Any) -> Any:
@@ -33,22 +33,23 @@ def lean(model: Any) -> Any:
         for name, down in module.lora_A.items():
             up = module.lora_B[name]
             if name not in module.lora_variant and down.bias is None and up.bias is None:
-                derive(module, _Adapted)
-                derive(down, _Down)
-                derive(up, _Up)
+                derive("adapters", module, LeanAdapter)
+                derive("adapters", down, LeanDown)
+                derive("adapters", up, LeanUp)
     return model
 
 
-class _Adapted:
+class LeanAdapter(Mixin):
     """A mixin that stands before peft's layer. What has variants, or comes with further arguments, is left to that."""
 
     def forward(self, x: Float[Tensor, "... D"], *given: Any, **keywords: Any) -> Float[Tensor, "... E"]:
         layer: Any = self
         names = [name for name in layer.active_adapters if name in layer.lora_A]
-        plain = all(isinstance(layer.lora_A[name], _Down) for name in names)
+        plain = all(isinstance(layer.lora_A[name], LeanDown) for name in names)
         underflows = x.dtype == torch.float16 and not autocast_is_on(x.device)
         if given or keywords or layer.disable_adapters or layer.merged or underflows or not plain:
-            return super().forward(x, *given, **keywords)  # type: ignore[misc]
+            left: Tensor = super().forward(x, *given, **keywords)
+            return left
         flat = x.reshape(-1, x.shape[-1])
         out: Tensor = layer.base_layer(flat)
         for name in names:
@@ -57,24 +58,27 @@ class _Adapted:
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
-class _Down:
+class LeanDown(Mixin):
     """A mixin before the first product's module, which engines that shard or offload weights want to be called."""
 
+    weight: Tensor
+
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N r"]:
-        weight: Any = self.weight  # type: ignore[attr-defined]
-        return linear(x, weight.to(computed_in(x)))
+        return linear(x, self.weight.to(computed_in(x)))
 
 
-class _Up:
+class LeanUp(Mixin):
     """A mixin before the second product's module."""
+
+    weight: Tensor
 
     def forward(
         self, low: Float[Tensor, "N r"], onto: Float[Tensor, "N E"] | None = None, scale: float = 1.0
     ) -> Float[Tensor, "N E"]:
         """Times the scale, added to `onto` in place, where that is given."""
         if onto is None:
-            return super().forward(low)  # type: ignore[misc]
-        weight: Any = self.weight  # type: ignore[attr-defined]
+            plain: Tensor = super().forward(low)
+            return plain
         # What engines and backward hooks pass through functions of their own is a view that must stay as it is.
         add = onto.addmm if not torch.compiler.is_compiling() and onto._is_view() else onto.addmm_
-        return add(low.to(onto.dtype), weight.to(onto.dtype).T, alpha=scale)
+        return add(low.to(onto.dtype), self.weight.to(onto.dtype).T, alpha=scale)

@@ -8,7 +8,7 @@ Shapes: B batch, L length, N chosen positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,21 @@ from remask.models.packing import Batch
 from remask.models.prediction import Prediction, predicted
 
 
-class Bidirectional:
+class Causal:
+    """What type checkers know of the class of transformers that a mixin stands before."""
+
+    if TYPE_CHECKING:
+        model: Any
+        lm_head: Any
+
+        def __init__(self, config: Any) -> None: ...
+
+        def get_input_embeddings(self) -> Any: ...
+
+        def set_attn_implementation(self, name: str) -> None: ...
+
+
+class Bidirectional(Causal):
     """`forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i.
 
     A config with `shift` true says that the network's own output at i−1 predicts token i, as in models that began as
@@ -44,13 +58,15 @@ class Bidirectional:
         # Transformers give the embedding of `pad_token_id` no gradient. Here the pad is the EOS, which fills the canvas
         # and is attended to and learned: freezing it would change training and understate every gradient norm.
         pad_token_id, config.pad_token_id = config.pad_token_id, None
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
         self.attention = reads
         config.pad_token_id = pad_token_id
-        if config._attn_implementation == "sdpa":
-            config._attn_implementation = packing.NAME
-        fuse(self.model)  # type: ignore[attr-defined]
-        self.narrows = narrow(self.model.layers[-1])  # type: ignore[attr-defined]
+        if packing.attention_of(config) == "sdpa":
+            self.set_attn_implementation(packing.NAME)
+        fuse(self.model)
+        self.narrows = narrow(self.model.layers[-1])
+        # By these names engines find what to shard and what not to split over devices.
+        self._no_split_modules = {type(layer).__name__ for layer in self.model.layers}
 
     def forward(
         self,
@@ -60,7 +76,7 @@ class Bidirectional:
         inputs_embeds: Tensor | None = None,
         positions: Tensor | None = None,
         targets: Tensor | None = None,
-        expected: Tensor | None = None,
+        weights: Tensor | None = None,
         look: Look | None = None,
         clean: Tensor | None = None,
         answer: Tensor | None = None,
@@ -68,8 +84,8 @@ class Bidirectional:
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
 
-        With `targets` [N] only their losses instead (`expected`: see `head_losses`); with `look` what it says of the
-        logits, which it is shown a part at a time, without gradient.
+        With `targets` [N] only their losses instead, and with `weights` [N] the sum Σ w·ce, which then has the gradient
+        (`Prediction`); with `look` what it says of the logits, which it is shown a part at a time, without gradient.
 
         A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
         light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
@@ -86,28 +102,28 @@ class Bidirectional:
                     mend="call it with input_ids and attention_mask",
                 )
             reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
-            return self._predicted(in_blocks(reading, positions), targets, expected, look, kwargs)
+            return self._predicted(in_blocks(reading, positions), targets, weights, look, kwargs)
         batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)
         if batch is None:
             batch = padded(input_ids, attention_mask, position_ids, inputs_embeds, positions)
-        return self._predicted(batch, targets, expected, look, kwargs)
+        return self._predicted(batch, targets, weights, look, kwargs)
 
     def _predicted(
-        self, batch: Batch, targets: Tensor | None, expected: Tensor | None, look: Look | None, keywords: dict[str, Any]
+        self, batch: Batch, targets: Tensor | None, weights: Tensor | None, look: Look | None, keywords: dict[str, Any]
     ) -> Prediction:
         starts = batch.starts if getattr(self.config, "shift", False) else None
         at = None if batch.positions is None else predictors(batch.positions, starts)
         hidden = self.hidden_at(at, **batch.inputs, **keywords)
         if at is None and starts is not None:
             hidden = torch.where(starts[:, :, None], hidden, hidden.roll(1, 1))
-        return predicted(self.lm_head, hidden, targets, expected, look)  # type: ignore[attr-defined]
+        return predicted(self.lm_head, hidden, targets, weights, look)
 
     def hidden_at(self, at: Tensor | None, **inputs: Any) -> Tensor:
         """What the head is given: [N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
         only = {"outputs_at": at} if at is not None and self.narrows else {}
-        hidden: Tensor = self.model(use_cache=False, **only, **inputs).last_hidden_state  # type: ignore[attr-defined]
+        hidden: Tensor = self.model(use_cache=False, **only, **inputs).last_hidden_state
         if at is None:
             return hidden
         return hidden[0] if only else hidden.flatten(0, 1)[at]
@@ -115,18 +131,26 @@ class Bidirectional:
     def _packed(self, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None) -> Batch | None:
         """The batch without its padding, where that is wanted and possible."""
         config = self.config
-        if ids is None or mask is None or positions is None or config._attn_implementation != packing.NAME:
+        if ids is None or mask is None or positions is None or packing.attention_of(config) != packing.NAME:
             return None
         wanted = self.packs
         if wanted is None:
-            embedding: Tensor = self.get_input_embeddings().weight  # type: ignore[attr-defined]
+            embedding: Tensor = self.get_input_embeddings().weight
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             wanted = packing.pays(ids, embedding, width)
         windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         return packing.packed(ids, mask, positions) if wanted and not windows else None
 
 
-class OfficialKeys:
+class Config:
+    """What type checkers know of transformers' configs."""
+
+    if TYPE_CHECKING:
+
+        def to_diff_dict(self) -> dict[str, Any]: ...
+
+
+class OfficialKeys(Config):
     """A config mixin: the keys that older code reads are written beside those that replaced them in transformers 5."""
 
     rope_parameters: Any
@@ -134,7 +158,7 @@ class OfficialKeys:
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved. Without `rope_theta` or `rope_scaling` older code would silently take its own default."""
-        values = super().to_diff_dict()  # type: ignore[misc]
+        values = super().to_diff_dict()
         rope = values.get("rope_parameters") or {}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]

@@ -5,7 +5,7 @@ Loaded by `remask.load` alone: what transformers' `AutoModelForMaskedLM` gives f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
@@ -19,6 +19,9 @@ class Encoder:
     """A mixin before an encoder's class: its base model, then the head where logits are asked for."""
 
     base_model: Any
+    if TYPE_CHECKING:
+
+        def get_output_embeddings(self) -> Any: ...
 
     def before_head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to what the output matrix is applied to."""
@@ -31,7 +34,7 @@ class Encoder:
         position_ids: Tensor | None = None,
         positions: Tensor | None = None,
         targets: Tensor | None = None,
-        expected: Tensor | None = None,
+        weights: Tensor | None = None,
         look: Look | None = None,
         clean: Tensor | None = None,
         answer: Tensor | None = None,
@@ -45,7 +48,7 @@ class Encoder:
             **kwargs,
         ).last_hidden_state
         hidden = self.before_head(hidden if positions is None else hidden[positions])
-        return predicted(self.get_output_embeddings(), hidden, targets, expected, look)  # type: ignore[attr-defined]
+        return predicted(self.get_output_embeddings(), hidden, targets, weights, look)
 
 
 class DiffusionBert(Encoder, BertForMaskedLM):

@@ -107,7 +107,7 @@ def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str)
             where=where,
             mend="set mask_token_id in its config.json to that of the tokenizer",
         )
-    return in_config if in_config is not None else in_tokenizer  # type: ignore[return-value]
+    return next(token for token in (in_config, in_tokenizer) if token is not None)
 
 
 def eos_token_ids(config: Any) -> list[int]:

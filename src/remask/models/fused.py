@@ -1,32 +1,26 @@
-"""A layer's norms, rotation of queries and keys, and gate, each by one kernel on CUDA: Liger's, where that is installed
-and kernels are switched on (`remask.kernels.ON`). Elsewhere the gated product keeps less for its backward pass.
+"""A layer's norms and gate, each by one kernel on CUDA: Liger's, where that is installed and kernels are switched on
+(`remask.kernels.ON`). Elsewhere the gated product keeps less for its backward pass.
 
 transformers computes each by several passes over memory (what that takes of a step: docs/speed.md). All else of a layer
 stays transformers' own.
-
-Shapes: B rows, L length, H heads, d their width.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
 from remask import kernels
 from remask.diffusion.precision import HALF, computed_in
-from remask.models.derive import derive
+from remask.models.patches import Mixin, derive
 
-ROTATION = "apply_rotary_pos_emb"
-"""What transformers' attention calls it."""
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-"""The parts of its feed-forward module."""
+"""The parts of transformers' feed-forward module."""
 
 
 @cache
@@ -45,23 +39,22 @@ def fuses(x: Tensor) -> bool:
 
 
 def fuse(layers: nn.Module) -> None:
-    """Make every norm, gate and attention in it use them where they can be used."""
+    """Make every norm and gate in it use them where they can be used."""
     for module in list(layers.modules()):
         names = set(dict(module.named_children()))
         if hasattr(module, "variance_epsilon") and not names:
-            derive(module, _Norm)
+            derive("norm", module, FusedNorm)
         elif names == GATED and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
-            derive(module, _Gated)
-        elif {"q_proj", "k_proj"} <= names and ROTATION in type(module).forward.__code__.co_names:
-            derive(module, _rotating(type(module)))  # type: ignore[arg-type]
+            derive("gated-product", module, FusedGate)
 
 
-class _Norm:
+class FusedNorm(Mixin):
     """RMS norm."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not fuses(hidden_states):
-            return super().forward(hidden_states)  # type: ignore[misc]
+            plain: Tensor = super().forward(hidden_states)
+            return plain
         norm: Any = self
         # Not in place: it would write over a gradient that others may hold.
         out: Tensor = _liger().LigerRMSNormFunction.apply(
@@ -70,7 +63,7 @@ class _Norm:
         return out
 
 
-class _Gated:
+class FusedGate(Mixin):
     """SwiGLU. The kernel's backward pass writes over what it kept: there is one for each forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,31 +93,3 @@ class GatedProduct(torch.autograd.Function):
             return torch.ops.aten.silu_backward(g * up, gate), g * silu(gate)
         share = gate.sigmoid()  # written out, as that function has no gradient
         return g * up * share * (1 + gate * (1 - share)), g * silu(gate)
-
-
-@cache
-def _rotating(kind: Any) -> type:
-    """A mixin for an attention: it calls `rotation` where its own code calls transformers' function.
-
-    The code is transformers', its names are looked up in a copy of its module's. Without that module's own name, by
-    which torch.compile would look them up there.
-    """
-    forward = kind.forward
-    around = {**forward.__globals__, ROTATION: _rotation(forward.__globals__[ROTATION])}
-    del around["__name__"]
-    copy = FunctionType(forward.__code__, around, forward.__name__, forward.__defaults__, forward.__closure__)
-    copy.__kwdefaults__, copy.__module__ = forward.__kwdefaults__, forward.__module__
-    return type("_Rotating", (), {"forward": copy})
-
-
-def _rotation(plain: Any) -> Any:
-    def rotation(
-        q: Float[Tensor, "B H L d"], k: Float[Tensor, "B h L d"], cos: Tensor, sin: Tensor, *more: Any, **named: Any
-    ) -> Any:
-        """In the queries' and keys' own memory: they are products that no backward pass looks at."""
-        if more or named or not fuses(q):
-            return plain(q, k, cos, sin, *more, **named)
-        with torch.cuda.device_of(q):
-            return _liger().LigerRopeFunction.apply(q, k, cos, sin)
-
-    return rotation

@@ -13,21 +13,21 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from remask.models.derive import derive
+from remask.models.patches import Mixin, applies, derive
 
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Of the layers of transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""
 
 
 def narrow(layer: nn.Module) -> bool:
-    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`."""
-    if set(dict(layer.named_children())) != PARTS:
+    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`, or is to be left as it is."""
+    if set(dict(layer.named_children())) != PARTS or not applies("last-layer"):
         return False
-    derive(layer, _Narrow)
+    derive("last-layer", layer, NarrowLayer)
     return True
 
 
-class _Narrow:
+class NarrowLayer(Mixin):
     """A mixin that stands before a layer's class."""
 
     def forward(
@@ -35,7 +35,8 @@ class _Narrow:
     ) -> Float[Tensor, "..."]:
         """[1, N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
         if outputs_at is None:
-            return super().forward(hidden_states, **keywords)  # type: ignore[misc]
+            whole: Tensor = super().forward(hidden_states, **keywords)
+            return whole
         parts: Any = self
         attended, _ = parts.self_attn(hidden_states=parts.input_layernorm(hidden_states), **keywords)
         chosen: Tensor = (hidden_states + attended).flatten(0, 1)[outputs_at][None]

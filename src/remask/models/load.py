@@ -152,6 +152,17 @@ def load_model(
         raise UserError(
             f"its weights cannot be read ({first_line(error)})", where=folder, mend="download or save it again"
         ) from error
+    _refuse_other_weights(info, folder, further_heads=kind in ENCODERS.values())
+    model.name_or_path = folder  # of weights that were handed over there is none
+    if quantization in ("4bit", "4bit-double") and device == "cpu":
+        _refuse_odd_sizes(model, folder)
+    return model
+
+
+def _refuse_other_weights(info: dict[str, Any], folder: str, *, further_heads: bool) -> None:
+    """Raises UserError where a checkpoint's weights are not the model's, by what transformers says of loading them.
+    Encoders come with `further_heads`.
+    """
     for what, keys in (("missing", info["missing_keys"]), ("of another shape", info.get("mismatched_keys") or ())):
         if keys:
             raise UserError(
@@ -159,16 +170,12 @@ def load_model(
                 where=folder,
                 mend="download or save it again, or correct the sizes in its config.json",
             )
-    if info["unexpected_keys"] and kind not in ENCODERS.values():  # encoders come with further heads
+    if info["unexpected_keys"] and not further_heads:
         raise UserError(
             f"holds weights this model type has no place for: {', '.join(sorted(info['unexpected_keys'])[:5])}",
             where=folder,
             mend="check model_type and the sizes in its config.json",
         )
-    model.name_or_path = folder  # of weights that were handed over there is none
-    if quantization in ("4bit", "4bit-double") and device == "cpu":
-        _refuse_odd_sizes(model, folder)
-    return model
 
 
 UNSAID = tuple(model.config_class.model_type for model in A2D)

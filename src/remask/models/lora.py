@@ -52,7 +52,7 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
                 mend=f"the model's linear layers are {', '.join(sorted(linear))}, or use all-linear",
             )
         targets = list(lora.targets)
-    model.config._name_or_path = base_name
+    model.config.name_or_path = base_name
     model.name_or_path = base_name
     config = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     with _without_deprecations():

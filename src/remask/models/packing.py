@@ -30,6 +30,11 @@ LEAST_PADDING = 0.1
 """Of a batch, from which it is packed."""
 
 
+def attention_of(config: Any) -> str:
+    """The name of the attention that a model computes with. transformers has a public setter only."""
+    return str(config._attn_implementation)
+
+
 def pays(ids: Tensor, weight: Tensor, head_width: int) -> bool:
     """Whether a packed batch is the faster one for a model of such weights, as far as was measured (docs/speed.md): on
     a CPU, and on CUDA for a pass with gradient, where attention has a kernel for it.

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
-from remask.diffusion.head import Look, head_losses, look_at
+from remask.diffusion.head import Look, look_at, two_pass_cross_entropy, weighted_cross_entropy
+from remask.models.sharded_head import head_of
 
 
 @dataclass
 class Prediction(MaskedLMOutput):
-    """logits, where neither targets nor a look were given. token_loss [N], −log p of each target in nats. seen: what
-    the look said of the positions.
+    """logits, where neither targets nor a look were given. token_loss [N], −log p of each target in nats. loss: their
+    weighted sum, where weights were given; it then has the gradient, and they have none. seen: what the look said of
+    the positions.
     """
 
     token_loss: Tensor | None = None
@@ -27,12 +29,15 @@ def predicted(
     head: nn.Module,
     hidden: Tensor,
     targets: Tensor | None = None,
-    expected: Tensor | None = None,
+    weights: Tensor | None = None,
     look: Look | None = None,
 ) -> Prediction:
     """The head's prediction at hidden states [..., D]; with targets [N] or a look, at [N, D], no logits are kept."""
     if look is not None:
-        return Prediction(seen=look_at(head, hidden, look))
+        return Prediction(seen=look_at(head_of(head), hidden, look))
+    if targets is not None and weights is not None:
+        loss, token_loss = weighted_cross_entropy(head_of(head), hidden, targets, weights)
+        return Prediction(loss=loss, token_loss=token_loss)
     if targets is not None:
-        return Prediction(token_loss=head_losses(head, hidden, targets, expected))
+        return Prediction(token_loss=two_pass_cross_entropy(head_of(head), hidden, targets))
     return Prediction(logits=head(hidden))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,21 +112,8 @@ def render(
         missing.insert(0, "Results, unmasking and completions: there is no evaluation.")
     elif not unmasking:
         missing.append("Unmasking order: no evaluation holds a strip.")
-    kinds = {kind_of(run) for run in runs}
-    if SFT in kinds and not heat:
-        missing.append("Entropy over the text: no run holds an inspect.json.")
-    if SFT in kinds and not learned and not classes:
-        missing.append("Right tokens by class: no run holds a class_accuracy.json that was read to the end.")
-    if "rl" in kinds and not rollouts:
-        missing.append("Completions over training: no run holds a completions.jsonl.")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.j2").render(
+    missing += _left_out(runs, heat=heat, classes=learned or classes, rollouts=rollouts)
+    return _template().render(
         title=title,
         subtitle=_subtitle(runs, evaluations),
         lead=list(lead),
@@ -148,6 +136,32 @@ def render(
         missing=missing,
         level=f"{100 * LEVEL:.0f}%",
     )
+
+
+def _left_out(runs: Sequence[Run], *, heat: Any, classes: Any, rollouts: Any) -> list[str]:
+    """Sentences about the sections for which no run has data."""
+    kinds, said = {kind_of(run) for run in runs}, []
+    unread = [(run.info.get("diagnostics") or {}).get("left_out") for run in runs]
+    for why, count in Counter(str(why) for why in unread if why).items():
+        said.append(f"Which tokens {plural(count, 'run')} masked, and got right before and after: {why}.")
+    if SFT in kinds and not heat:
+        said.append("Entropy over the text: no run holds an inspect.json.")
+    if SFT in kinds and not classes:
+        said.append("Right tokens by class: no run holds a class_accuracy.json that was read to the end.")
+    if "rl" in kinds and not rollouts:
+        said.append("Completions over training: no run holds a completions.jsonl.")
+    return said
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _subtitle(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:

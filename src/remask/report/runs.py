@@ -143,6 +143,7 @@ OF_RECORD: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "data": (dict,),
     "training": (str,),
+    "diagnostics": (dict,),
 }
 """What is read of a run's record, and its types; null, and what is not there, is let pass."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,27 +36,28 @@ LARGE = 1_000_000_000
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows to read: those whose masks are counted, and those whose tokens are classed."""
+    """Rows to read: those whose masks are counted, and those whose tokens are classed; where none are, the reason."""
 
     masking: int
     classes: int
+    left_out: str | None = field(default=None, compare=False)
 
 
 def extent_of(trainer: SftTrainer, asked: Diagnostics, *, quiet: bool) -> Extent:
     """How much is read. What auto leaves out altogether is said in one line."""
     whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
     if asked != "auto":
-        return whole if asked == "on" else Extent(0, 0)
+        return whole if asked == "on" else Extent(0, 0, "report.diagnostics is off")
     weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     share = _share(trainer, whole, weights)
     found = Extent(int(whole.masking * share), int(whole.classes * share))
     if weights <= LARGE and (share == 1 or found.classes >= LEAST):
         return found
+    size = f"the model has {weights / 1e9:.1f} B weights"
+    why = size if weights > LARGE else "they would outlast so short a training"
     if not quiet and trainer.is_world_process_zero():
-        size = f"the model has {weights / 1e9:.1f} B weights"
-        why = size if weights > LARGE else "they would outlast so short a training"
         print(f"diagnostics for the report are left out: {why} (--report.diagnostics on reads them)", file=sys.stderr)
-    return Extent(0, 0)
+    return Extent(0, 0, why)
 
 
 def _share(trainer: SftTrainer, whole: Extent, weights: int) -> float:

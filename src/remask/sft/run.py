@@ -23,7 +23,7 @@ from remask.files import as_json, write_atomically
 from remask.models.facts import Facts
 from remask.progress import working
 from remask.sft.class_accuracy import ClassAccuracy
-from remask.sft.diagnostics import extent_of, masking_by_entropy
+from remask.sft.diagnostics import Extent, extent_of, masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
@@ -114,7 +114,7 @@ def _job(
                 by_class.after()
         return last_evaluation(trainer) or trainer.evaluate() if config.eval_data else {}
 
-    described = _described(config, trainer, train)
+    described = _described(config, trainer, train, extent)
     return Job(
         config,
         trainer,
@@ -160,7 +160,7 @@ def check_numbers(config: SftConfig) -> None:
         print(f"{config.eval_data}: the held-out rows are the training rows", file=sys.stderr)
 
 
-def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[str, Any]:
+def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row], extent: Extent) -> dict[str, Any]:
     """What run.json says of a fine-tuning run. Its steps may be split otherwise where neither length nor
     rates of a row depend on the others of its batch.
     """
@@ -173,6 +173,7 @@ def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row]) -> dict[
         "rows_per_step": rows_per_step(config),
         "splits_alike": not among_mates and trainer.collator.fill.kind != "batch",
         "model": config.model,
+        "diagnostics": asdict(extent),
         "data": {
             "source": config.data,
             "rows": len(rows.rows),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +24,12 @@ from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
 from remask.diffusion.objective import (
     Objective,
+    SftTerms,
     corrupt,
     denominator,
-    expected_weights,
     read_importance,
-    row_losses,
     scored_positions,
-    token_weights,
+    sft_terms,
 )
 from remask.errors import UserError
 from remask.sft.signals import SignalCache
@@ -146,13 +144,13 @@ class SftTrainer(DiffusionTrainer):
 
     def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
         where = scored_positions(canvas, corrupted)
-        adapters_off = getattr(self.model, "disable_adapter", None)
-        if self.reference is None and adapters_off is None:
+        if self.reference is not None:
+            return self.reader(self.reference).read_only().losses(corrupted.ids, canvas, where)
+        model: Any = self.model
+        if not hasattr(model, "disable_adapter"):
             raise UserError("the objective compares with a reference model", mend="pass reference to SftTrainer")
-        with nullcontext() if self.reference is not None else adapters_off():  # type: ignore[misc]
-            model = self.reference if self.reference is not None else self.model
-            reader = self.reader(model).read_only()
-            return reader.losses(corrupted.ids, canvas, where)
+        with model.disable_adapter():
+            return self.reader(model).read_only().losses(corrupted.ids, canvas, where)
 
     def _measured(
         self,
@@ -200,30 +198,27 @@ class SftTrainer(DiffusionTrainer):
         parts: list[Part] = inputs["parts"]
         before = torch.zeros((), device=self.args.device)
         for part in parts:
-            rows, members = self.loss_rows(model, part), [self.rows[n] for n in part.index.tolist()]
-            refuse_nonfinite(self, rows, members)
-            own = torch.tensor([len(row.response) for row in members], device=rows.device)
+            terms, members = self.terms(model, part), [self.rows[n] for n in part.index.tolist()]
+            refuse_nonfinite(self, terms.rows, members)
+            own = torch.tensor([len(row.response) for row in members], device=terms.rows.device)
             part.statistics["filled"] = float((part.canvas.corruptible.sum(-1) - own).clamp(min=0).sum())
             self._statistics.append(part.statistics)
-            total = torch.as_tensor(num_items_in_batch, device=rows.device).clamp(min=1)
-            loss = rows.sum() / total * self.args.world_size
+            total = torch.as_tensor(num_items_in_batch, device=terms.rows.device).clamp(min=1)
+            loss = terms.loss / total * self.args.world_size
             if part is not parts[-1]:
                 with no_sync(self, model):
                     self.backward(loss)
                 before += loss.detach()
         return loss + before
 
-    def loss_rows(self, model: Any, prepared: Part, objective: Objective | None = None) -> Tensor:
-        """Each row's part of the numerator [B]."""
+    def terms(self, model: Any, prepared: Part, objective: Objective | None = None) -> SftTerms:
+        """The micro-batch's part of the numerator."""
         canvas, corrupted = prepared.canvas, prepared.corrupted
-        where = scored_positions(canvas, corrupted)
-        objective = objective or self.objective
-        gain = expected_weights(objective, canvas, corrupted)
-        ce = objective.token_losses(self.reader(model), canvas, corrupted, where, gain)
-        weights = token_weights(objective, canvas, corrupted, ce, prepared.ce_reference).double()
+        found = sft_terms(objective or self.objective, self.reader(model), canvas, corrupted, prepared.ce_reference)
+        weights = found.weights.double()
         sums = (len(weights), weights.sum().item(), weights.square().sum().item())
         prepared.statistics.update(zip(WEIGHING, sums, strict=True))
-        return row_losses(objective, canvas, corrupted, ce, prepared.ce_reference)
+        return found
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -249,7 +244,7 @@ class SftTrainer(DiffusionTrainer):
                 visits = [Visit(i, draw, draw * size + i) for i in members]
                 for tensors in self.parts(collator([dataset[v] for v in visits])):
                     part = self.corrupted(tensors, device, objective=objective, use_cache=False)
-                    sums[0] += counts * self.loss_rows(self.model, part, objective).double().sum()
+                    sums[0] += counts * self.terms(self.model, part, objective).rows.double().sum()
                     sums[1] += counts * denominator(objective, part.canvas, part.corrupted).double()
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums[None]).sum(0)

@@ -1,29 +1,24 @@
-"""A run's folder: what may be started or resumed in it, and the record it keeps."""
+"""A run's folder: what may be started or resumed in it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
 
-from remask import config as configs
 from remask.config import EngineConfig, LoraConfig
-from remask.environment import command, hardware, versions
 from remask.errors import UserError
-from remask.files import as_json, refuse_unwritable_folder, write_atomically
+from remask.files import refuse_unwritable_folder
 from remask.models.gguf import gguf_file, gguf_parts
 from remask.models.load import pick_device, resolve
 from remask.models.lora import base_of, is_adapter
 from remask.training.begun import CONFIG, RECORD, Begun, check_config, read_kept, recorded
-from remask.training.card import NAME as CARD
 from remask.training.checkpoints import checkpoints, digest_of_file, find, refuse_files, step_of
 from remask.training.saving import WEIGHTS
 
@@ -293,62 +288,3 @@ def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:
 
 def status_of(folder: Path) -> str | None:
     return recorded(folder).get("status")
-
-
-def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if fresh and config.overwrite:
-        for old in checkpoints(folder):
-            shutil.rmtree(old)
-        shutil.rmtree(folder / "probe", ignore_errors=True)
-        for old in folder.glob("runs/*/events.out.tfevents*"):  # tensorboard's curves, and nothing else of that name
-            old.unlink()
-            with suppress(OSError):
-                old.parent.rmdir()
-        for name in WRITTEN:
-            for old in folder.glob(name):
-                old.unlink()
-    write_atomically(folder / CONFIG, configs.sealed(configs.dump(replace(config, resume=None, overwrite=False))))
-
-
-WRITTEN = (
-    "metrics.jsonl",
-    "completions.jsonl",
-    "run.json",
-    "masking.json",
-    "class_accuracy.json",
-    "inspect.json",
-    "eval.json",
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    CARD,
-)
-"""What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
-instead of the new weights."""
-
-
-class Record:
-    """`run.json`: what was run, on what, and how it ended. `described` is what its kind of run says of itself."""
-
-    def __init__(
-        self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool, resumed: bool = False
-    ) -> None:
-        self.folder, self.enabled = folder, enabled
-        self.before = float(recorded(folder).get("seconds", 0.0)) if resumed else 0.0
-        self.values: dict[str, Any] = {
-            "kind": "remask.run",
-            **described,
-            "versions": versions(),
-            "hardware": hardware(pick_device(device)),
-            "command": command(),
-        }
-        self.write("running", 0.0)
-
-    def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
-        self.values |= {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
-        if self.enabled:
-            write_atomically(self.folder / RECORD, as_json(self.values, indent=1))

@@ -17,6 +17,7 @@ from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
 from remask.models.lora import add_adapter, merge
+from remask.models.patches import exchange
 from remask.training.sharding import loaded_whole
 
 
@@ -65,8 +66,9 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
 def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
     """Saving asks no hub whether the base's vocabulary is as it was, which it is, and leaves the card to the run."""
     of_vocabulary = any(name in EMBEDDING_LAYER_NAMES for name in lora.targets)
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=of_vocabulary)
-    model.create_or_update_model_card = lambda folder: None
+    saving = partial(model.save_pretrained, save_embedding_layers=of_vocabulary)
+    exchange("adapter-saving", model, "save_pretrained", saving)
+    exchange("adapter-saving", model, "create_or_update_model_card", lambda folder: None)
     return model
 
 

@@ -31,16 +31,15 @@ from remask.training.callbacks import (
 )
 from remask.training.card import write_card
 from remask.training.folder import (
-    Record,
     digest_of_base,
     is_finished,
-    prepare_folder,
     refuse_other_base,
     refuse_other_data,
     starting_point,
 )
 from remask.training.kept import KeepCallback
 from remask.training.lines import Lines
+from remask.training.record import Record, prepare_folder
 from remask.training.saving import stopped_at, whole_checkpoints, whole_model
 from remask.training.sharding import (
     refuse_another_engine,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
 
@@ -29,12 +29,14 @@ def loaded_whole() -> Iterator[None]:
     """A model is loaded whole although ZeRO-3 will shard it: transformers would shard it at once, before it can be
     hashed, probed or copied.
     """
-    kept = integration._hf_deepspeed_config_weak_ref
+    noted = integration._hf_deepspeed_config_weak_ref  # there is a setter, and nothing that tells what is set
+    config = None if noted is None else noted()
     integration.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        integration._hf_deepspeed_config_weak_ref = kept
+        if config is not None:
+            integration.set_hf_deepspeed_config(config)
 
 
 @contextmanager
@@ -83,9 +85,15 @@ def _gathered(engine: Any) -> Iterator[None]:
         hooks.setup_zero_stage3_hooks()
 
 
+def _group(unit: FSDPModule) -> Any:
+    """What PyTorch keeps of a unit's sharded parameters; None where it has none."""
+    state: Any = fully_shard
+    return state.state(unit)._fsdp_param_group
+
+
 def _reshards(unit: FSDPModule) -> bool:
     """Whether the unit lets go of what it gathered when its forward pass is over. PyTorch has a setter only."""
-    group = unit._get_fsdp_state()._fsdp_param_group
+    group = _group(unit)
     return group is not None and group._reshard_after_forward
 
 
@@ -93,9 +101,10 @@ def _forget(unit: FSDPModule) -> None:
     """Of the passes since the last backward one, in whose order the next would gather weights ahead: no backward pass
     follows these, and not every process made as many, or any.
     """
-    group = unit._get_fsdp_state()._fsdp_param_group
-    if group is not None and group._post_forward_indices:
-        group._post_forward_indices.clear()
+    group = _group(unit)
+    places = [] if group is None else group._post_forward_indices
+    if places:
+        places.clear()
         group.comm_ctx.post_forward_order.clear()
 
 

@@ -45,10 +45,11 @@ def cut(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         value = value.to(like.device, like.dtype)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    parameter: Any = like
     kept: Any = getattr(like, "ds_tensor", None)
     if kept is None:
         return value
-    size, rank = kept.ds_numel, dist.get_rank(like.ds_process_group)  # type: ignore[attr-defined]
+    size, rank = kept.ds_numel, dist.get_rank(parameter.ds_process_group)
     own = value.flatten()[rank * size : (rank + 1) * size].to(kept)
     return torch.nn.functional.pad(own, (0, size - len(own)))
 
