@@ -92,6 +92,17 @@ def test_losses_and_gradients_are_those_of_whole_logits(way: Loss, bias: bool, f
 
 
 @every_way
+@pytest.mark.parametrize("size", [1e-18, 1e-30, 1e30])
+def test_tiny_and_huge_weights_have_their_gradient(way: Loss, size: float) -> None:
+    """The gradient of a ratio of likelihoods is the ratio, which may be e^−80 of a whole answer."""
+    head, hidden, targets, weight = case()
+    right = gradients(head, hidden, (plain(head, hidden, targets) * weight).sum())
+    loss, _ = way(head, hidden, targets, size * weight)
+    for found, value in zip(gradients(head, hidden, loss), right, strict=True):
+        torch.testing.assert_close(found / size, value, rtol=1e-4, atol=1e-5)
+
+
+@every_way
 def test_weights_of_nothing_are_no_gradient(way: Loss) -> None:
     head, hidden, targets, weight = case()
     loss, _ = way(head, hidden, targets, torch.zeros_like(weight))

@@ -11,6 +11,7 @@ from remask.analysis.entropy_map import entropy_map, one_by_one
 from remask.analysis.token_errors import token_errors
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator
+from remask.diffusion.attention import Full
 from remask.sft.presets import resolve
 
 ROWS = [Row([65, 66], [70, 71, 72, 73, 74], "a"), Row([65], [80], "b")]
@@ -32,7 +33,7 @@ def test_all_masked_is_what_the_logits_say(random_model: Any, found: list[dict[s
 
 def test_later_each_half_is_scored_in_the_light_of_the_other(random_model: Any, found: list[dict[str, list]]) -> None:
     collator = Collator(Fill("multiple", 8), 0, 64, seed=0)
-    for row, errors, (canvas, noise) in zip(ROWS, found, one_by_one(ROWS, collator, "cpu"), strict=True):
+    for row, errors, (canvas, noise) in zip(ROWS, found, one_by_one(ROWS, collator, "cpu", Full()), strict=True):
         start = len(row.prompt)
         first = set(noise.u[0, start:].argsort()[:4].tolist())
         for half in (first, set(range(8)) - first):

@@ -9,6 +9,8 @@ import torch
 
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit
+from remask.diffusion.attention import Attention
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas, importance_rate, uniform_rate
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
@@ -21,12 +23,14 @@ def without_fill(rows: Sequence[Row], eos_id: int) -> Collator:
     return Collator(Fill("none"), eos_id, max(len(row) for row in rows), seed=0)
 
 
-def one_by_one(rows: Sequence[Row], collator: Collator, device: Any) -> Iterator[tuple[Canvas, Noise]]:
+def one_by_one(
+    rows: Sequence[Row], collator: Collator, device: Any, attention: Attention
+) -> Iterator[tuple[Canvas, Noise]]:
     """Each row's canvas and noise."""
     dataset = RowDataset(rows)
     for i in range(len(rows)):
         batch = {name: value.to(device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
-        yield Canvas.of(batch), Noise.of(batch)
+        yield in_blocks(Canvas.of(batch), attention), Noise.of(batch)
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ def entropy_map(
     Rows are read one by one, with the collator's fill.
     """
     examples = []
-    for row, (canvas, noise) in zip(rows, one_by_one(rows, collator, model.device), strict=True):
+    for row, (canvas, noise) in zip(rows, one_by_one(rows, collator, model.device, attention_of(model)), strict=True):
         entropy = probe_signal(reader_of(model), canvas, mask_id, "entropy")
         signal = (
             entropy

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from remask.diffusion.any_order import (
     MOST_TOKENS,
+    block_by_block,
     drawn_orders,
     exact,
     multi_sample_bound,
@@ -111,13 +112,12 @@ def draw_noise(
 
 def repeated(batch: Canvas, times: int) -> Canvas:
     """Each row `times` times in a row."""
-    return Canvas(
-        *(x.repeat_interleave(times, 0) for x in (batch.ids, batch.attended, batch.corruptible, batch.supervised))
-    )
+    return batch.each(lambda value: value.repeat_interleave(times, 0))
 
 
 def chosen(batch: Canvas, rows: Tensor) -> Canvas:
-    return Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
+    """Some rows."""
+    return batch.each(lambda value: value[rows])
 
 
 @torch.no_grad()
@@ -230,7 +230,7 @@ def first_tokens(batch: Canvas, row: int, count: int) -> Canvas:
     places = one.corruptible[0].nonzero()[:count, 0]
     kept = torch.zeros_like(one.corruptible)
     kept[0, places] = True
-    return Canvas(one.ids, one.attended, one.corruptible, kept)
+    return replace(one, supervised=kept)
 
 
 def tightness(
@@ -256,7 +256,8 @@ def tightness(
     bounds = tuple(
         (m, sum(multi_sample_bound(g) for g in values.split(m)) / (most * repetitions / m) / n) for m in orders
     )
-    if n > MOST_TOKENS:
+    parts = block_by_block(row)
+    if max(int(scored_tokens(part).sum()) for part in parts) > MOST_TOKENS:
         return Tightness(n, values.mean().item() / n, None, bounds)
-    known = exact(subset_log_p(reader, row, mask_id, batch_size=batch_size))
-    return Tightness(n, known.elbo / n, known.log_likelihood / n, bounds)
+    known = [exact(subset_log_p(reader, part, mask_id, batch_size=batch_size)) for part in parts]
+    return Tightness(n, sum(k.elbo for k in known) / n, sum(k.log_likelihood for k in known) / n, bounds)

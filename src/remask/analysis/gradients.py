@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from remask.analysis.gradient_sums import Drawn, Gradient, Sums, cosine_error, log_ratio_error, variance_error
 from remask.data.canvas import Row
 from remask.data.collate import Collator, Visit
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise, low_discrepancy_places
@@ -172,7 +173,7 @@ def gradient(
     """∂loss/∂θ in float32 of the rows as one batch, with the noise of their visits."""
     batch = collator(list(zip(rows, visits, strict=True)))
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    canvas, noise = Canvas.of(batch), Noise.of(batch)
+    canvas, noise = in_blocks(Canvas.of(batch), attention_of(model)), Noise.of(batch)
     network = ModelReader(model)
     reader = network.read_only()
     signal = probe_signal(reader, canvas, mask_id, objective.signal) if objective.uses_importance else None

@@ -17,6 +17,7 @@ from remask.analysis.estimators import chosen, draw_noise
 from remask.choices import PromptStyle
 from remask.data.canvas import Row
 from remask.data.collate import lay_out
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled, mean_field
 from remask.diffusion.reader import reader_of
@@ -62,6 +63,7 @@ def sample_answers(
     rows = [Row(ids, answer.row.token_ids, "") for ids, answer in zip(encoded, answers, strict=True)]
     ids, attended, response = lay_out(rows, [len(row.response) for row in rows], known.eos_ids[0])
     batch = Canvas(*(x.to(model.device) for x in (ids, attended, response, response)))
+    batch = in_blocks(batch, attention_of(model))
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, list[Tensor]] = {"ELBO": [], "mean field": []}
     reader = reader_of(model)

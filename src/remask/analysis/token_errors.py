@@ -10,6 +10,7 @@ import torch
 from remask.analysis.entropy_map import one_by_one
 from remask.data.canvas import Row
 from remask.data.collate import Collator
+from remask.diffusion.blocks import attention_of
 from remask.diffusion.halves import score_in_halves, score_masked
 from remask.diffusion.reader import ModelReader
 
@@ -22,7 +23,7 @@ def token_errors(model: Any, rows: Sequence[Row], *, mask_id: int, collator: Col
     Rows are read one by one.
     """
     found = []
-    for canvas, noise in one_by_one(rows, collator, model.device):
+    for canvas, noise in one_by_one(rows, collator, model.device, attention_of(model)):
         where = canvas.corruptible
         wrong, nll = score_masked(ModelReader(model), canvas, where, mask_id)
         later_wrong, later_nll = score_in_halves(ModelReader(model), canvas, noise.u, mask_id)

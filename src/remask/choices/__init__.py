@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from remask.choices.choice import Meanings, meanings, refuse_unknown, values
 from remask.choices.machines import (
-    Attention,
     Device,
     Dtype,
     FillName,
@@ -48,6 +47,7 @@ from remask.choices.methods import (
     ScheduleName,
     ScopeName,
     SignalName,
+    TimePerName,
     TransformName,
     TuningName,
     WeightName,
@@ -55,7 +55,6 @@ from remask.choices.methods import (
 
 __all__ = [
     "AdvantageName",
-    "Attention",
     "Backward",
     "CacheName",
     "Device",
@@ -91,6 +90,7 @@ __all__ = [
     "SignalName",
     "Split",
     "StrategyName",
+    "TimePerName",
     "TransformName",
     "TuningName",
     "WeightName",

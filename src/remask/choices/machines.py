@@ -6,11 +6,6 @@ from typing import Annotated, Literal
 
 from remask.choices.choice import Meanings, meanings
 
-Attention = Annotated[
-    Literal["full"],
-    Meanings({"full": "every token sees every other; for a checkpoint whose config does not say so (a2d-*)"}),
-]
-
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     Meanings(

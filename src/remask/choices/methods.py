@@ -53,6 +53,16 @@ NoiseScheduleName = Annotated[
     ),
 ]
 
+TimePerName = Annotated[
+    Literal["block", "row"],
+    Meanings(
+        {
+            "block": "each block of a block model has a time of its own, stratified over a row's blocks",
+            "row": "all tokens of a row have one time, as they have under full attention",
+        }
+    ),
+]
+
 SignalName = Annotated[
     Literal["entropy", "nll", "permuted_entropy", "constant"],
     Meanings(
@@ -83,7 +93,7 @@ ReferenceName = Annotated[
 ]
 
 WeightName = Annotated[
-    Literal["inverse_rate", "importance", "cart", "dft", "rho1"],
+    Literal["inverse_rate", "importance", "cart", "dft", "rho1", "none"],
     Meanings(
         {
             "inverse_rate": "1/p^alpha, with p the token's masking rate",
@@ -91,6 +101,7 @@ WeightName = Annotated[
             "cart": "the visible tokens around it, near ones more, divided by t (CART)",
             "dft": "the token's probability divided by t (DFT)",
             "rho1": "1/t on the tokens whose loss exceeds a reference model's most, 0 on the others (Rho-1)",
+            "none": "1 (LLaDA2, Fast-dLLM v2)",
         }
     ),
 ]

@@ -137,10 +137,12 @@ def _rows(config: EstimatorsConfig, tokenizer: Any, known: Any) -> tuple[list[An
 def _canvas(model: Any, rows: list[Any], collator: Any) -> Any:
     """All rows as one batch, on the model's device."""
     from remask.data.collate import Visit
+    from remask.diffusion.blocks import attention_of, in_blocks
     from remask.diffusion.corruption import Canvas
 
     batch = collator([(row, Visit(i, 0, 0)) for i, row in enumerate(rows)])
-    return Canvas.of({name: value.to(model.device) for name, value in batch.items()})
+    canvas = Canvas.of({name: value.to(model.device) for name, value in batch.items()})
+    return in_blocks(canvas, attention_of(model))
 
 
 def _elbo(config: EstimatorsConfig, model: Any, canvas: Any, known: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from remask.choices import (
-    Attention,
     Device,
     Dtype,
     GpuName,
@@ -28,8 +27,8 @@ class EvalConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
@@ -87,8 +86,8 @@ class GenerateConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     infill: str | None = None
     """A text to fill in where it has masks: the model's mask token, once for each token to write. A prompt may come
@@ -133,8 +132,8 @@ class InspectConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""

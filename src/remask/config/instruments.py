@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remask.choices import Attention, Device, Dtype, FillName, InstrumentName, Quantization
+from remask.choices import Device, Dtype, FillName, InstrumentName, Quantization
 from remask.config.read import STRICT
 
 
@@ -18,8 +18,8 @@ class EstimatorsConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from remask.choices import (
-    Attention,
     Backward,
     Device,
     Dtype,
@@ -75,8 +74,8 @@ class DpoConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the
     reference."""
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None

@@ -7,7 +7,6 @@ from typing import Any
 
 from remask.choices import (
     AdvantageName,
-    Attention,
     Backward,
     Device,
     Dtype,
@@ -164,8 +163,8 @@ class RlConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
     name=SOURCE for a file or a folder."""

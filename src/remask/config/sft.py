@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from remask.choices import (
-    Attention,
     Device,
     Diagnostics,
     Dtype,
@@ -20,6 +19,7 @@ from remask.choices import (
     RateName,
     ReferenceName,
     SignalName,
+    TimePerName,
     TransformName,
     TuningName,
     WeightName,
@@ -42,6 +42,8 @@ class ChoicesConfig:
     """The lowest time t (0.001)."""
     rate_high: float | None = None
     """The highest time t (1)."""
+    time_per: TimePerName | None = None
+    """What has a time of its own."""
     signal: SignalName | None = None
     """What β is read from."""
     transform: TransformName | None = None
@@ -114,8 +116,8 @@ class SftConfig:
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
-    model_attention: Attention | None = None
-    """Which tokens a token sees (default: what the checkpoint's config says)."""
+    model_attention: str | None = None
+    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
     eval_data: str | None = None

@@ -13,6 +13,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one
 - `halves`: every token scored once, with about half of the others revealed
 - `reader`: how all of these ask a model
+- `blocks`: rows in blocks: counts, times and choices of each
 - `attention`: which token may look at which: what a pass over rows reads
 - `rows`: what the records of a batch share
 - `head`: losses from hidden states, without keeping the logits

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,16 @@ class AnyOrder:
 
     log_likelihood: float
     elbo: float
+
+
+def block_by_block(row: Canvas) -> list[Canvas]:
+    """The row as often as it has blocks to be written, each time with one of them to write: its likelihood is their
+    product, as each is read in the light of the clean ones before it. `row` is a batch of one.
+    """
+    if row.block is None:
+        return [row]
+    written = scored_tokens(row)
+    return [replace(row, supervised=written & (row.block == number)) for number in row.block[written].unique()]
 
 
 @torch.no_grad()

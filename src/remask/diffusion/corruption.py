@@ -23,7 +23,8 @@ class Canvas(Rows):
 
     attended: other tokens may look at it. corruptible: it may be masked (R). supervised: it may carry loss.
     Response EOS fill is all three; padding outside the canvas is none. written: where the model wrote the row itself,
-    the step of sampling that wrote each token, −1 for the others.
+    the step of sampling that wrote each token, −1 for the others. block: of a block model, the number of
+    each token's block (`blocks.in_blocks`).
     """
 
     ids: Int[Tensor, "B L"]
@@ -31,6 +32,7 @@ class Canvas(Rows):
     corruptible: Bool[Tensor, "B L"]
     supervised: Bool[Tensor, "B L"]
     written: Int[Tensor, "B L"] | None = None
+    block: Int[Tensor, "B L"] | None = None
 
     BLANK: ClassVar[Mapping[str, float]] = {"written": -1}
 

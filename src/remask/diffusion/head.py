@@ -229,7 +229,8 @@ class _WithGradientOf(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gain,) = gradients
         factor = common_factor(gain, ctx.weights)
-        rounding = 1e-4 * gain.abs() + 1e-6 * (gain.abs().amax() if len(gain) else 0.0)
+        largest = gain.abs().amax() if len(gain) else 0.0
+        rounding = 1e-4 * gain.abs() + 1e-6 * largest + torch.finfo(gain.dtype).tiny
         if ((gain - factor * ctx.weights).abs() > rounding).any():
             raise RuntimeError("the losses are weighed otherwise than the `weights` they were asked for with")
         return factor, None, None
@@ -295,5 +296,11 @@ def _plus(total: Tensor | None, left: Float[Tensor, "n V"], right: Float[Tensor,
 
 def common_factor(gain: Float[Tensor, "N"], weights: Float[Tensor, "N"]) -> Float[Tensor, ""]:
     """c with gain = c·weights, by least squares; 0 where all weights are."""
+    if not len(weights):
+        return weights.new_zeros(())
+    # Both times the same power of two, so that the squares of tiny weights are not 0: a ratio's may be e^−80.
+    largest = weights.abs().amax()
+    scale = (torch.frexp(largest).mantissa / largest).clamp(max=2.0**126)
+    gain, weights = gain * scale, weights * scale
     square = (weights * weights).sum()
     return torch.where(square > 0, (gain * weights).sum() / square, 0.0)

@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from remask.choices import LikelihoodName
-from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask, exact_count_mask
+from remask.diffusion.blocks import counts, lowest_of_each
+from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import Reader, reader_of
 from remask.errors import UserError
@@ -90,32 +91,34 @@ def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
 
 
 def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """k = 1 + ⌊τ·n⌋ tokens masked (τ that of the row), each weighing n/k: unbiased for the ELBO, as k is
-    uniform on 1..n and the k tokens with the smallest u are a uniform choice.
+    """k = 1 + ⌊τ·n⌋ tokens of a row masked, each weighing n/k: unbiased for the ELBO, as k is uniform on 1..n and the k
+    tokens with the smallest u are a uniform choice. Of a block model, n, k and τ are each block's.
     """
     scored = scored_tokens(batch)
-    n = scored.sum(-1)
-    count = (1 + (noise.row_tau * n).long()).clamp(max=n)
-    mask = exact_count_mask(noise.u, count, scored)
+    n = counts(scored, batch.block)
+    count = (1 + (_tau(batch, noise) * n).long()).clamp(max=n)
+    mask = lowest_of_each(noise.u, count, scored, batch.block)
     return (_view(batch, mask, mask_id, n / count.clamp(min=1)),)
 
 
 def elbo_coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
     """A mask and its complement (ESPO, arXiv 2512.03759): every token is scored in every draw. k = ⌊τ·(n+1)⌋ tokens are
-    masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k); the draw is the mean of the two.
+    masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k); the draw is the mean of the two. Of a block
+    model, n, k and τ are each block's, and so is the complement.
     """
     scored = scored_tokens(batch)
-    n = scored.sum(-1)
-    count = (noise.row_tau * (n + 1)).long().clamp(max=n)
-    return pair_views(batch, exact_count_mask(noise.u, count, scored), mask_id)
+    n = counts(scored, batch.block)
+    count = (_tau(batch, noise) * (n + 1)).long().clamp(max=n)
+    return pair_views(batch, lowest_of_each(noise.u, count, scored, batch.block), mask_id)
 
 
 def pair_views(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> tuple[View, ...]:
     """½·(n+1)/k · log p on the mask, and ½·(n+1)/(n−k) · log p on its complement; an empty half counts 0."""
     scored = scored_tokens(batch)
-    n = scored.sum(-1)
+    n = counts(scored, batch.block)
     return tuple(
-        _view(batch, half, mask_id, (n + 1) / half.sum(-1).clamp(min=1) / 2) for half in (mask, scored & ~mask)
+        _view(batch, half, mask_id, (n + 1) / counts(half, batch.block).clamp(min=1) / 2)
+        for half in (mask, scored & ~mask)
     )
 
 
@@ -136,8 +139,8 @@ def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]
     """
     scored = scored_tokens(batch)
     low, high = COUPLED_RATES
-    rate = (low + (high - low) * noise.row_tau).float()
-    part = bernoulli_mask(noise.u, rate[:, None].expand_as(noise.u), scored)
+    rate = (low + (high - low) * _tau(batch, noise)).float()
+    part = bernoulli_mask(noise.u, rate.expand_as(noise.u), scored)
     half = torch.full_like(rate, 0.5)
     return (
         _view(batch, scored, mask_id, half),
@@ -221,9 +224,14 @@ def token_log_p(
     return token
 
 
-def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Float[Tensor, "B"]) -> View:
-    """The mask's tokens hidden and scored, all of a row with one weight; what is corruptible but not supervised hidden
-    with them.
-    """
+def _tau(batch: Canvas, noise: Noise) -> Float[Tensor, "B #L"]:
+    """τ of each row, or of each block where there are blocks."""
+    if batch.block is None:
+        return noise.row_tau[:, None]
+    return noise.per_block(batch.block).tau.clamp(0, 1 - 1e-9)
+
+
+def _view(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int, weight: Float[Tensor, "B #L"]) -> View:
+    """The mask's tokens hidden and scored; what is corruptible but not supervised hidden with them."""
     hidden = mask | (batch.corruptible & ~batch.supervised)
-    return View(apply_mask(batch.ids, hidden, mask_id), mask, weight.float()[:, None].expand(mask.shape))
+    return View(apply_mask(batch.ids, hidden, mask_id), mask, weight.float().expand(mask.shape))

@@ -9,13 +9,13 @@ Shapes: B batch, L length.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,6 +66,10 @@ class Noise(Rows):
         """The noise of rows at known times t of the linear schedule, each the same over its row."""
         tau = (t.double() - MIN_TIME) / (1 - MIN_TIME)
         return cls(tau[:, None].expand(u.shape), u, s, v)
+
+    def per_block(self, block: Int[Tensor, "B L"]) -> Noise:
+        """A τ of its own for each block of a row, stratified over them: τ + j·φ, cut to its fraction, of block j."""
+        return replace(self, tau=(self.tau.double() + block * GOLDEN_RATIO) % 1.0)
 
     @property
     def row_tau(self) -> Float[Tensor, "B"]:

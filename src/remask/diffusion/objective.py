@@ -22,6 +22,7 @@ from remask.choices import (
     RateName,
     ReferenceName,
     SignalName,
+    TimePerName,
     TransformName,
     WeightName,
     refuse_unknown,
@@ -55,7 +56,7 @@ class Objective:
 
     rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
     masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N. schedule, rate_low,
-    rate_high: how times are drawn (`times.Schedule`).
+    rate_high: how times are drawn (`times.Schedule`). time_per: what has a time of its own in a block model.
     """
 
     rate: RateName = "uniform"
@@ -70,11 +71,13 @@ class Objective:
     schedule: NoiseScheduleName = "linear"
     rate_low: float = MIN_TIME
     rate_high: float = 1.0
+    time_per: TimePerName = "block"
 
     def __post_init__(self) -> None:
         choices = (
             ("rate", RateName),
             ("schedule", NoiseScheduleName),
+            ("time_per", TimePerName),
             ("signal", SignalName),
             ("transform", TransformName),
             ("reference", ReferenceName),
@@ -155,6 +158,8 @@ def corrupt(
     `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `reader` where the mask
     depends on a forward of its own (LIFT). Raises UserError if the one needed is missing.
     """
+    if canvas.block is not None and objective.time_per == "block" and objective.rate not in LIFT_RULES:
+        noise = noise.per_block(canvas.block)  # LIFT chooses a rule for a row by its one time
     ratio, times = None, objective.times
     time = times.rate(noise.tau)
     if objective.uses_importance:
@@ -221,6 +226,7 @@ def token_weights(
             where,
             corrupted.mask,
             canvas.attended,
+            canvas.block,
         )
     )
     return weights if density is None else weights * density[where]

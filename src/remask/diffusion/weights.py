@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from remask.choices import WeightName
@@ -28,18 +28,28 @@ class Parameters(Protocol):
     def cart_q(self) -> float: ...
 
 
-def cart_weights(mask: Bool[Tensor, "B L"], attended: Bool[Tensor, "B L"], q: float) -> Float[Tensor, "B L"]:
-    """CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream, 2508.15487)."""
+def cart_weights(
+    mask: Bool[Tensor, "B L"], attended: Bool[Tensor, "B L"], q: float, block: Int[Tensor, "B L"] | None = None
+) -> Float[Tensor, "B L"]:
+    """CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream, 2508.15487).
+
+    In a block model j runs over what token i sees: its own block, and all of the finished ones before it.
+    """
     places = torch.arange(mask.shape[1], device=mask.device)
     distance = (places[:, None] - places[None, :]).abs()
     kernel = torch.where(distance > 0, 0.5 * q * (1 - q) ** (distance - 1).clamp(min=0).float(), 0.0)
-    return (attended & ~mask).float() @ kernel
+    if block is None:
+        return (attended & ~mask).float() @ kernel
+    before = block[:, None, :] < block[:, :, None]
+    own = (block[:, None, :] == block[:, :, None]) & ~mask[:, None, :]
+    return (kernel * ((before | own) & attended[:, None, :])).sum(-1)
 
 
 @dataclass(frozen=True)
 class Scored:
     """What a weight may look at, at the N scored positions: rate p, time t, β/β_ref, the current loss (no gradient) and
-    the reference model's; and, for weights that look around, where the N stand, the whole mask and what is attended.
+    the reference model's; and, for weights that look around, where the N stand, the whole mask, what is attended, and
+    the blocks.
     """
 
     objective: Parameters
@@ -51,6 +61,7 @@ class Scored:
     where: Bool[Tensor, "B L"]
     mask: Bool[Tensor, "B L"]
     attended: Bool[Tensor, "B L"]
+    block: Int[Tensor, "B L"] | None = None
 
 
 def inverse_rate_weight(scored: Scored) -> Float[Tensor, "N"]:
@@ -66,7 +77,7 @@ def importance_weight(scored: Scored) -> Float[Tensor, "N"]:
 
 def cart_weight(scored: Scored) -> Float[Tensor, "N"]:
     """CART_i/t."""
-    return cart_weights(scored.mask, scored.attended, scored.objective.cart_q)[scored.where] / scored.time
+    return cart_weights(scored.mask, scored.attended, scored.objective.cart_q, scored.block)[scored.where] / scored.time
 
 
 def dft_weight(scored: Scored) -> Float[Tensor, "N"]:
@@ -89,9 +100,15 @@ def rho1_weight(scored: Scored) -> Float[Tensor, "N"]:
     return kept / scored.time
 
 
+def no_weight(scored: Scored) -> Float[Tensor, "N"]:
+    """1: what is masked more often counts more. Not a bound (LLaDA2, Fast-dLLM v2)."""
+    return torch.ones_like(scored.rate)
+
+
 WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
     "inverse_rate": inverse_rate_weight,
     "importance": importance_weight,
+    "none": no_weight,
     "cart": cart_weight,
     "dft": dft_weight,
     "rho1": rho1_weight,

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from remask.data.canvas import Fill, Row, build_rows, tell_faults
 from remask.data.collate import Collator, Visit
 from remask.data.sources import Example, load_examples
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
 from remask.diffusion.noise import Noise
@@ -74,7 +75,7 @@ def evaluate_likelihood(
 def _elbo(model: Any, collator: Collator, rows: Sequence[Row], visits: Sequence[Visit]) -> list[float]:
     """One draw of each row's ELBO, in nats."""
     batch = {name: value.to(model.device) for name, value in collator(list(zip(rows, visits, strict=True))).items()}
-    canvas = Canvas.of(batch)
+    canvas = in_blocks(Canvas.of(batch), attention_of(model))
     views = elbo_coupled_views(canvas, Noise.of(batch), model.config.mask_token_id)
     values = estimate(model, canvas, [views]).sequence
     if not bool(torch.isfinite(values).all()):

@@ -21,6 +21,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from remask.config import DecodingConfig, from_dict
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo
 from remask.diffusion.noise import Noise
@@ -221,6 +222,7 @@ class RemaskLM(TemplateLM):
             response[row, begin:end] = True
             tau[row], u[row, begin:end] = self._noise(_seed_of(context), draw, len(ending))
         canvas = Canvas(*(tensor.to(self.device) for tensor in (ids, attended, response, response)))
+        canvas = in_blocks(canvas, attention_of(self.model))
         return canvas, Noise(tau, u).to(self.device)
 
     def _noise(self, context: int, draw: int, length: int) -> tuple[float, torch.Tensor]:

@@ -162,6 +162,8 @@ class OfficialKeys(Config):
         rope = values.get("rope_parameters") or {}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:
+            values["partial_rotary_factor"] = rope["partial_rotary_factor"]
         if rope.get("rope_type", "default") != "default":
             values["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
         if values.get("dtype") is not None:

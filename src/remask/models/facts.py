@@ -9,10 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from remask import config as configs
 from remask.chat_template import turn_end
-from remask.choices import Attention, FillName, PromptStyle
+from remask.choices import FillName, PromptStyle
 from remask.config import DecodingConfig
 from remask.config.read import STRICT
+from remask.diffusion.attention import named as read_attention
 from remask.errors import UserError
+
+MASK_TOKENS = {"sdar": "<|MASK|>", "sdar_moe": "<|MASK|>"}
+"""The mask token of a model type whose config may be silent, and whose tokenizer has it among others."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class OwnKeys:
     shift: bool | None = None
     prompt_style: PromptStyle | None = None
     default_decoding: DecodingConfig | None = None
-    attention: Attention | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Facts:
     a text: the EOS ids, and the token with which the chat template closes a turn. fill: how far answers are extended
     with EOS in training (`batch` where the config is silent: LLaDA's way). shift: the network's output at i−1 predicts
     token i. prompt_style: which wording of a task's prompt the model knows. decoding: settings it was made for.
+    attention: how its tokens look at each other, as `diffusion.attention.named` reads it.
     """
 
     mask_id: int
@@ -47,6 +52,7 @@ class Facts:
     shift: bool
     prompt_style: str
     decoding: dict[str, Any]
+    attention: str = "full"
 
 
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
@@ -57,6 +63,8 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
     config = model.config
     own = {field.name: getattr(config, field.name) for field in fields(OwnKeys) if hasattr(config, field.name)}
     configs.from_dict(OwnKeys, own, where=f"{where}, config.json")
+    attention = getattr(config, "attention", None) or "full"
+    read_attention(attention)
     config.mask_token_id = _mask_id(config, tokenizer, where)
     if not eos_token_ids(config) and tokenizer is not None:
         # An encoder's tokenizer has no EOS: its separator ends a text.
@@ -89,12 +97,15 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
         bool(getattr(config, "shift", False)),
         getattr(config, "prompt_style", None) or "instruct",
         dict(getattr(config, "default_decoding", None) or {}),
+        attention,
     )
 
 
 def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str) -> int:
     in_config = getattr(config, "mask_token_id", None)
     in_tokenizer = None if tokenizer is None else tokenizer.mask_token_id
+    if in_config is None and in_tokenizer is None and tokenizer is not None:
+        in_tokenizer = tokenizer.get_vocab().get(MASK_TOKENS.get(config.model_type, ""))
     if in_config is None and in_tokenizer is None:
         raise UserError(
             "no mask token",

@@ -23,7 +23,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config, tok
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from remask.choices import Attention, Dtype, Quantization, refuse_unknown, values
+from remask.choices import Dtype, Quantization, refuse_unknown, values
+from remask.diffusion.attention import named
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
 from remask.models.converted import A2D
@@ -63,13 +64,14 @@ def load(
     device: str = "auto",
     adapter: str | Path | None = None,
     quantization: Quantization | None = None,
-    attention: Attention | None = None,
+    attention: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model, in evaluation mode, and its tokenizer.
 
     `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or an embedded model's
     name. `adapter`: a folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8
-    bits (bitsandbytes). `attention`: `full` says that every token sees every other, of a checkpoint that does not say.
+    bits (bitsandbytes). `attention`: how its tokens look at each other (`full`, `block:32`), where the checkpoint does
+    not say or is to be read otherwise.
     Raises UserError naming what is missing.
     """
     folder = resolve(path)
@@ -105,7 +107,7 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     quantization: Quantization | None = None,
-    attention: Attention | None = None,
+    attention: str | None = None,
     config: Any = None,
 ) -> PreTrainedModel:
     """The bare model, by its own config or a changed one.
@@ -126,15 +128,17 @@ def load_model(
             where=folder,
             mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
         )
-    if config.model_type in UNSAID and getattr(config, "attention", None) is None:
-        if attention is None:
-            raise UserError(
-                f"its config does not say how this {config.model_type} attends: dllm makes models of full attention "
-                "and block models of that type, and Remask reads the first kind only",
-                where=folder,
-                mend='where attention is full say so: --model-attention full, or "attention": "full" in config.json',
-            )
+    if attention is not None:
+        named(attention)
         config.attention = attention
+    if config.model_type in UNSAID and getattr(config, "attention", None) is None:
+        raise UserError(
+            f"its config does not say how this {config.model_type} attends: dllm makes models of full attention and "
+            "block models of that type",
+            where=folder,
+            mend="say so: --model-attention full or --model-attention block:32 (the tokens of a block), or "
+            '"attention" in its config.json',
+        )
     stored = gguf_file(folder)
     keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if stored is not None:

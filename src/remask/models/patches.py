@@ -1,8 +1,9 @@
 """All that Remask changes in objects of other libraries: what, why, and how to leave each as it was.
 
-`PATCHES` is the list, and no other module may change a class, a method or a private attribute of transformers, peft or
-torch but by the functions below (a test looks for it). `REMASK_UNPATCHED=last-layer,adapters` leaves those alone that
-it names, `REMASK_UNPATCHED=all` everything that can be left alone. It is read when a model is built.
+`PATCHES` is the list. Classes and methods of transformers, peft and torch are changed by the functions below only (a
+test looks for other ways); three entries of `training/sharding.py` change the state of an engine by its own methods.
+`REMASK_UNPATCHED=last-layer,adapters` leaves those alone that it names, `REMASK_UNPATCHED=all` everything that can be
+left alone. It is read when a model is built.
 """
 
 from __future__ import annotations

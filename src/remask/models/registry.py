@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from remask.models.block_families import BLOCK_MODELS, register_weight_names
 from remask.models.converted import A2D, CONVERTED
 from remask.models.dream import DreamConfig, DreamModel
 from remask.models.encoders import ENCODERS
@@ -18,6 +19,7 @@ NATIVE: tuple[tuple[Any, Any], ...] = (
     (LLaDAConfig, LLaDAModelLM),
     (LLaDAMoEConfig, LLaDAMoEModelLM),
     (DreamConfig, DreamModel),
+    *BLOCK_MODELS,
     *((model.config_class, model) for model in A2D),
 )
 """Model types that are diffusion models whatever their config says."""
@@ -31,6 +33,7 @@ def register() -> None:
     for model in CONVERTED:
         AutoModelForMaskedLM.register(model.config_class, model, exist_ok=True)
     renamings = [WeightRenaming(source_patterns=s, target_patterns=t) for s, t in RENAMINGS]
+    register_weight_names()
     register_checkpoint_conversion_mapping("llada", renamings, overwrite=True)
     register_checkpoint_conversion_mapping("llada_moe", get_checkpoint_conversion_mapping("qwen3_moe"), overwrite=True)
 

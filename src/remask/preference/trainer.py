@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from remask.data.collate import RowDataset, Visit, VisitSampler
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
 from remask.diffusion.likelihood import ESTIMATORS, Draws, Likelihood, estimate
 from remask.diffusion.noise import Noise
@@ -75,9 +76,13 @@ class PreferenceTrainer(DiffusionTrainer):
 
     def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
         """Every micro-batch on its device, and the number of pairs in all of them."""
-        pairs = [batch_of(tensors, device) for tensors in batches]
+        pairs = [self._batch(tensors, device) for tensors in batches]
         count = sum((batch.counted.sum() for batch in pairs), torch.zeros((), device=device))
         return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in pairs], count
+
+    def _batch(self, tensors: dict[str, Tensor], device: torch.device) -> PairBatch:
+        batch = batch_of(tensors, device)
+        return replace(batch, canvas=in_blocks(batch.canvas, attention_of(self.model)))
 
     def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> Draws:
         """What a model is shown, draw by draw."""
@@ -154,7 +159,7 @@ class PreferenceTrainer(DiffusionTrainer):
     def _measured(self, members: Sequence[int]) -> list[dict[str, float]]:
         """What is measured of each of these held-out pairs."""
         tensors = self.eval_collator([(self.eval_pairs[i], Visit(i, 0, i)) for i in members])
-        batch = batch_of(tensors, self.args.device)
+        batch = self._batch(tensors, self.args.device)
         current = estimate(self.reader(self.model), batch.canvas, self.draws(batch, batch.noise))
         terms = preference_terms(self.objective, current, self.read_reference(batch))
         of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
 from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood, scored_tokens
 from remask.diffusion.reader import Reader
@@ -137,6 +138,8 @@ class PolicyTrainer(DiffusionTrainer):
         objective, passes = self.objective, self.plan.passes
         plan = batches_of(rollout, self.plan, draws=objective.draws, fresh=objective.fresh_noise, seed=self.maker.seed)
         batches = [batch.to(self.args.device) for batch in plan]
+        for batch in batches:
+            batch.canvas = in_blocks(batch.canvas, attention_of(self.model))
         for place, batch in enumerate(batches):
             if objective.uses_old and self._needs_old(place):
                 batch.old = self._values(self.reader(self.model), batch)

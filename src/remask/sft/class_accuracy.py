@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from remask.data.canvas import Row
 from remask.data.collate import RowDataset, Visit
 from remask.data.token_classes import classes_of
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.halves import score_in_halves
 from remask.diffusion.noise import Noise
@@ -86,7 +87,7 @@ class ClassAccuracy:
         trainer, dataset = self.trainer, RowDataset(self.rows)
         batch = replace(trainer.collator, seed=EVALUATION_SEED)([dataset[Visit(i, 0, i)] for i in members])
         batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
-        canvas, noise = Canvas.of(batch), Noise.of(batch)
+        canvas, noise = in_blocks(Canvas.of(batch), attention_of(self.trainer.model)), Noise.of(batch)
         wrong, _ = score_in_halves(trainer.reader(trainer.model).read_only(), canvas, noise.u, trainer.mask_id)
         for place, i in enumerate(members):
             errors = wrong[place][canvas.corruptible[place]].tolist()

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from remask.data.canvas import Row
 from remask.data.collate import Collator, RowDataset, Visit, VisitSampler, by_length
+from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
@@ -122,7 +123,7 @@ class SftTrainer(DiffusionTrainer):
         """A part of a micro-batch: probe (or its cache), mask, and the reference model's losses."""
         objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        canvas, noise = Canvas.of(batch), Noise.of(batch)
+        canvas, noise = in_blocks(Canvas.of(batch), attention_of(self.model)), Noise.of(batch)
         started = time.perf_counter()
         reader = self.reader(self.model_wrapped).read_only()
         signal = None

@@ -11,7 +11,7 @@ import torch
 from peft import prepare_model_for_kbit_training
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
-from remask.choices import Attention, Dtype, Quantization
+from remask.choices import Dtype, Quantization
 from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
@@ -28,7 +28,7 @@ def load_trainable(
     quantization: Quantization | None,
     lora: LoraConfig,
     device: torch.device,
-    attention: Attention | None = None,
+    attention: str | None = None,
 ) -> tuple[Any, Any, Facts]:
     """(model, tokenizer, facts), the model on the CPU unless quantised. A LoRA run's model is its merged weights.
 

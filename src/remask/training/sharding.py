@@ -27,7 +27,7 @@ PLAIN = "plain data parallelism or one process"
 @contextmanager
 def loaded_whole() -> Iterator[None]:
     """A model is loaded whole although ZeRO-3 will shard it: transformers would shard it at once, before it can be
-    hashed, probed or copied.
+    hashed, probed or copied (the patch `zero3-loading`).
     """
     noted = integration._hf_deepspeed_config_weak_ref  # there is a setter, and nothing that tells what is set
     config = None if noted is None else noted()
@@ -71,6 +71,7 @@ def whole(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _gathered(engine: Any) -> Iterator[None]:
+    """ZeRO-3's weights whole, without the hooks that gather them layer by layer (the patch `zero3-hooks`)."""
     import deepspeed
 
     engine.optimizer.empty_partition_cache()
@@ -99,7 +100,7 @@ def _reshards(unit: FSDPModule) -> bool:
 
 def _forget(unit: FSDPModule) -> None:
     """Of the passes since the last backward one, in whose order the next would gather weights ahead: no backward pass
-    follows these, and not every process made as many, or any.
+    follows these, and not every process made as many, or any (the patch `fsdp-order`).
     """
     group = _group(unit)
     places = [] if group is None else group._post_forward_indices
