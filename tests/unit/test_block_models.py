@@ -12,19 +12,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from remask.analysis.estimators import tightness
+from remask.cli import main
+from remask.data.canvas import Fill
 from remask.diffusion.attention import BlockCausal, Full, named
 from remask.diffusion.blocks import attention_of, counts, in_blocks, lowest_of_each
 from remask.diffusion.corruption import Canvas, Corrupted
 from remask.diffusion.likelihood import ESTIMATORS, elbo, elbo_coupled
 from remask.diffusion.noise import GOLDEN_RATIO, Noise, collate_noise, row_noise
-from remask.diffusion.objective import Objective, corrupt, denominator, sft_terms
+from remask.diffusion.objective import Objective, complement_of, corrupt, denominator, sft_terms
 from remask.diffusion.reader import ModelReader, reader_of
 from remask.diffusion.weights import cart_weights
 from remask.errors import UserError
 from remask.models.block_families import LLaDA2MoeConfig
 from remask.models.blocks import in_blocks as inputs_of
-from remask.models.load import load_model
+from remask.models.facts import usual_fill
+from remask.models.load import load, load_model
 from remask.models.registry import model_class
+from remask.sft.presets import PRESETS
 
 FAMILIES = {"sdar_tiny": 1e-5, "fast_dllm_v2_tiny": 3e-5, "llada2_moe_tiny": 2e-5}
 """How near each family's logits are to the published code's."""
@@ -313,3 +317,53 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
 def test_an_attention_that_is_none_is_refused(text: str, shared: Path) -> None:
     with pytest.raises(UserError, match=r"attention|blocks of 0"):
         load_model(str(shared / "golden" / "sdar_tiny"), attention=text)
+
+
+# ---- recipes and runs ---------------------------------------------------------------------------------------------
+
+
+def test_published_recipes_say_what_their_losses_are() -> None:
+    """The choices that the published losses above were computed with."""
+    assert PRESETS["sdar"] == Objective(weight="inverse_rate", normaliser="response", time_per="row")
+    assert (PRESETS["llada2"].weight, PRESETS["llada2"].normaliser) == ("none", "masked")
+    assert (PRESETS["llada2"].rate_low, PRESETS["llada2"].rate_high, PRESETS["llada2"].time_per) == (0.3, 0.8, "row")
+    assert PRESETS["fast-dllm-v2"].complement
+    assert (PRESETS["bd3lm"].time_per, PRESETS["bd3lm"].weight) == ("block", "inverse_rate")
+
+
+def test_a_complement_masks_the_other_tokens_at_the_other_rates() -> None:
+    canvas, noise = rows_of_two(2), draws(1)[0]
+    first = corrupt(PRESETS["fast-dllm-v2"], canvas, noise, 1)
+    second = complement_of(canvas, first, 1)
+    assert torch.equal(first.mask ^ second.mask, canvas.corruptible)
+    assert not (first.mask & second.mask).any()
+    inside = canvas.corruptible
+    assert torch.allclose(first.rate[inside] + second.rate[inside], torch.ones(int(inside.sum())), atol=2e-3)
+    assert (second.ids[second.mask] == 1).all()
+    assert torch.equal(second.ids[~second.mask], canvas.ids[~second.mask])
+
+
+@pytest.mark.parametrize(("prompt", "answer", "length"), [(3, 5, 5), (3, 6, 9), (4, 4, 4), (1, 1, 3)])
+def test_fill_ends_with_a_whole_block(prompt: int, answer: int, length: int) -> None:
+    fill = Fill.parse("block:4")
+    assert fill.length(prompt, answer, longest_row=99, max_length=64) == length
+    assert (prompt + length) % 4 == 0
+    assert fill.length(prompt, answer, longest_row=99, max_length=prompt + answer) == answer
+
+
+def test_a_run_of_a_block_model_is_loaded_as_one(tmp_path: Path) -> None:
+    """Its weights with their attention in config.json, or an adapter with the run's word for it."""
+    base = ("--model", "tiny-direct", "--model-attention", "block:4", "--data", "direct:sudoku:8", "--max-steps", "1")
+    flags = (*base, "--trainer.report-to", "none", "--report.diagnostics", "off")
+    for name, more in (("full", ()), ("lora", ("--lora.rank", "2"))):
+        folder = tmp_path / name
+        assert main(["sft", *flags, "--objective", "gift", *more, "--output-dir", str(folder)]) == 0
+        model, _ = load(folder)
+        assert attention_of(model) == BlockCausal(4)
+
+
+@pytest.mark.parametrize(
+    ("attention", "fill"), [("block:8", "block:8"), ("block:8:answer", "multiple:8"), ("full", "batch")]
+)
+def test_answers_are_filled_to_whole_blocks_where_nothing_else_is_said(attention: str, fill: str) -> None:
+    assert usual_fill(named(attention)) == fill

@@ -45,6 +45,7 @@ FillName = Annotated[
         {
             "batch": "to the longest row of its batch",
             "multiple:<n>": "to the next multiple of n tokens, within max_length",
+            "block:<n>": "to the end of a whole block of n tokens, counted from the row's first",
             "max": "to max_length",
             "none": "not at all",
         }

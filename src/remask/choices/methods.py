@@ -27,6 +27,10 @@ TuningName = Annotated[
             "rho1": "uniform masking; only tokens that a reference model finds easier are learned",
             "lift2": "the easy or the hard tokens of a larger mask stay masked",
             "lift3": "the easy, the hard or any tokens of a larger mask stay masked",
+            "sdar": "as sft; in a block model all blocks of a row have one time (SDAR)",
+            "bd3lm": "as sft, with times between 0.3 and 0.8; in a block model each block has its own (BD3-LM)",
+            "llada2": "times between 0.3 and 0.8, one a row; no weights, divided by the masked tokens (dFactory)",
+            "fast-dllm-v2": "no weights, each row with a mask and with its complement (Fast-dLLM v2)",
         }
     ),
 ]

@@ -42,7 +42,13 @@ def run(arguments: Sequence[str]) -> int:
 
     source = resolve(source)
     if config.to_diffusion:
-        model, tokenizer = to_diffusion(source, shift=config.shift, mask_token=config.mask_token, dtype=config.dtype)
+        model, tokenizer = to_diffusion(
+            source,
+            shift=config.shift,
+            mask_token=config.mask_token,
+            dtype=config.dtype,
+            attention=config.attention,
+        )
     else:
         model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
     try:

@@ -119,6 +119,8 @@ class ConvertConfig:
     """The folder to write (default: the source's name with -diffusion or -merged)."""
     shift: bool = True
     """The output at i-1 goes on predicting token i, as in the causal model (Dream's way)."""
+    attention: str = "full"
+    """How the diffusion model's tokens look at each other: full, block:N, block:N:answer."""
     mask_token: str = "<|mask|>"
     """The mask token to add where the tokenizer has none."""
     dtype: Dtype = "auto"

@@ -44,6 +44,8 @@ class ChoicesConfig:
     """The highest time t (1)."""
     time_per: TimePerName | None = None
     """What has a time of its own."""
+    complement: bool | None = None
+    """Read every row a second time, with the tokens masked that were not (false)."""
     signal: SignalName | None = None
     """What β is read from."""
     transform: TransformName | None = None

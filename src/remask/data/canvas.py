@@ -19,16 +19,18 @@ from remask.progress import progress
 
 @dataclass(frozen=True)
 class Fill:
-    """How far a response is extended with EOS: to the batch's longest row, a multiple of n, max_length, not at all."""
+    """How far a response is extended with EOS: to the batch's longest row, a multiple of n, a whole block of n counted
+    from the row's first token, max_length, not at all.
+    """
 
     kind: str
     multiple: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Fill:
-        """`batch | multiple:<n> | max | none`. Raises UserError for anything else."""
+        """`batch | multiple:<n> | block:<n> | max | none`. Raises UserError for anything else."""
         kind, _, number = text.partition(":")
-        if kind == "multiple" and number.isdecimal() and int(number) > 0:
+        if kind in ("multiple", "block") and number.isdecimal() and int(number) > 0:
             return cls(kind, int(number))
         if kind in ("batch", "max", "none") and not number:
             return cls(kind)
@@ -42,6 +44,8 @@ class Fill:
             return max_length - prompt
         if self.kind == "multiple":
             return min(-(-response // self.multiple) * self.multiple, max_length - prompt)
+        if self.kind == "block":
+            return min(-(-(prompt + response) // self.multiple) * self.multiple, max_length) - prompt
         return response
 
 

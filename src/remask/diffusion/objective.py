@@ -10,7 +10,7 @@ Shapes: B batch, L length, N scored positions (masked and supervised, in row-maj
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,6 +57,7 @@ class Objective:
     rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
     masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N. schedule, rate_low,
     rate_high: how times are drawn (`times.Schedule`). time_per: what has a time of its own in a block model.
+    complement: read every row a second time with the tokens masked that were not (`complement_of`).
     """
 
     rate: RateName = "uniform"
@@ -72,6 +73,7 @@ class Objective:
     rate_low: float = MIN_TIME
     rate_high: float = 1.0
     time_per: TimePerName = "block"
+    complement: bool = False
 
     def __post_init__(self) -> None:
         choices = (
@@ -179,6 +181,16 @@ def corrupt(
             rate = uniform_rate(time, canvas.corruptible)
         mask = bernoulli_mask(noise.u, rate, canvas.corruptible)
     return Corrupted(apply_mask(canvas.ids, mask, mask_id), mask, rate, time, ratio, times.weight(noise.tau))
+
+
+def complement_of(canvas: Canvas, corrupted: Corrupted, mask_id: int) -> Corrupted:
+    """The response's other tokens masked, at the rates 1 − p: of the pair every token is learned once (Fast-dLLM v2,
+    arXiv 2509.26328).
+    """
+    mask = canvas.corruptible & ~corrupted.mask
+    rate, time = ((1 - value).clamp(MIN_TIME, 1.0) for value in (corrupted.rate, corrupted.time))
+    ids = apply_mask(canvas.ids, mask, mask_id)
+    return replace(corrupted, ids=ids, mask=mask, rate=rate * canvas.corruptible, time=time)
 
 
 def _lift(

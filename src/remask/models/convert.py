@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from remask.diffusion.attention import BlockCausal, named
 from remask.errors import UserError
-from remask.models.facts import facts
+from remask.models.facts import facts, usual_fill
 from remask.models.load import load, load_config, load_model, load_tokenizer
 from remask.models.lora import is_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, model_class
@@ -19,12 +20,18 @@ LLaDA was; filled up to a batch's longest row, about half of all tokens of rows 
 
 
 def to_diffusion(
-    folder: str, *, shift: bool = True, mask_token: str = "<|mask|>", dtype: str = "auto"
+    folder: str,
+    *,
+    shift: bool = True,
+    mask_token: str = "<|mask|>",
+    dtype: str = "auto",
+    attention: str = "full",
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
 
-    Attention goes both ways and there is a mask token, whose embedding starts as the mean of all others. With `shift`
-    (as Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to.
+    attention: `full` (every token sees every other) or `block:32` (its own block of so many tokens, and those before).
+    There is a mask token, whose embedding starts as the mean of all others. With `shift` (as Dream and DiffuLLaMA do)
+    the output at i−1 goes on predicting token i, as the causal model learned to.
     Raises UserError where the model is of another family or is a diffusion model already.
     """
     config = load_config(folder)
@@ -36,7 +43,10 @@ def to_diffusion(
             where=folder,
             mend=f"these can: {', '.join(convertible_types())}",
         )
+    kind = named(attention)
     config.is_causal, config.shift, config.use_cache = False, shift, False
+    if isinstance(kind, BlockCausal):
+        config.attention = attention
     tokenizer = load_tokenizer(folder)
     trained_rows = min(len(tokenizer), config.vocab_size)
     if tokenizer.mask_token_id is None:
@@ -50,7 +60,7 @@ def to_diffusion(
         tokenizer.add_special_tokens({"mask_token": mask_token})
     config.mask_token_id = tokenizer.mask_token_id
     if getattr(config, "fill", None) is None:
-        config.fill = FILL
+        config.fill = FILL if not isinstance(kind, BlockCausal) else usual_fill(kind)
     model: Any = load_model(folder, dtype=dtype, config=config)
     if tokenizer.mask_token_id >= config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

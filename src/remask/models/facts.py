@@ -12,6 +12,8 @@ from remask.chat_template import turn_end
 from remask.choices import FillName, PromptStyle
 from remask.config import DecodingConfig
 from remask.config.read import STRICT
+from remask.diffusion.attention import Attention as AttentionOf
+from remask.diffusion.attention import BlockCausal
 from remask.diffusion.attention import named as read_attention
 from remask.errors import UserError
 
@@ -40,7 +42,7 @@ class Facts:
 
     mask_id: the token that masks. eos_ids: what ends and fills a canvas, the first one filling. stop_ids: all that ends
     a text: the EOS ids, and the token with which the chat template closes a turn. fill: how far answers are extended
-    with EOS in training (`batch` where the config is silent: LLaDA's way). shift: the network's output at i−1 predicts
+    with EOS in training (`usual_fill` where the config is silent). shift: the network's output at i−1 predicts
     token i. prompt_style: which wording of a task's prompt the model knows. decoding: settings it was made for.
     attention: how its tokens look at each other, as `diffusion.attention.named` reads it.
     """
@@ -93,12 +95,19 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
         config.mask_token_id,
         tuple(eos_token_ids(config)),
         tuple(stop_token_ids(config)),
-        str(getattr(config, "fill", None) or "batch"),
+        str(getattr(config, "fill", None) or usual_fill(read_attention(attention))),
         bool(getattr(config, "shift", False)),
         getattr(config, "prompt_style", None) or "instruct",
         dict(getattr(config, "default_decoding", None) or {}),
         attention,
     )
+
+
+def usual_fill(attention: AttentionOf) -> str:
+    """Whole blocks of a block model, else LLaDA's way: up to the batch's longest row."""
+    if not isinstance(attention, BlockCausal):
+        return "batch"
+    return f"{'block' if attention.alignment == 'row' else 'multiple'}:{attention.block}"
 
 
 def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str) -> int:

@@ -32,7 +32,7 @@ from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
 from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
 from remask.models.llada_moe import LLaDAMoEConfig
-from remask.models.lora import base_of, is_adapter, load_adapter, merge
+from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, known_types, model_class
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
@@ -82,6 +82,8 @@ def load(
             raise UserError(
                 "the adapter names itself as its base", where=str(adapter), mend="name its base in adapter_config.json"
             )
+    if adapter is not None and attention is None:
+        attention = attention_of_base(str(adapter))
     device = pick_device(device)
     if is_adapter(folder):  # an adapter trained on an adapter: the lower one is merged
         if quantization is not None:

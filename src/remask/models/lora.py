@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,19 @@ def base_of(folder: str) -> str:
     if not base:
         raise UserError("adapter_config.json names no base model", where=folder, mend="give the base with --model")
     return str(base)
+
+
+def attention_of_base(adapter: str) -> str | None:
+    """How the base's tokens looked at each other where the run that made the adapter was told so: run.json in its
+    folder, or in that of its checkpoint.
+    """
+    folder = Path(adapter)
+    for place in (folder, folder.parent):
+        if (place / "run.json").is_file():
+            with suppress(ValueError, AttributeError):
+                found = from_json((place / "run.json").read_text(encoding="utf-8")).get("model_attention")
+                return None if found is None else str(found)
+    return None
 
 
 def load_adapter(model: Any, adapter: str) -> Any:

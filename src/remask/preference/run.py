@@ -115,6 +115,7 @@ def _described(config: DpoConfig, objective: PreferenceObjective, pairs: Rows[Pa
         "rows_per_step": rows_per_step(config),
         "splits_alike": True,
         "model": config.model,
+        **({"model_attention": config.model_attention} if config.model_attention else {}),
         "data": {
             "source": config.data,
             "rows": len(pairs.rows),

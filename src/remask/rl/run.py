@@ -314,6 +314,7 @@ def _described(
         "objective": recorded(config.objective, objective),
         "seed": config.seed,
         "model": config.model,
+        **({"model_attention": config.model_attention} if config.model_attention else {}),
         "data": {
             "source": config.data or config.tasks,
             "prompts": len(prompts),

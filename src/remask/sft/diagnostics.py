@@ -88,7 +88,7 @@ def masking_by_entropy(trainer: SftTrainer, *, rows: int, draws: int = DRAWS, qu
             members = range(start, min(start + size, count))
             for draw in range(draws):
                 batch = trainer.collator([dataset[Visit(i, draw, draw * count + i)] for i in members])
-                prepared = trainer.corrupted(batch, device)
+                (prepared, *_) = trainer.corrupted(batch, device)
                 if draw == 0:
                     canvas = Canvas.of({name: value.to(device) for name, value in batch.items()})
                     entropy = probe_signal(reader, canvas, trainer.mask_id, "entropy")[canvas.corruptible]

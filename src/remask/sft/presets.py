@@ -28,6 +28,11 @@ PRESETS: dict[str, Objective] = {
     "rho1": Objective(weight="rho1"),  # 2404.07965
     "lift2": Objective(rate="lift2"),  # 2605.22939
     "lift3": Objective(rate="lift3"),
+    # Published recipes of block models (tests/unit/test_block_models.py holds them against the published losses).
+    "sdar": Objective(time_per="row"),  # SDAR, 2510.06303, which draws again where a row has no mask
+    "bd3lm": Objective(rate_low=0.3, rate_high=0.8),  # BD3-LM, 2503.09573: what it found for blocks of 16
+    "llada2": Objective(weight="none", normaliser="masked", rate_low=0.3, rate_high=0.8, time_per="row"),  # dFactory
+    "fast-dllm-v2": Objective(weight="none", normaliser="masked", complement=True),  # 2509.26328
 }
 
 

@@ -173,6 +173,7 @@ def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row], extent: 
         "rows_per_step": rows_per_step(config),
         "splits_alike": not among_mates and trainer.collator.fill.kind != "batch",
         "model": config.model,
+        **({"model_attention": config.model_attention} if config.model_attention else {}),
         "diagnostics": asdict(extent),
         "data": {
             "source": config.data,

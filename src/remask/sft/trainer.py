@@ -26,6 +26,7 @@ from remask.diffusion.noise import Noise
 from remask.diffusion.objective import (
     Objective,
     SftTerms,
+    complement_of,
     corrupt,
     denominator,
     read_importance,
@@ -97,7 +98,7 @@ class SftTrainer(DiffusionTrainer):
 
     def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
         """Every micro-batch in parts, corrupted."""
-        prepared = [[self.corrupted(part, device) for part in self.parts(batch)] for batch in batches]
+        prepared = [[each for part in self.parts(batch) for each in self.corrupted(part, device)] for batch in batches]
         counts = [denominator(self.objective, p.canvas, p.corrupted) for parts in prepared for p in parts]
         inputs = [{"parts": parts, "input_ids": batch["ids"]} for parts, batch in zip(prepared, batches, strict=True)]
         return inputs, sum(counts, torch.zeros((), device=device))
@@ -119,8 +120,10 @@ class SftTrainer(DiffusionTrainer):
         *,
         objective: Objective | None = None,
         use_cache: bool = True,
-    ) -> Part:
-        """A part of a micro-batch: probe (or its cache), mask, and the reference model's losses."""
+    ) -> list[Part]:
+        """A part of a micro-batch: probe (or its cache), mask, and the reference model's losses; under `complement` a
+        second time with the other tokens masked.
+        """
         objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         canvas, noise = in_blocks(Canvas.of(batch), attention_of(self.model)), Noise.of(batch)
@@ -133,15 +136,19 @@ class SftTrainer(DiffusionTrainer):
             else:
                 signal = probe_signal(reader, canvas, self.mask_id, objective.signal)
         corrupted = corrupt(objective, canvas, noise, self.mask_id, signal=signal, reader=reader)
-        ce_reference = self._reference_losses(canvas, corrupted) if objective.uses_reference_model else None
-        probe_seconds = time.perf_counter() - started
-        return Part(
-            canvas,
-            corrupted,
-            batch["index"],
-            ce_reference,
-            self._measured(objective, canvas, corrupted, noise, signal, probe_seconds),
-        )
+        read = [corrupted, complement_of(canvas, corrupted, self.mask_id)] if objective.complement else [corrupted]
+        references = [self._reference_losses(canvas, c) if objective.uses_reference_model else None for c in read]
+        probe_seconds = (time.perf_counter() - started) / len(read)
+        return [
+            Part(
+                canvas,
+                one,
+                batch["index"],
+                reference,
+                self._measured(objective, canvas, one, noise, signal, probe_seconds),
+            )
+            for one, reference in zip(read, references, strict=True)
+        ]
 
     def _reference_losses(self, canvas: Canvas, corrupted: Corrupted) -> Tensor:
         where = scored_positions(canvas, corrupted)
@@ -244,9 +251,9 @@ class SftTrainer(DiffusionTrainer):
             for (draw, members), counts in shares(jobs, self.args.process_index, self.args.world_size):
                 visits = [Visit(i, draw, draw * size + i) for i in members]
                 for tensors in self.parts(collator([dataset[v] for v in visits])):
-                    part = self.corrupted(tensors, device, objective=objective, use_cache=False)
-                    sums[0] += counts * self.terms(self.model, part, objective).rows.double().sum()
-                    sums[1] += counts * denominator(objective, part.canvas, part.corrupted).double()
+                    for part in self.corrupted(tensors, device, objective=objective, use_cache=False):
+                        sums[0] += counts * self.terms(self.model, part, objective).rows.double().sum()
+                        sums[1] += counts * denominator(objective, part.canvas, part.corrupted).double()
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums[None]).sum(0)
         return (sums[0] / sums[1].clamp(min=1)).item()
