@@ -8,8 +8,6 @@ import json
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +41,7 @@ from remask.sft.run import run_sft
 from remask.training.begun import KEPT
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
 from remask.training.lines import Lines
+from started import Started
 
 MakeConfig = Callable[..., SftConfig]
 Untimed = Callable[[Path], list[dict[str, Any]]]
@@ -254,9 +253,9 @@ def test_other_weights_of_the_starting_model_are_refused_where_they_are_read(
 
 def both(*arguments: str) -> list[tuple[int, int, str]]:
     """(process, exit code, what it said) of the same command given twice at once."""
-    command = [sys.executable, "-m", "remask.cli", *arguments]
-    pair = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
-    return [(process.pid, process.wait(240), process.stderr.read() if process.stderr else "") for process in pair]
+    pair = [Started(*arguments) for _ in range(2)]
+    said = [process.communicate(240)[1] for process in pair]
+    return [(process.pid, process.wait(), text) for process, text in zip(pair, said, strict=True)]
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +21,7 @@ from remask.errors import UserError
 from remask.sft.run import run_sft
 from remask.training.begun import KEPT
 from remask.training.checkpoints import MANIFEST, checkpoints, fault, seal, step_of
+from started import Started
 
 MakeConfig = Callable[..., SftConfig]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -42,10 +41,10 @@ CASES: dict[str, dict[str, Any]] = {
 def command(config: SftConfig, folder: Path, *flags: str) -> list[str]:
     path = folder / "config.yaml"
     path.write_text(configs.dump(config))
-    return [sys.executable, "-m", "remask.cli", "sft", "--config", str(path), *flags]
+    return ["sft", "--config", str(path), *flags]
 
 
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for_step(process: Started, folder: Path, step: int) -> None:
     """Until the run has logged that step and sealed a checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -53,7 +52,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
         lines = log.read_text().splitlines() if log.exists() else []
         if len(lines) >= step and any((path / MANIFEST).exists() for path in checkpoints(folder)):
             return
-        assert process.poll() is None, f"the run ended by itself: {process.stderr.read() if process.stderr else ''}"
+        assert process.poll() is None, f"the run ended by itself: {process.stderr.read()}"
         time.sleep(0.005)
     raise AssertionError("the run did not get there in time")
 
@@ -65,7 +64,7 @@ def test_killed_and_resumed_equals_never_stopped(
     settings = dict(CASES[case])
     engine = {"save_steps": 2, "save_total_limit": None, "learning_rate": 3e-3, **settings.pop("trainer")}
     config = make_config(engine, output_dir=str(tmp_path / "killed"), **settings)
-    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    process = Started(*command(config, tmp_path))
     wait_for_step(process, tmp_path / "killed", 7)
     process.kill()
     process.communicate()
@@ -82,8 +81,8 @@ def test_killed_and_resumed_equals_never_stopped(
 
 
 def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:
-    config = make_config({"num_train_epochs": 60, "save_steps": 2}, output_dir=str(tmp_path / "run"))
-    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    config = make_config({"num_train_epochs": 20, "save_steps": 2}, output_dir=str(tmp_path / "run"))
+    process = Started(*command(config, tmp_path))
     wait_for_step(process, tmp_path / "run", 3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
