@@ -496,6 +496,7 @@ def spoiled(change: str, solutions: Sequence[str], problems: Sequence[Problem]) 
     return [fenced(code + change.format(name=p.fields["name"])) for code, p in zip(solutions, problems, strict=True)]
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_humaneval_takes_all_its_solutions_and_none_of_their_spoiled_forms(shared: Path, sandbox: Sandbox) -> None:
     path = shared / "data" / "humaneval" / "HumanEval.jsonl.gz"
@@ -509,6 +510,7 @@ def test_humaneval_takes_all_its_solutions_and_none_of_their_spoiled_forms(share
     assert len(failed(task, problems, spoiled(NOTHING, whole, problems))) == 164
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_mbpp_takes_its_solutions_and_none_of_their_spoiled_forms(shared: Path, sandbox: Sandbox) -> None:
     path = shared / "data" / "mbpp" / "sanitized-mbpp.json"
@@ -527,6 +529,7 @@ def test_mbpp_takes_its_solutions_and_none_of_their_spoiled_forms(shared: Path, 
 SLOW = {"HumanEval/130", "HumanEval/139", "HumanEval/15"}
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.parametrize(
     ("kind", "file", "count"), [(HumanEvalPlus, "HumanEvalPlus.jsonl.gz", 164), (MbppPlus, "MbppPlus.jsonl.gz", 378)]

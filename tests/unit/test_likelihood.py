@@ -177,6 +177,7 @@ def contextual(ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
     return torch.stack(logits) if logits else torch.zeros(0, MASK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", [elbo, elbo_coupled])
 def test_the_mean_of_many_draws_is_the_exact_any_order_value(estimate: Any) -> None:
     """On a model small enough to write all 24 orders out; the two estimates agree within Monte-Carlo error."""
@@ -203,6 +204,7 @@ def harder_with_less_context(ids: Tensor, attended: Tensor, positions: Tensor) -
     return torch.where(torch.arange(4) == gold[:, None], 0.0, other[:, None])
 
 
+@pytest.mark.slow
 def test_the_complement_cancels_what_context_changes() -> None:
     """Where ce grows with the share masked, a mask and its complement add up to the same every time. Where context
     makes no difference there is nothing to cancel, and the empty halves of k = 0 and n (half the value) cost more.
@@ -212,6 +214,7 @@ def test_the_complement_cancels_what_context_changes() -> None:
     assert spread(ignorant, elbo_coupled) > spread(ignorant, elbo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", [elbo, elbo_coupled])
 def test_unbiased_where_context_does_not_matter(estimate: Any) -> None:
     batch = canvas([0, 1, 2, 3], [3, 3], [1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -49,12 +48,16 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     return made
 
 
-@cache
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
 def _adapter(kind: type[C]) -> TypeAdapter[C]:
     """What checks and writes configs of a kind: made once, which takes longer than its use."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def refuse_impossible(config: Any, *, where: str | None = None) -> None:
