@@ -88,7 +88,7 @@ def test_every_preset_learns_what_is_preferred(
     objective: str, make_dpo: MakeDpo, pair_data: tuple[Path, Path], metrics: Metrics
 ) -> None:
     """On held-out pairs, of which half are right by chance."""
-    config = make_dpo({"num_train_epochs": 20, "eval_steps": 20}, objective=objective, eval_data=str(pair_data[1]))
+    config = make_dpo({"num_train_epochs": 10, "eval_steps": 10}, objective=objective, eval_data=str(pair_data[1]))
     outcome = run_dpo(config, quiet=True)
     assert outcome.finished
     assert outcome.metrics["eval_accuracy"] == 1.0

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from started import Started
 
 MakeConfig = Callable[..., SftConfig]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
+Restored = Callable[[Path], AbstractContextManager[None]]
 Metrics = Callable[[Path], list[dict[str, Any]]]
 
 CASES: dict[str, dict[str, Any]] = {
@@ -97,13 +99,19 @@ def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture
-def stopped(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
-    """A run of which only checkpoints are left."""
-    config = make_config({"save_steps": 3, "save_total_limit": None})
+@pytest.fixture(scope="module")
+def begun(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
+    config = make_config_in(tmp_path_factory.mktemp("begun"), {"save_steps": 3, "save_total_limit": None})
     folder = run_sft(config, quiet=True).folder
     (folder / "run.json").unlink()
     return config
+
+
+@pytest.fixture
+def stopped(begun: SftConfig, restored: Restored) -> Iterator[SftConfig]:
+    """A run of which only checkpoints are left."""
+    with restored(Path(begun.output_dir)):
+        yield begun
 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
@@ -152,13 +160,19 @@ def test_a_step_may_be_split_otherwise_where_rows_do_not_depend_on_their_batch(
 # ---- where a run stands ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def done(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
-    """A run of 5 steps (of which 3 make an epoch) with a checkpoint at its end."""
+@pytest.fixture(scope="module")
+def finished(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
     engine = {"save_steps": 5, "save_total_limit": None, "lr_scheduler_type": "constant", "learning_rate": 3e-3}
-    config = make_config(engine, output_dir=str(tmp_path / "done"), max_steps=5)
+    config = make_config_in(tmp_path_factory.mktemp("finished"), engine, max_steps=5)
     run_sft(config, quiet=True)
     return config
+
+
+@pytest.fixture
+def done(finished: SftConfig, restored: Restored) -> Iterator[SftConfig]:
+    """A run of 5 steps (of which 3 make an epoch) with a checkpoint at its end."""
+    with restored(Path(finished.output_dir)):
+        yield finished
 
 
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(done: SftConfig, weights: Weights) -> None:

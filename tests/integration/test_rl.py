@@ -120,10 +120,13 @@ def logged(rows: list[dict[str, Any]], key: str) -> list[float]:
 def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
     """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles."""
     config = make_rl(
-        {"prompts": 6, "completions": 8, "inner_updates": 2}, {"learning_rate": 1e-2}, objective=objective, max_steps=60
+        {"prompts": 6, "completions": 8, "inner_updates": 2},
+        {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
+        objective=objective,
+        max_steps=40,
     )
     reward = logged(metrics(run_rl(config, quiet=True).folder), "reward_mean")
-    assert len(reward) == 30
+    assert len(reward) == 20
     assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
 
 
@@ -338,7 +341,8 @@ def test_a_reward_that_is_always_the_same_moves_nothing(make_rl: MakeRl, weights
 
 def test_a_reward_that_can_be_hacked_is_hacked_and_shows_it(make_rl: MakeRl, metrics: Metrics, own: Path) -> None:
     """A reward for form alone climbs while the task's own score, logged beside it, does not."""
-    config = make_rl({"prompts": 6, "completions": 8}, {"learning_rate": 1e-2}, max_steps=30)
+    trainer = {"learning_rate": 1e-2, "per_device_train_batch_size": 48}
+    config = make_rl({"prompts": 6, "completions": 8}, trainer, max_steps=30)
     config = replace(config, rewards=RewardsConfig(functions=(f"{own}:letters", "task"), weights=(1.0, 0.0)))
     rows = metrics(run_rl(config, quiet=True).folder)
     form, score = logged(rows, f"reward_{own}:letters"), logged(rows, "reward_task")
