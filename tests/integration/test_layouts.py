@@ -204,7 +204,7 @@ def test_recipes_run_on_the_embedded_model(recipe: Path, shared: Path, tmp_path:
     assert len(RECIPES) == 6
     rows = shared / "data" / "s1k" / "five_rows_with_reasoning.parquet"
     command = ["sft", "--config", str(recipe), "--model", "tiny", "--max-steps", "2", "--data", f"s1k={rows}"]
-    command += ["--output-dir", str(tmp_path / "run"), "--canvas.max-length", "1024"]
+    command += ["--output-dir", str(tmp_path / "run"), "--canvas.max-length", "512"]
     assert main([*command, "--trainer.report_to", "none"]) == 0
     model, _ = remask.load(tmp_path / "run")
     assert hasattr(model, "peft_config") == ("lora" in recipe.stem)
