@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -21,18 +21,23 @@ from typing import Any
 
 from remask.study.schedule import process_context
 
+Program = Callable[[Sequence[str]], int]
 _begun: list[Started] = []
 
 
 class Started:
-    """A command under way, with those names of `subprocess.Popen` that tests use; what it says on stderr is text."""
+    """A command under way, with those names of `subprocess.Popen` that tests use; what it says on stderr is text.
+    `program` is run in its place where one is given, a function of a module that the process can import.
+    """
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, program: Program | None = None, **environment: str) -> None:
         self._stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process has ended
         reader, writer = os.pipe()
         streams = [DupFd(self._stdout.fileno()), DupFd(writer)]
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self._process = process_context().Process(target=_carry_out, args=(arguments, whole, os.getcwd(), streams))
+        self._process = process_context().Process(
+            target=_carry_out, args=(program, arguments, whole, os.getcwd(), streams)
+        )
         self._process.start()
         os.close(writer)
         self.stderr = open(reader)  # noqa: SIM115
@@ -87,11 +92,12 @@ class Started:
             signal.signal(signal.SIGALRM, before)
 
 
-def ranks(*arguments: str, count: int = 2) -> list[Started]:
+def ranks(*arguments: str, count: int = 2, program: Program | None = None, **environment: str) -> list[Started]:
     """The same command in several processes, told of each other as launchers do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    return [Started(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(count)]
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [Started(*arguments, program=program, **environment, **number) for number in numbers]
 
 
 def finished(begun: Sequence[Started], timeout: float = 240) -> str:
@@ -101,7 +107,9 @@ def finished(begun: Sequence[Started], timeout: float = 240) -> str:
     return "".join(said)
 
 
-def _carry_out(arguments: Sequence[str], environment: dict[str, str], folder: str, streams: list[Any]) -> None:
+def _carry_out(
+    program: Program | None, arguments: Sequence[str], environment: dict[str, str], folder: str, streams: list[Any]
+) -> None:
     for number, stream in enumerate(streams, 1):
         descriptor = stream.detach()
         os.dup2(descriptor, number)
@@ -118,7 +126,7 @@ def _carry_out(arguments: Sequence[str], environment: dict[str, str], folder: st
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [str(Path(sys.executable).with_name("remask")), *arguments]
-    sys.exit(main())
+    sys.exit((program or main)(arguments))
 
 
 @atexit.register
