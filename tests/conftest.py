@@ -5,6 +5,7 @@ Shapes annotated in `remask.diffusion` and `remask.sampling` are checked at ever
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "beartype.beartype")
+jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "checked.checked")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from remask.models.llada import LLaDAConfig, LLaDAModelLM
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected is not garbage: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def make_config(checkpoint: Path, data: Path, tmp_path: Path) -> Callable[..., SftConfig]:
-    """A short run's config; `trainer` keywords are the engine's settings."""
+@pytest.fixture(scope="session")
+def make_config_in(checkpoint: Path, data: Path) -> Callable[..., SftConfig]:
+    """The config of a short run in a folder; `trainer` keywords are the engine's settings."""
 
-    def make(trainer: dict[str, Any] | None = None, **keywords: Any) -> SftConfig:
+    def make(folder: Path, trainer: dict[str, Any] | None = None, **keywords: Any) -> SftConfig:
         engine = {
             "learning_rate": 1e-3,
             "num_train_epochs": 2,
@@ -56,13 +59,39 @@ def make_config(checkpoint: Path, data: Path, tmp_path: Path) -> Callable[..., S
         values: dict[str, Any] = {
             "model": str(checkpoint),
             "data": str(data),
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder / "run"),
             "canvas": CanvasConfig(max_length=64),
             "trainer": TrainerConfig(**{**engine, **(trainer or {})}),
         }
         return SftConfig(**{**values, **keywords})
 
     return make
+
+
+@pytest.fixture
+def make_config(make_config_in: Callable[..., SftConfig], tmp_path: Path) -> Callable[..., SftConfig]:
+    """The same, in the test's own folder."""
+    return partial(make_config_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def restored() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context that leaves what is beside and in a run's folder as it was before: a run that several tests begin from
+    is trained once, in a folder that is no test's own.
+    """
+
+    @contextmanager
+    def restore(run: Path) -> Iterator[None]:
+        place = run.parent
+        kept = place.with_name(f"{place.name}-kept")
+        shutil.copytree(place, kept)
+        try:
+            yield
+        finally:
+            shutil.rmtree(place)
+            kept.rename(place)
+
+    return restore
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ def pretend() -> None:
     PartialState._prepare_backend = lambda self, cpu, sagemaker, backend=None: ("gloo", engine)  # type: ignore
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
+    """Runs the commands that the file of that name lists."""
     pretend()
     from remask.cli import main as remask
 
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
-        code = remask(arguments)
+    for command in json.loads(Path(arguments[0]).read_text()):
+        code = remask(command)
         if code:
-            sys.exit(f"remask {' '.join(arguments)}: exit code {code}")
+            sys.exit(f"remask {' '.join(command)}: exit code {code}")
     torch.distributed.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -50,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

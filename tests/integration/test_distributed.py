@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from remask import config as configs
 from remask.config import CanvasConfig, ProbeConfig, SftConfig
 from remask.sft.run import run_sft
 from remask.training.checkpoints import checkpoints, fault
+from started import ranks
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -80,12 +80,6 @@ def test_two_ranks_give_one_ranks_losses(
     assert counts[1]["after"] is not None
 
 
-def children(process: int) -> list[int]:
-    """The processes it began, by any of its threads."""
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(number) for task in tasks for number in task.read_text().split()]
-
-
 @pytest.mark.parametrize("told", [0, 1])
 def test_one_rank_is_told_to_stop_and_all_do(
     told: int, make_config: Callable[..., SftConfig], metrics: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
@@ -94,27 +88,14 @@ def test_one_rank_is_told_to_stop_and_all_do(
     config = make_config({"per_device_train_batch_size": 2, "num_train_epochs": 500})
     folder, path = Path(config.output_dir), tmp_path / "run.yaml"
     path.write_text(configs.dump(config))
-    process = subprocess.Popen(
-        [sys.executable, "-m", *TORCHRUN, "-m", "remask.cli", "sft", "--config", str(path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        ranks = {
-            int(dict(line.split("=", 1) for line in variables if "=" in line)["RANK"]): child
-            for child in children(process.pid)
-            if (variables := Path(f"/proc/{child}/environ").read_text().split("\0"))
-        }
-        os.kill(ranks[told], signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    both = ranks("sft", "--config", str(path))
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
+        assert all(process.poll() is None for process in both)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    both[told].terminate()
+    said = "".join(process.communicate(timeout=60)[1] for process in both)
     assert "a checkpoint is saved" in said
     (newest,) = checkpoints(folder)
     assert fault(newest) is None

@@ -207,7 +207,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_process_outlives_the_others(end: str, tmp_path: Path) -> None:
     """And the answers so far are kept."""
     record = tmp_path / "x.json"
-    flags = ["--n", "40", "--tasks", "sudoku", "--batch-size", "1", "--decoding.max-new-tokens", "120"]
+    flags = ["--n", "200", "--tasks", "sudoku", "--batch-size", "1", "--decoding.max-new-tokens", "24"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "remask.cli", "eval", "--json", str(record), "--processes", "2", *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

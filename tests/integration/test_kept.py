@@ -8,10 +8,8 @@ import json
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from remask.config import (
     HeldOutConfig,
     LoraConfig,
     PolicyEngineConfig,
+    PreferenceChoicesConfig,
     PreferenceEngineConfig,
     ProbeConfig,
     RewardsConfig,
@@ -43,10 +42,12 @@ from remask.sft.run import run_sft
 from remask.training.begun import KEPT
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
 from remask.training.lines import Lines
+from started import Started
 
 MakeConfig = Callable[..., SftConfig]
 Untimed = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
+Restored = Callable[[Path], AbstractContextManager[None]]
 RUN: dict[str, Callable[..., Any]] = {"sft": run_sft, "rl": run_rl, "dpo": run_dpo}
 
 
@@ -84,6 +85,7 @@ def make_run(make_config: MakeConfig, checkpoint: Path, data: Path, tmp_path: Pa
             max_steps=8,
             output_dir=folder,
             canvas=CanvasConfig(max_length=64),
+            choices=PreferenceChoicesConfig(draws=2),
             trainer=PreferenceEngineConfig(**settings),
         )
 
@@ -133,10 +135,10 @@ def test_a_run_made_longer_logs_what_one_of_that_length_does(make_run: Callable[
 # ---- files that are not what the run wrote ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stopped(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
-    """A run as it is when its process died after step 9 of 12, its last checkpoint at 6."""
-    config = make_config(
+@pytest.fixture(scope="module")
+def begun(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
+    config = make_config_in(
+        tmp_path_factory.mktemp("begun"),
         {"save_steps": 3, "save_total_limit": None, "logging_steps": 2, "learning_rate": 3e-3},
         objective="gift",
         probe=ProbeConfig(policy="frozen"),
@@ -144,6 +146,13 @@ def stopped(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
     run_sft(config, quiet=True)
     forget_after(Path(config.output_dir), 6)
     return config
+
+
+@pytest.fixture
+def stopped(begun: SftConfig, restored: Restored) -> Iterator[SftConfig]:
+    """A run as it is when its process died after step 9 of 12, its last checkpoint at 6."""
+    with restored(Path(begun.output_dir)):
+        yield begun
 
 
 def resume(config: SftConfig) -> list[str]:
@@ -254,9 +263,9 @@ def test_other_weights_of_the_starting_model_are_refused_where_they_are_read(
 
 def both(*arguments: str) -> list[tuple[int, int, str]]:
     """(process, exit code, what it said) of the same command given twice at once."""
-    command = [sys.executable, "-m", "remask.cli", *arguments]
-    pair = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
-    return [(process.pid, process.wait(240), process.stderr.read() if process.stderr else "") for process in pair]
+    pair = [Started(*arguments) for _ in range(2)]
+    said = [process.communicate(240)[1] for process in pair]
+    return [(process.pid, process.wait(), text) for process, text in zip(pair, said, strict=True)]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -311,8 +320,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     """Too little room for the weights, or for the optimiser's state after them."""
     config = make_run(kind, save_steps=4, save_total_limit=None)
     folder = Path(config.output_dir)
-    whole = RUN[kind](replace(config, output_dir=f"{folder}-whole"), quiet=True)
     RUN[kind](config, quiet=True)
+    whole = weights(folder)
     forget_after(folder, 4)
     with files_of_at_most(size), pytest.raises(UserError) as error:
         RUN[kind](replace(config, resume="auto"), quiet=True)
@@ -323,8 +332,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     )
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-4"]
     assert main([*said.rpartition(": remask ")[2].split()]) == 0
-    a, b = weights(folder), weights(whole.folder)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.equal(value, whole[name]) for name, value in weights(folder).items())
 
 
 def test_a_model_that_cannot_be_written_leaves_no_part_of_it(make_run: Callable[..., Any]) -> None:

@@ -6,10 +6,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from remask.errors import UserError
 from remask.sft.run import run_sft
 from remask.training.begun import KEPT
 from remask.training.checkpoints import MANIFEST, checkpoints, fault, seal, step_of
+from started import Started
 
 MakeConfig = Callable[..., SftConfig]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
+Restored = Callable[[Path], AbstractContextManager[None]]
 Metrics = Callable[[Path], list[dict[str, Any]]]
 
 CASES: dict[str, dict[str, Any]] = {
@@ -42,10 +43,10 @@ CASES: dict[str, dict[str, Any]] = {
 def command(config: SftConfig, folder: Path, *flags: str) -> list[str]:
     path = folder / "config.yaml"
     path.write_text(configs.dump(config))
-    return [sys.executable, "-m", "remask.cli", "sft", "--config", str(path), *flags]
+    return ["sft", "--config", str(path), *flags]
 
 
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for_step(process: Started, folder: Path, step: int) -> None:
     """Until the run has logged that step and sealed a checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -53,7 +54,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
         lines = log.read_text().splitlines() if log.exists() else []
         if len(lines) >= step and any((path / MANIFEST).exists() for path in checkpoints(folder)):
             return
-        assert process.poll() is None, f"the run ended by itself: {process.stderr.read() if process.stderr else ''}"
+        assert process.poll() is None, f"the run ended by itself: {process.stderr.read()}"
         time.sleep(0.005)
     raise AssertionError("the run did not get there in time")
 
@@ -65,7 +66,7 @@ def test_killed_and_resumed_equals_never_stopped(
     settings = dict(CASES[case])
     engine = {"save_steps": 2, "save_total_limit": None, "learning_rate": 3e-3, **settings.pop("trainer")}
     config = make_config(engine, output_dir=str(tmp_path / "killed"), **settings)
-    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    process = Started(*command(config, tmp_path))
     wait_for_step(process, tmp_path / "killed", 7)
     process.kill()
     process.communicate()
@@ -82,8 +83,8 @@ def test_killed_and_resumed_equals_never_stopped(
 
 
 def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:
-    config = make_config({"num_train_epochs": 60, "save_steps": 2}, output_dir=str(tmp_path / "run"))
-    process = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, text=True)
+    config = make_config({"num_train_epochs": 20, "save_steps": 2}, output_dir=str(tmp_path / "run"))
+    process = Started(*command(config, tmp_path))
     wait_for_step(process, tmp_path / "run", 3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
@@ -98,13 +99,19 @@ def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture
-def stopped(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
-    """A run of which only checkpoints are left."""
-    config = make_config({"save_steps": 3, "save_total_limit": None})
+@pytest.fixture(scope="module")
+def begun(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
+    config = make_config_in(tmp_path_factory.mktemp("begun"), {"save_steps": 3, "save_total_limit": None})
     folder = run_sft(config, quiet=True).folder
     (folder / "run.json").unlink()
     return config
+
+
+@pytest.fixture
+def stopped(begun: SftConfig, restored: Restored) -> Iterator[SftConfig]:
+    """A run of which only checkpoints are left."""
+    with restored(Path(begun.output_dir)):
+        yield begun
 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
@@ -153,13 +160,19 @@ def test_a_step_may_be_split_otherwise_where_rows_do_not_depend_on_their_batch(
 # ---- where a run stands ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def done(make_config: MakeConfig, tmp_path: Path) -> SftConfig:
-    """A run of 5 steps (of which 3 make an epoch) with a checkpoint at its end."""
+@pytest.fixture(scope="module")
+def finished(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> SftConfig:
     engine = {"save_steps": 5, "save_total_limit": None, "lr_scheduler_type": "constant", "learning_rate": 3e-3}
-    config = make_config(engine, output_dir=str(tmp_path / "done"), max_steps=5)
+    config = make_config_in(tmp_path_factory.mktemp("finished"), engine, max_steps=5)
     run_sft(config, quiet=True)
     return config
+
+
+@pytest.fixture
+def done(finished: SftConfig, restored: Restored) -> Iterator[SftConfig]:
+    """A run of 5 steps (of which 3 make an epoch) with a checkpoint at its end."""
+    with restored(Path(finished.output_dir)):
+        yield finished
 
 
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(done: SftConfig, weights: Weights) -> None:

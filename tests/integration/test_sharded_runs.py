@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cpu_ranks
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from remask import config as configs
 from remask import load
@@ -40,9 +43,10 @@ from remask.errors import UserError
 from remask.preference.run import run_dpo
 from remask.rl.run import run_rl
 from remask.sft.run import run_sft
+from started import finished, ranks
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
-RANKS = Path(__file__).parent / "cpu_ranks.py"
+RANKS = Path(cpu_ranks.__file__)
 Metrics = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 RUN: dict[str, Callable[..., Any]] = {"sft": run_sft, "rl": run_rl, "dpo": run_dpo}
@@ -132,8 +136,12 @@ def one_process(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathF
     return {"sft": sft, "rl": rl, "dpo": dpo}
 
 
-def launched(kinds: dict[str, Any], folder: Path, recipe: str, processes: int, resume: str | None = None) -> None:
-    """Run each config on so many processes, its steps shared out among them; `resume` names the checkpoint."""
+def launched(
+    kinds: dict[str, Any], folder: Path, recipe: str, processes: int, resume: str | None = None, forked: bool = True
+) -> None:
+    """Run each config on so many processes, its steps shared out among them; `resume` names the checkpoint. FSDP2's
+    processes are forks told what accelerate's launcher would tell them, or are begun by it.
+    """
     folder.mkdir(exist_ok=True)
     commands = []
     for kind, config in kinds.items():
@@ -144,10 +152,15 @@ def launched(kinds: dict[str, Any], folder: Path, recipe: str, processes: int, r
         going_on = ["--resume", str(folder / kind / resume)] if resume else []
         commands.append([kind, "--config", str(path), *going_on])
     (folder / "commands.json").write_text(json.dumps(commands))
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(RECIPES / f"{recipe}.yaml")]
-    launch += ["--main_process_port", "0"]  # any that is free
+    launch = ["--config_file", str(RECIPES / f"{recipe}.yaml"), "--main_process_port", "0"]  # any that is free
+    launch += ["--num_processes", str(processes), str(RANKS), str(folder / "commands.json")]
+    if forked and recipe == "fsdp2":
+        told, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
+        environment = {name: value for name, value in prepare_multi_gpu_env(told).items() if name not in os.environ}
+        finished(ranks(launch[-1], count=processes, program=cpu_ranks.main, **environment), 400)
+        return
     done = subprocess.run(
-        [sys.executable, *launch, "--num_processes", str(processes), str(RANKS), str(folder / "commands.json")],
+        [sys.executable, "-m", "accelerate.commands.launch", *launch],
         capture_output=True,
         text=True,
         timeout=400,
@@ -171,7 +184,7 @@ def runs(one_process: dict[str, Any]) -> Runs:
     folder = Path(one_process["sft"].output_dir).parents[1]
     for kind, config in one_process.items():
         RUN[kind](config, quiet=True)
-    launched(one_process, folder / "two", "fsdp2", 2)
+    launched(one_process, folder / "two", "fsdp2", 2, forked=False)
     shutil.copytree(folder / "two", folder / "four")
     launched(one_process, folder / "four", "fsdp2", 4, resume="checkpoint-3")
     return Runs(folder / "one", folder / "two", folder / "four", one_process)

@@ -100,6 +100,7 @@ def test_chance_follows_from_what_is_asked(own: Path, apart: Apart) -> None:
     again.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [

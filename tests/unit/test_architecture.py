@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,32 +172,65 @@ def test_importing_remask_and_its_config_loads_no_torch() -> None:
     assert in_a_clean_process(code) == []
 
 
-def test_packages_import_from_the_bottom_up_without_what_is_above() -> None:
-    """Each package in turn, all its modules, in one interpreter: nothing that comes later is loaded yet."""
-    order = [package for package in LOWER if (SOURCE / package).is_dir()]
+ORDER = [package for package in LOWER if (SOURCE / package).is_dir()]
+
+
+def bottom_up() -> str:
+    """Imports each package in turn, all its modules, and prints what of Remask is loaded then."""
     modules = {
         package: [
             ".".join(["remask", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
             for path in files(package)
         ]
-        for package in order
+        for package in ORDER
     }
     for names in modules.values():
         names[:] = [name for name in names if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
-    code = (
-        f"import importlib, json\nmodules = {modules!r}\nloaded = {{}}\n"
+    return (
+        f"import importlib\nmodules = {modules!r}\nloaded = {{}}\n"
         "for package, names in modules.items():\n"
         "    for name in names: importlib.import_module(name)\n"
         "    loaded[package] = sorted({m.split('.')[1] for m in sys.modules if m.startswith('remask.')})\n"
         "print(json.dumps(loaded))"
     )
-    loaded = in_a_clean_process(code)
-    assert isinstance(loaded, dict)
-    for place, package in enumerate(order):
-        assert set(loaded[package]) <= BASE | set(order[: place + 1]), package
 
 
-def test_public_names_resolve() -> None:
+NAMES = "import remask; print(json.dumps([getattr(remask, name).__name__ for name in remask._PACKAGES]))"
+FORKED = """
+import json, os
+import datasets, matplotlib.figure, peft, torch, transformers.models.llama.modeling_llama, transformers.trainer
+assert not [name for name in sys.modules if name.partition(".")[0] == "remask"]
+printed = []
+for code in {codes!r}:
+    reader, writer = os.pipe()
+    if not (pid := os.fork()):
+        os.dup2(writer, 1)
+        exec(code)
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(writer)
+    printed.append(json.loads(open(reader).read()))
+    assert not os.waitpid(pid, 0)[1]
+print(json.dumps(printed))
+"""
+
+
+@pytest.fixture(scope="module")
+def printed() -> Any:
+    """What two programs print, each in a fork of an interpreter that has loaded what Remask uses and nothing of it."""
+    return in_a_clean_process(FORKED.format(codes=[bottom_up(), NAMES]))
+
+
+@pytest.mark.slow
+def test_packages_import_from_the_bottom_up_without_what_is_above(printed: Any) -> None:
+    """All modules of each in turn, in one process: nothing that comes later is loaded yet."""
+    assert list(printed[0]) == ORDER
+    for place, package in enumerate(ORDER):
+        assert set(printed[0][package]) <= BASE | set(ORDER[: place + 1]), package
+
+
+@pytest.mark.slow
+def test_public_names_resolve(printed: Any) -> None:
     assert callable(remask.load)
     assert callable(remask.generate)
     assert callable(remask.sampling.denoise)
@@ -204,8 +238,7 @@ def test_public_names_resolve() -> None:
     packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
     assert set(remask._PACKAGES) == packages - {"commands"}
     assert set(remask._PACKAGES) | set(remask._NAMES) | {"__version__"} == set(remask.__all__)
-    code = "import json, remask; print(json.dumps([getattr(remask, name).__name__ for name in remask._PACKAGES]))"
-    assert in_a_clean_process(code) == [f"remask.{name}" for name in remask._PACKAGES]
+    assert printed[1] == [f"remask.{name}" for name in remask._PACKAGES]
 
 
 def test_the_mathematics_names_every_module() -> None:

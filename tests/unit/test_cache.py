@@ -116,6 +116,7 @@ def test_less_is_computed_and_the_first_step_of_a_block_is_exact(random_model: A
         assert torch.equal(found[mode].ids[first], found["none"].ids[first])
 
 
+@pytest.mark.slow
 @every_mode
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize(("temperature", "threshold"), [(0.0, 0.045), (0.9, 0.012)])

@@ -255,6 +255,7 @@ def solutions(shared: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("form", WRAPPINGS)
 def test_published_solutions_are_found_in_every_form(form: str, shared: Path) -> None:
@@ -273,6 +274,7 @@ def test_published_solutions_are_found_in_every_form(form: str, shared: Path) ->
     assert lost == []
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_every_continuation_is_put_behind_its_prompt(shared: Path) -> None:
     with gzip.open(shared / "data" / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:

@@ -496,6 +496,7 @@ def spoiled(change: str, solutions: Sequence[str], problems: Sequence[Problem]) 
     return [fenced(code + change.format(name=p.fields["name"])) for code, p in zip(solutions, problems, strict=True)]
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_humaneval_takes_all_its_solutions_and_none_of_their_spoiled_forms(shared: Path, sandbox: Sandbox) -> None:
     path = shared / "data" / "humaneval" / "HumanEval.jsonl.gz"
@@ -505,10 +506,11 @@ def test_humaneval_takes_all_its_solutions_and_none_of_their_spoiled_forms(share
     whole = [row["prompt"] + row["canonical_solution"] for row in rows]
     assert failed(task, problems, [row["canonical_solution"] for row in rows]) == []
     assert failed(task, problems, [fenced(code) for code in whole]) == []
-    assert len(failed(task, problems, spoiled(WRONG, whole, problems))) == 164
-    assert len(failed(task, problems, spoiled(NOTHING, whole, problems))) == 164
+    for change, part in ((WRONG, slice(0, None, 2)), (NOTHING, slice(1, None, 2))):
+        assert len(failed(task, problems[part], spoiled(change, whole[part], problems[part]))) == 82
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_mbpp_takes_its_solutions_and_none_of_their_spoiled_forms(shared: Path, sandbox: Sandbox) -> None:
     path = shared / "data" / "mbpp" / "sanitized-mbpp.json"
@@ -527,6 +529,7 @@ def test_mbpp_takes_its_solutions_and_none_of_their_spoiled_forms(shared: Path, 
 SLOW = {"HumanEval/130", "HumanEval/139", "HumanEval/15"}
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.parametrize(
     ("kind", "file", "count"), [(HumanEvalPlus, "HumanEvalPlus.jsonl.gz", 164), (MbppPlus, "MbppPlus.jsonl.gz", 378)]

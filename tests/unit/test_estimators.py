@@ -212,6 +212,7 @@ def test_sums_are_those_of_the_gradients(small: LLaDAModelLM) -> None:
     assert {"layers.0", "layers.1"} < set(sums.squares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 13])
 def test_steps_are_drawn_as_training_meets_them(rows: int) -> None:
     """Weighted means over draws are those over all places of the sequence: of t, and, which plain draws would hardly
@@ -242,6 +243,7 @@ def test_visits_of_a_draw_are_consecutive_and_in_any_order() -> None:
     assert len({tuple(v.visit - min(w.visit for w in visits) for v in visits) for visits in drawn}) == 24
 
 
+@pytest.mark.slow
 def test_methods_are_held_against_the_first(small: LLaDAModelLM) -> None:
     """The same method twice: as much compute and the same direction, within four standard errors."""
     plain = Objective(rate="uniform", alpha=0.0)  # no weights of 1/t: light tails
@@ -319,6 +321,7 @@ def test_sketches_keep_lengths_and_angles() -> None:
     assert sketch({"b": one["b"]}).square().sum() == pytest.approx(one["b"].square().sum().item())
 
 
+@pytest.mark.slow
 def test_intervals_of_ratios_and_cosines_cover() -> None:
     """100 pairs of methods in 40 dimensions, whose means have a cosine of 0.6 and whose noise differs by a factor 4."""
     generator = torch.Generator().manual_seed(0)

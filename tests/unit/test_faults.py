@@ -141,30 +141,47 @@ def test_long_texts_are_shortened_in_the_middle() -> None:
 # ---- streams ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An answer to be graded again: what grades, prints and writes as an evaluation does, but loads no torch."""
+    path = tmp_path_factory.mktemp("stored") / "stored.json"
+    assert main([*EVAL, "--json", str(path)]) == 0
+    return path
+
+
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Of a new interpreter: how it finds its streams when it starts is what is looked at."""
     command = line.replace("REMASK", f"{sys.executable} -m remask.cli").replace("EVAL", " ".join(EVAL))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_a_terminal_of_ascii_gets_the_result(tmp_path: Path) -> None:
-    done = shell("REMASK EVAL", tmp_path, PYTHONIOENCODING="ascii")
+@pytest.mark.slow
+def test_a_terminal_of_ascii_gets_the_result(tmp_path: Path, stored: Path) -> None:
+    done = shell(f"REMASK grade countdown {stored}", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert "0.0 \\u2013 " in done.stdout  # the dash of an interval
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_harm_no_file(closed: str, tmp_path: Path) -> None:
+def test_closed_streams_harm_no_file(closed: str, tmp_path: Path, stored: Path) -> None:
     """The next file that is opened would get their numbers, and what is said would go into it."""
-    done = shell(f"REMASK EVAL --json x.json {closed}", tmp_path)
+    done = shell(f"REMASK grade countdown {stored} --json x.json {closed}", tmp_path)
     assert done.returncode == 0
+    assert json.loads((tmp_path / "x.json").read_text())["kind"] == "remask.grades"
+
+
+def test_an_evaluation_without_any_stream_is_written(tmp_path: Path) -> None:
+    assert shell("REMASK EVAL --json x.json <&- >&- 2>&-", tmp_path).returncode == 0
     assert json.loads((tmp_path / "x.json").read_text())["kind"] == "remask.evaluation"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_output_is_one_line(tmp_path: Path) -> None:
-    done = shell("REMASK --help > /dev/full; REMASK EVAL --json x.json > /dev/full", tmp_path)
+def test_a_full_output_is_one_line(tmp_path: Path, stored: Path) -> None:
+    done = shell(f"REMASK --help > /dev/full; REMASK grade countdown {stored} --json x.json > /dev/full", tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("No space left on device")
     assert (tmp_path / "x.json").exists()

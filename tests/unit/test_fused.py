@@ -97,6 +97,7 @@ def test_whose_kernels_a_number_was_measured_with(
     assert kernels.in_use() == [name for name, used in (("remask", on and triton), ("liger", on and liger)) if used]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CAUSAL)
 def test_layers_keep_their_classes_names_and_compile(family: str, tokenizer: Any) -> None:
     model, batch = FAMILIES[family](tokenizer).eval(), rows(tokenizer.pad_token_id)

@@ -464,6 +464,7 @@ def test_any_text_is_graded_fast(completion: str) -> None:
         assert 0 <= grade.score < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("completion", [*NASTY[:4], ENDLESS, "$x=$" * 5000, r"\boxed{" + "x^" * 3000 + "2}"])
 def test_any_text_gets_a_second_opinion(math500: Math500, completion: str) -> None:
     started = time.perf_counter()

@@ -41,6 +41,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
     assert said("gc.disable()")[:2] == ["0 False False", "False True"]
 
 
+@pytest.mark.slow
 def test_peft_is_imported_for_adapters_only() -> None:
     """It takes a second, on which every other command would wait."""
     script = "import sys, remask.models.load, remask.evaluation.evaluate; print('peft' in sys.modules)"

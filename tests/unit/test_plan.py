@@ -47,6 +47,7 @@ def step(model: Any, meter: Meter) -> int:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("family", ["llada", "dream", "a2d-qwen3"])
@@ -126,6 +127,7 @@ def published(**keywords: Any) -> Need:
     return need(build, rows=1, length=64, scored=16, **keywords)
 
 
+@pytest.mark.slow
 def test_a_published_shape_by_hand() -> None:
     """LLaDA-8B: 2·126464·4096 + 32·(4·4096² + 3·4096·12288 + 2·4096) + 4096 weights, two bytes each."""
     parameters = 2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096
@@ -155,6 +157,7 @@ def test_quantised_weights_by_hand() -> None:
     assert stored_bytes(65, 1, "4bit-double") == 33 + 2 + 4 + 1092
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["4bit", "4bit-double", "8bit"])
 def test_a_published_shape_on_quantised_weights_by_hand(quantization: Quantization) -> None:
     """LLaDA-8B with adapters of rank 8 on queries, keys and values: embedding, head, norms and adapters are float32."""
@@ -235,6 +238,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert record["hours"] == pytest.approx(1000 * record["seconds_per_step"] / 3600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,6 +264,7 @@ def test_plans_that_cannot_be(arguments: list[str], message: str, capsys: Any) -
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_advice_is_what_helps_on_that_machine(capsys: pytest.CaptureFixture[str]) -> None:
     """On one GPU no sharding; what is named fits when it is planned."""
     one = PlanConfig(model="tiny", memory_gib=0.02, reserve_gib=0.0, rows=8, length=160)
@@ -275,6 +280,7 @@ def test_advice_is_what_helps_on_that_machine(capsys: pytest.CaptureFixture[str]
     assert not plan(one)["fits"]
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_offered_where_nothing_else_fits(
     tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

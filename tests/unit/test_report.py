@@ -316,6 +316,7 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, text: str) -> None
     assert name in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["objective", "model", "seed", "seconds", "hardware", "versions", "data", "training"])
 @pytest.mark.parametrize("value", [True, [1], "text", 3, {"a": 1}])
 def test_a_record_with_another_kind_of_value_is_shown_or_named(tmp_path: Path, key: str, value: Any) -> None:

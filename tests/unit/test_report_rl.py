@@ -157,6 +157,7 @@ def row(text: str, run: str) -> list[str]:
     return [re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", found, flags=re.DOTALL)]
 
 
+@pytest.mark.slow
 def test_a_mixed_page_is_well_formed_and_loads_nothing(mixed: str) -> None:
     parser = Balance()
     parser.feed(mixed)

@@ -196,6 +196,7 @@ def test_any_text_has_a_form(text: str) -> None:
         assert kept == get(name).format(PROBLEMS[name], text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["<answer>", "</answer>", r"\boxed{", "}", "```\n", "<|", "<|a", "<reasoning>"])
 def test_the_form_of_a_long_text_takes_no_time(part: str) -> None:
     for name in TASKS:

@@ -235,6 +235,7 @@ def test_one_sample_a_problem(problems: str, tmp_path: Path, capsys: pytest.Capt
     assert "the 1 problems without a sample" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_several_samples_a_problem(problems: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of half one of three is right, of twice two of two: pass@1 = (1/3 + 1)/2, pass@2 = (1 − 1/3 + 1)/2."""
@@ -287,6 +288,7 @@ def test_every_code_benchmark_reads_samples(tmp_path: Path, capsys: pytest.Captu
         assert scores["metrics"]["pass@2"]["mean"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @needs_bubblewrap
 def test_published_solutions_pass_as_samples(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

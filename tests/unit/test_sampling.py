@@ -294,6 +294,7 @@ def left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_early", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("rule", RULES)
@@ -331,6 +332,7 @@ def test_seeds_decide_samples_and_nothing_else_does(change: str, random_model: A
     assert sample(**{change: 1}) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [None, 4])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("rule", RULES)

@@ -245,6 +245,7 @@ SABOTAGE = {
 }
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_sabotage_is_a_failure_like_any_other(sandbox: Sandbox, name: str) -> None:
@@ -470,6 +471,7 @@ def test_deleting_everything_it_sees_harms_nobody(sandbox: Sandbox) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.parametrize(
     ("source", "status"),

@@ -212,6 +212,7 @@ def coverage(seeds: int, *, between_problems: float, between_seeds: float, answe
     return held / experiments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 @pytest.mark.parametrize(("problems", "answers"), [(0.3, 0.0), (0.3, 0.5), (0.0, 0.5)])
 def test_the_interval_covers_as_often_as_it_says(seeds: int, problems: float, answers: float) -> None:

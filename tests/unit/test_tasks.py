@@ -289,6 +289,7 @@ def test_grading_near_misses_never_raises(text: str) -> None:
         assert (grade.score == 1) == grade.correct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATED)
 def test_worked_answers_are_right_and_wrong_ones_wrong(name: str) -> None:
     task, rng = get(name), random.Random(0)

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import yaml
 
 from remask.config.expected import as_yaml, expected, hint_at, kinds_of, unlike
 from remask.config.spelling import respelled
 from remask.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -21,13 +24,13 @@ C = TypeVar("C")
 
 def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
     """Build a config from plain values. Raises UserError naming every key that is unknown or of the wrong type."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     values, problems = respelled(kind, values) if isinstance(values, dict) else (values, [])
     misplaced = dict(_misplaced_booleans(kind, values))
     problems += [unlike(key, hint, value) for key, (hint, value) in misplaced.items()]
     try:
-        made = TypeAdapter(kind).validate_python(values)
+        made = _adapter(kind).validate_python(values)
     except ValidationError as error:
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
@@ -43,6 +46,18 @@ def from_dict(kind: type[C], values: dict[str, Any], *, where: str) -> C:
         raise UserError("; ".join(problems), where=where)
     refuse_impossible(made, where=where)
     return made
+
+
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[C]) -> TypeAdapter[C]:
+    """What checks and writes configs of a kind: made once, which takes longer than its use."""
+    from pydantic import TypeAdapter
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def refuse_impossible(config: Any, *, where: str | None = None) -> None:
@@ -186,8 +201,4 @@ def _digest(content: bytes) -> bytes:
 
 def dump(config: Any) -> str:
     """The config as YAML; `load` gives it back."""
-    from pydantic import TypeAdapter
-
-    return yaml.safe_dump(
-        TypeAdapter(type(config)).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True
-    )
+    return yaml.safe_dump(_adapter(type(config)).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)

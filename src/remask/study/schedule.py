@@ -104,14 +104,14 @@ def _begin(job: Job, folder: Path, processes: int, place: int) -> BaseProcess:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     if gpus := [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    process = _context().Process(
+    process = process_context().Process(
         target=work.main, args=(folder, job.name, _log(folder, job), environment), name=job.name
     )
     process.start()
     return process
 
 
-def _context() -> ForkServerContext | SpawnContext:
+def process_context() -> ForkServerContext | SpawnContext:
     """How a job's process begins: as a fork of one that has imported what jobs need, which takes seconds each time
     otherwise. CUDA cannot be used in a fork of a process that has asked for its devices, as an import may do, nor
     Apple's frameworks in any: there each job has a new interpreter.
