@@ -11,9 +11,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Modules are compiled once, not by each of the processes that tests begin.
 export PYTHONDONTWRITEBYTECODE =
-export OMP_NUM_THREADS ?= 1
 # Files of tests go to the workers in the order of their names: the long ones of tests/integration come first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: tour test test-fast check sandbox bench clean
 

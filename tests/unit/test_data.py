@@ -267,7 +267,7 @@ def test_fills(text: str, fill: Fill) -> None:
     "text", ["", "all", "multiple", "multiple:", "multiple:0", "multiple:-3", "multiple:²", "batch:2", "None"]
 )
 def test_unknown_fills_name_the_choices(text: str) -> None:
-    with pytest.raises(UserError, match=r"batch, multiple:<n>, max, none"):
+    with pytest.raises(UserError, match=r"batch, multiple:<n>, block:<n>, max, none"):
         Fill.parse(text)
 
 

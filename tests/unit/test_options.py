@@ -25,7 +25,6 @@ from remask.errors import UserError
             "--choices.rate: expected uniform, importance, lift2 or lift3, got 'foo'",
         ),
         (SftConfig, ["--dtype=Float32"], "--dtype: expected auto, float32, bfloat16 or float16, got 'Float32'"),
-        (SftConfig, ["--model-attention", "half"], "--model-attention: expected full, got 'half'"),
         (RlConfig, ["--rewards.weights", "a"], "--rewards.weights: expected a number for each value, got 'a'"),
         (EstimatorsConfig, ["--draws", "1", "x"], "--draws: expected a whole number for each value, got '1', 'x'"),
         (

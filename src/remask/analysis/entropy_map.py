@@ -58,7 +58,7 @@ def entropy_map(
             else probe_signal(reader_of(model), canvas, mask_id, objective.signal)
         )
         found = read_importance(objective, canvas, noise, signal)
-        t = torch.full((1,), time, device=model.device)
+        t = torch.full((1, 1), time, device=model.device)
         rated = objective.rate == "importance"  # LIFT's masks have the rate t too
         rate = importance_rate(t, found.ratio, canvas.corruptible) if rated else uniform_rate(t, canvas.corruptible)
         where = canvas.corruptible

@@ -108,10 +108,10 @@ def no_weight(scored: Scored) -> Float[Tensor, "N"]:
 WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
     "inverse_rate": inverse_rate_weight,
     "importance": importance_weight,
-    "none": no_weight,
     "cart": cart_weight,
     "dft": dft_weight,
     "rho1": rho1_weight,
+    "none": no_weight,
 }
 READ_LOSSES: tuple[WeightName, ...] = ("dft", "rho1")
 """Weights that depend on the current losses."""
