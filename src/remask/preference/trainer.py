@@ -165,7 +165,7 @@ class PreferenceTrainer(DiffusionTrainer):
         of_pairs = {name: values.tolist() for name, values in measured(terms, current).items()}
         return [dict(zip(of_pairs, values, strict=True)) for values in zip(*of_pairs.values(), strict=True)]
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, seconds: float) -> dict[str, float]:
         micro, self._micro = self._micro, []
         # Of this rank, times the ranks: the mean over the ranks is then the sum over all pairs by their number.
         step = {name: torch.stack([m[name] for m in micro]).sum().item() * self.args.world_size for name in micro[0]}

@@ -268,11 +268,11 @@ class PolicyTrainer(DiffusionTrainer):
             self.problems.engine.update(self.model, self.state.global_step)
             return self.problems.measure()
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, seconds: float) -> dict[str, float]:
         step = {**_of_all(self._of_rollouts), **self._summed()}
         self._of_rollouts.clear()
         sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
-        step["seconds_update"] = time.perf_counter() - self._step_started - sampled
+        step["seconds_update"] = seconds - sampled
         return step
 
     def _summed(self) -> dict[str, float]:

@@ -260,7 +260,7 @@ class SftTrainer(DiffusionTrainer):
 
     # ---- logging ----------------------------------------------------------------------------------------------
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, seconds: float) -> dict[str, float]:
         step = {
             name: sum(s[name] for s in self._statistics) for name in ("tokens", "computed", "filled", "seconds_probe")
         }

@@ -35,8 +35,8 @@ class DiffusionTrainer(WindowTrainer):
         """Inputs of `compute_loss` for each micro-batch of an optimiser step, and this process's part of N."""
         raise NotImplementedError
 
-    def describe(self) -> dict[str, float]:
-        """What is known of the step that was just taken, besides its seconds."""
+    def describe(self, seconds: float) -> dict[str, float]:
+        """What is known of the step that was just taken and took so long."""
         raise NotImplementedError
 
     def held_out(self) -> dict[str, float]:
@@ -96,4 +96,5 @@ class DiffusionTrainer(WindowTrainer):
         """The engine's numbers, what the step itself says, and its seconds. What happens between steps (evaluation,
         checkpoints) is not counted.
         """
-        return {**logs, **self.describe(), "seconds": time.perf_counter() - self._step_started}
+        seconds = time.perf_counter() - self._step_started
+        return {**logs, **self.describe(seconds), "seconds": seconds}
