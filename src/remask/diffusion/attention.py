@@ -111,7 +111,9 @@ class BlockCausal:
             raise UserError(f"attention: blocks of {self.block} tokens", mend="give 1 token or more")
 
     def blocks(self, attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """Return the number of each token's block. In a prompt before an answer that begins a block it may be negative."""
+        """Return the number of each token's block. It may be negative in a prompt before an answer that
+        begins a block.
+        """
         places = counted(attended)
         if self.alignment == "row":
             return places // self.block

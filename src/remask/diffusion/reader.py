@@ -43,7 +43,9 @@ class Reader(Protocol):
         positions: Bool[Tensor, "B L"],
         weights: Float[Tensor, "N"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
-        """Return (Σ_i w_i·ce_i with its gradient, ce_i without), with logits computed once (`weighted_cross_entropy`)."""
+        """Return (Σ_i w_i·ce_i with its gradient, ce_i without); logits are computed once
+        (`weighted_cross_entropy`).
+        """
 
     def look(
         self, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"], look: Look
