@@ -143,7 +143,7 @@ class Gauge:
         return max(0, peak)
 
     def close(self) -> None:
-        """Stop measuring."""
+        """Stop measuring, and count no further bytes."""
         if self.meter is not None:
             self.meter.__exit__(None, None, None)
 

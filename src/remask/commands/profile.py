@@ -75,5 +75,5 @@ def show(record: dict[str, Any]) -> None:
 
 
 def mebibytes(size: int) -> str:
-    """Return bytes as text in MiB, or a dash."""
+    """Return a number of bytes in MiB as text."""
     return f"{size / MIB:,.1f}"

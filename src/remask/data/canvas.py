@@ -73,7 +73,7 @@ class Row:
 
 
 class Tokenised(Protocol):
-    """What `fitted` needs of a row, or of a pair of rows: a pair's length is that of the longer one."""
+    """A row, or a pair of rows, as `fitted` sees it: a pair's length is that of the longer one."""
 
     @property
     def where(self) -> str: ...

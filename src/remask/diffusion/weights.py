@@ -48,9 +48,9 @@ def cart_weights(
 
 @dataclass(frozen=True)
 class Scored:
-    """What a weight may read at the N scored positions: rate p, time t, β/β_ref, the current loss (no gradient) and the
-    reference model's. For weights that depend on other positions there are also where the N stand, the whole mask, what
-    is attended, and the blocks.
+    """The values that a weight may read at the N scored positions: rate p, time t, β/β_ref, the current loss (no
+    gradient) and the reference model's. For weights that depend on other positions there are also where the N stand,
+    the whole mask, what is attended, and the blocks.
     """
 
     objective: Parameters

@@ -136,8 +136,8 @@ class Journal:
             ) from None
 
     def wait_for(self, keys: set[Key], *, every: float = 0.2) -> None:
-        """Wait until the other processes have written what is missing of `keys`. (Their launcher ends all if
-        one dies.)
+        """Wait until the other processes have written what is missing of `keys`. Their launcher ends all if
+        one dies.
         """
         while keys - set(self.answers):
             time.sleep(every)

@@ -44,9 +44,9 @@ def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: C
 
 
 def no_sync(trainer: Trainer, model: Any) -> AbstractContextManager[None]:
-    """Return a context in which a rank's gradients are not yet shared with the others. Those of sharded weights are
-    shared at once: kept back, they would take the memory of the whole model. (For between micro-batches, see
-    `training_arguments`.)
+    """Return a context in which a rank's gradients are not yet shared with the others, for the parts of a micro-batch;
+    for whole micro-batches see `training_arguments`. Those of sharded weights are shared at once: kept back, they would
+    take the memory of the whole model.
     """
     apart = trainer.args.world_size > 1 and not trainer.is_fsdp_enabled
     return trainer.accelerator.no_sync(model) if apart else nullcontext()
