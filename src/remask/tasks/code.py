@@ -119,7 +119,7 @@ class HumanEval(CodeTask):
     hub = Hub("openai/openai_humaneval")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The file of the release and the hub's data set have the same columns."""
+        """Read a row, whose columns are the same in the file of the release and in the hub's data set."""
         return self.problem(row, prompt=text(row, "prompt"), name=text(row, "entry_point"), test=text(row, "test"))
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
