@@ -22,6 +22,7 @@ from remask.config import TrainerConfig
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, RowDataset, Visit, by_length
 from remask.diffusion.corruption import Canvas
+from remask.diffusion.times import LINEAR
 from remask.sft.presets import resolve
 from remask.sft.signals import CacheKey, build_cache
 from remask.sft.trainer import LEAST_TOKENS, SftTrainer
@@ -135,7 +136,8 @@ class Peer:
     def loss(self) -> torch.Tensor:
         device = self.ours.trainer.args.device
         batch = {name: value.to(device) for name, value in self.ours.batch().items()}
-        return self.of_batch(self.model, batch["ids"], batch["corruptible"], batch["t"], batch["u"])
+        t = LINEAR.rate(batch["tau"].amax(-1))
+        return self.of_batch(self.model, batch["ids"], batch["corruptible"], t, batch["u"])
 
     def __call__(self) -> None:
         self.ours.visit += 1

@@ -11,59 +11,52 @@ from __future__ import annotations
 import torch
 
 import remask
-from remask.diffusion.corruption import Canvas
-from remask.diffusion.likelihood import Likelihood, elbo_coupled
+from remask.data.chat import encode_prompt
+from remask.diffusion.likelihood import estimate
 from remask.diffusion.noise import collate_noise, row_noise
 from remask.models.facts import facts
 from remask.rl.advantage import advantages
 from remask.rl.policy_loss import policy_terms
 from remask.rl.presets import resolve
+from remask.rl.rollout_rows import Layout
+from remask.sampling.engine import LocalEngine, Request
+from remask.sampling.generate import decoding_for
 from remask.tasks import Countdown
 from remask.training.model import frozen_copy
 
-STEPS, PROMPTS, GROUP, CANVAS = 5, 4, 8, 80
+STEPS, PROMPTS, GROUP = 5, 4, 8
 
 model, tokenizer = remask.load("tiny")
 known, task, objective = facts(model, tokenizer), Countdown(), resolve("espo")
+engine, decoding = LocalEngine(tokenizer, 32, model=model), decoding_for(model, temperature=1.0)
+layout = Layout(known.mask_id, known.stop_ids, objective.scope)
 reference = frozen_copy(model)
 problems = task.generate(STEPS * PROMPTS, split="train", seed=0)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
 
-
-def canvas_of(prompts: list[str], answers: list[list[int]]) -> Canvas:
-    """Prompts and the answers sampled from them, left-padded; the whole canvas is scored."""
-    encoded = [
-        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True)["input_ids"]
-        for p in prompts
-    ]
-    width = max(map(len, encoded)) + CANVAS
-    rows = [[known.mask_id] * (width - CANVAS - len(p)) + p + a for p, a in zip(encoded, answers, strict=True)]
-    attended = torch.tensor([[i >= width - CANVAS - len(p) for i in range(width)] for p in encoded])
-    response = (torch.arange(width) >= width - CANVAS).expand_as(attended)
-    return Canvas(torch.tensor(rows), attended, response, response)
-
-
 for step in range(STEPS):
     asked = [p for p in problems[step * PROMPTS : (step + 1) * PROMPTS] for _ in range(GROUP)]
-    prompts = [task.prompt(problem, "compact") for problem in asked]
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": task.prompt(p, "compact")}]) for p in asked]
     seeds = [step * len(asked) + row for row in range(len(asked))]
-    out = remask.generate(model, tokenizer, prompts, temperature=1.0, row_seeds=seeds)
-    rewards = torch.tensor(task.reward(asked, out.texts)).view(PROMPTS, GROUP)
-    advantage = advantages(objective.advantage, rewards).flatten()  # r − mean of the others
+    answers = engine.answer([Request(ids, seed) for ids, seed in zip(prompts, seeds, strict=True)], decoding)
+    rewards = torch.tensor(task.reward(asked, [answer.text for answer in answers])).view(PROMPTS, GROUP)
+    advantage = advantages(objective.advantage, rewards).view(-1, 1)  # r − mean of the others, of each token
 
-    canvas = canvas_of(prompts, out.token_ids)
+    canvas = layout.canvas(prompts, [answer.row for answer in answers])
     width = canvas.ids.shape[1]
+    rows, starts = range(len(asked)), [width - decoding.max_new_tokens] * len(asked)
     noise = [
         collate_noise(
-            [row_noise(0, k, s, (step * objective.draws + k) * len(asked) + i, CANVAS) for i, s in enumerate(seeds)],
-            [width - CANVAS] * len(asked),
+            [row_noise(0, k, seeds[i], seeds[i] * objective.draws + k, decoding.max_new_tokens) for i in rows],
+            starts,
             width,
         )
         for k in range(objective.draws)
     ]
+    draws = objective.estimator.draws(canvas, noise, known.mask_id)  # the same for both models
     with torch.no_grad():
-        before: Likelihood = elbo_coupled(reference, canvas, noise, known.mask_id)
-    current = elbo_coupled(model, canvas, noise, known.mask_id)  # the same noise for both
+        before = estimate(reference, canvas, draws)
+    current = estimate(model, canvas, draws)
     terms = policy_terms(objective, advantage, current, None, before, canvas.supervised)
     terms.row.mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)

@@ -15,7 +15,7 @@ from remask.data.collate import Collator, RowDataset, VisitSampler
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.importance import probe_signal
 from remask.diffusion.noise import Noise
-from remask.diffusion.objective import corrupt, denominator, row_losses, scored_positions
+from remask.diffusion.objective import corrupt, denominator, sft_terms
 from remask.diffusion.reader import ModelReader
 from remask.models.facts import facts
 from remask.sft.presets import resolve
@@ -38,15 +38,14 @@ batches = torch.utils.data.DataLoader(
 reader = ModelReader(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0)
 
-
 model.train()
 for step, batch in zip(range(STEPS), batches, strict=False):
     canvas, noise = Canvas.of(batch), Noise.of(batch)
     signal = probe_signal(reader, canvas, known.mask_id, objective.signal)  # entropy, all of the response masked
     corrupted = corrupt(objective, canvas, noise, known.mask_id, signal=signal)  # p_i = 1 − (1 − t)^(β_i/β_ref)
-    where = scored_positions(canvas, corrupted)
-    ce = reader.losses(corrupted.ids, canvas, where)  # −log p of the masked tokens
-    loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
+    loss = sft_terms(objective, reader, canvas, corrupted).loss / denominator(
+        objective, canvas, corrupted
+    )  # Σ w·ce / N
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

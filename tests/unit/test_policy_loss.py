@@ -6,12 +6,17 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from remask.diffusion.likelihood import Likelihood
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import Likelihood, estimate
+from remask.diffusion.noise import Noise
+from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
 from remask.rl.policy_loss import MAX_LOG_RATIO, PolicyObjective, kl_estimate, policy_terms, rows_counted
 from remask.rl.presets import ALIASES, PRESETS, resolve
@@ -274,3 +279,57 @@ def test_names_of_autoregressive_methods() -> None:
 def test_choices_that_do_not_fit(name: str, choices: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(name, **choices)
+
+
+def test_tokens_have_advantages_of_their_own_at_their_level() -> None:
+    """−ρ·A of each token by hand, averaged over the answer: ρ = e^0.1, 1; A = 1, −2."""
+    new, scored = likelihood([-0.4, -1.0])
+    old, _ = likelihood([-0.5, -1.0])
+    advantage = torch.tensor([[1.0, -2.0]])
+    terms = policy_terms(PolicyObjective(level="token", kl="none"), advantage, new, old, None, scored)
+    assert terms.row.item() == pytest.approx((-math.exp(0.1) + 2) / 2, rel=1e-6)
+    for level in ("sequence", "whole", "none"):
+        with pytest.raises(UserError, match=f"different advantages, and at level {level}"):
+            policy_terms(PolicyObjective(level=level, kl="none"), advantage, new, old, None, scored)  # type: ignore[arg-type]
+
+
+def test_an_objective_may_combine_draws_otherwise_where_answers_are_to_become_less_likely(random_model: Any) -> None:
+    """The mean where A > 0, the smallest draw elsewhere; the gradient draw by draw is the whole one's."""
+
+    class Pessimist(PolicyObjective):
+        def combine(self, advantage: Tensor) -> Any:
+            def of(values: Any, draws: Any = ()) -> Tensor:
+                stacked = torch.stack(list(values))
+                return torch.where(advantage > 0, stacked.mean(0), stacked.amin(0))
+
+            return of
+
+    objective, generator = Pessimist(draws=3, level="none", kl="none"), torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 200, (2, 8), generator=generator)
+    answer = (torch.arange(8) > 2).expand(2, 8)
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer)
+    noise = [Noise.at(torch.rand(2, generator=generator), torch.rand(2, 8, generator=generator)) for _ in range(3)]
+    draws = objective.estimator.draws(canvas, noise, 1)
+    advantage = torch.tensor([[1.0], [-1.0]]).expand(2, 8)
+    combine = objective.combine(advantage)
+
+    def loss_of(current: Likelihood) -> Tensor:
+        return policy_terms(objective, advantage, current, None, None, answer).row.sum()
+
+    found = []
+    for whole in (True, False):
+        random_model.zero_grad()
+        if whole:
+            loss = loss_of(estimate(random_model, canvas, draws, combine))
+        else:
+            reader = ModelReader(random_model)
+            loss = draw_by_draw(reader, canvas, draws, loss_of, backward=Tensor.backward, combine=combine)
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in random_model.parameters() if p.grad is not None])
+        found.append((loss.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+    mean = estimate(random_model, canvas, draws).token
+    other = estimate(random_model, canvas, draws, combine).token
+    assert torch.equal(mean[0], other[0]) or torch.allclose(mean[0], other[0])
+    assert (other[1] < mean[1]).any()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import estimate
+from remask.diffusion.times import LINEAR
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
+from remask.rl.callbacks import read_rollout
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
 from remask.rl.rollout import Rollout, row_seed
-from remask.rl.rollout_rows import until_end
-from remask.sampling.generate import length_of
+from remask.rl.rollout_rows import Layout, until_end
+from remask.rl.trainer import RolloutLoader
+from remask.sampling.generate import Row, length_of
 
 END, EOS, CANVAS = 5, 0, 8
 LENGTHS = [3, 7, 5, 6, 4, 7]
@@ -201,3 +207,57 @@ def test_prompts_come_in_epochs_and_by_rollout_alone() -> None:
 def test_every_answer_has_its_own_random_numbers() -> None:
     seeds = {row_seed(s, number, row) for s in (0, 1) for number in range(20) for row in range(64)}
     assert len(seeds) == 2 * 20 * 64
+
+
+@pytest.mark.parametrize(("lag", "made"), [(0, [0, 0, 1, 1, 2, 2]), (1, [1, 1, 2, 2, 3, 3]), (2, [2, 2, 3, 3, 4, 4])])
+def test_rollouts_are_made_as_far_ahead_as_they_may_lag(lag: int, made: list[int]) -> None:
+    """Two micro-batches a rollout: which rollout was the newest when each of the first six was used."""
+    begun: list[int] = []
+
+    def fill(number: int) -> list[Any]:
+        begun.append(number)
+        return [number, number]
+
+    loader = iter(RolloutLoader(fill, max_lag=lag, per_rollout=2))
+    used = [(next(loader), begun[-1]) for _ in range(6)]
+    assert [number for number, _ in used] == [0, 0, 1, 1, 2, 2]
+    assert [newest for _, newest in used] == made
+
+
+def test_rollouts_of_a_checkpoint_of_0_1_are_read(tmp_path: Path) -> None:
+    """There a row had one time and one advantage, old likelihoods were means, and a flag said whether they were new."""
+    canvas = rollout(rows=2).canvas
+    stored = {
+        **canvas.tensors(),
+        "advantage": torch.tensor([0.5, -0.5]),
+        "counted": torch.tensor([True, False]),
+        "on_policy": torch.tensor(True),
+        "old": torch.full(canvas.ids.shape, -1.0),
+        "t0": torch.tensor([0.25, 0.75]),
+        "u0": torch.rand(canvas.ids.shape),
+    }
+    file = tmp_path / "rollout-0-of-1.safetensors"
+    facts = {"number": "3", "left": "1"}
+    save_file({f"0.{name}": value.contiguous() for name, value in stored.items()}, file, metadata=facts)
+    (batch,), said = read_rollout(file, 7)
+    assert said == {"number": 3, "left": 1}
+    assert batch.version == 7
+    assert torch.equal(batch.advantage, torch.tensor([[0.5], [-0.5]]) * canvas.corruptible)
+    assert torch.allclose(LINEAR.rate(batch.noise[0].tau)[:, 0], stored["t0"])
+    assert [value.tolist() for value in batch.old or []] == [stored["old"].tolist()]
+    stored["on_policy"] = torch.tensor(False)
+    save_file({f"0.{name}": value.contiguous() for name, value in stored.items()}, file, metadata=facts)
+    assert read_rollout(file, 7)[0][0].version == -1
+
+
+def test_answers_become_rows_with_the_step_that_wrote_each_token() -> None:
+    """Two prompts of one and three tokens, canvases of two; the second answer ends with its first token."""
+    rows = [Row([7, 8], [1, 0], [0.5, 0.9], False), Row([END, EOS], [0, -1], [0.9, math.nan], True)]
+    canvas = Layout(mask_id=1, stops=[END, EOS], scope="until_eos").canvas([[4], [2, 3, 4]], rows)
+    assert canvas.ids.tolist() == [[1, 1, 4, 7, 8], [2, 3, 4, END, EOS]]
+    assert canvas.attended.long().tolist() == [[0, 0, 1, 1, 1], [1] * 5]
+    assert canvas.corruptible.long().tolist() == [[0, 0, 0, 1, 1]] * 2
+    assert canvas.supervised.long().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
+    assert canvas.written is not None
+    assert canvas.written.tolist() == [[-1, -1, -1, 1, 0], [-1, -1, -1, 0, -1]]
+    assert Canvas.cat([canvas, canvas]).left_padded(6).written[0].tolist() == [-1, -1, -1, -1, 1, 0]

@@ -83,12 +83,12 @@ class RolloutState(TrainerCallback):
                 mend="resume from another checkpoint, or --overwrite starts anew",
             )
         trainer = self.trainer
-        left, facts = zip(*(_read(file, int(checkpoint.name.rpartition("-")[2])) for file in files), strict=True)
+        left, facts = zip(*(read_rollout(file, int(checkpoint.name.rpartition("-")[2])) for file in files), strict=True)
         trainer.loader.number = facts[0]["number"]
         trainer.loader.buffer.extend(batch.to(trainer.args.device) for batch in shared_anew(left, trainer.plan))
 
 
-def _read(file: Path, step: int) -> tuple[list[PolicyBatch], dict[str, Any]]:
+def read_rollout(file: Path, step: int) -> tuple[list[PolicyBatch], dict[str, Any]]:
     """What one process had left of its rollout at a step."""
     with safe_open(file, "pt") as stored:
         names, facts = list(stored.keys()), {name: from_json(text) for name, text in stored.metadata().items()}
