@@ -89,7 +89,9 @@ class RolloutState(TrainerCallback):
 
 
 def read_rollout(file: Path, step: int) -> tuple[list[PolicyBatch], dict[str, Any]]:
-    """What one process had left of its rollout at a step."""
+    """Return what one process had left of its rollout at a step: its micro-batches, and the facts stored
+    beside them.
+    """
     with safe_open(file, "pt") as stored:
         names, facts = list(stored.keys()), {name: from_json(text) for name, text in stored.metadata().items()}
         batches = [
