@@ -153,8 +153,7 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig(SftConfig):
-    """Measure where the time and the memory of a fine-tuning step go: real steps of the run that the other options
-    describe.
+    """Measure the time and the memory of fine-tuning steps: real steps of the run that the other options describe.
 
     Nothing is kept: output_dir, resume, overwrite, eval_data, max_steps and what is saved or reported have no effect.
     """
