@@ -24,29 +24,32 @@ from transformers import PreTrainedTokenizerBase
 from remask.errors import UserError, first_line
 
 Message = dict[str, Any]
-"""One turn: role, content (text), and what else the chat template may read (`tool_calls`, `reasoning_content`, …)."""
+"""A message is one turn: role, content (text), and what else the chat template may read (`tool_calls`,
+`reasoning_content`, …)."""
 
 MARK = re.compile("\ufdd0(\\d+)\ufdd1")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 THOUGHT_TAGS = ("<think>", "</think>")
-"""Added tokens that answers are meant to spell; templates write them too."""
+"""The added tokens that answers are meant to spell; templates write them too."""
 ANCHORS = ("\n", "0")
-"""Texts after which a tokenizer reads what follows as the inside of a text."""
+"""The texts after which a tokenizer reads what follows as the inside of a text."""
 ANSWER, QUESTION = "remask-answer", "remask-question"
-"""What stands for the text of a turn where only the template's own text is looked for."""
+"""The placeholders for the text of a turn where only the text that the template adds is read."""
 
 
 _DATE: ContextVar[datetime | None] = ContextVar("date", default=None)
 
 
 def today() -> datetime:
-    """The time that templates are given where they write a date: now, or the one that `on_date` holds still."""
+    """Return the time that templates are given where they write a date: now, or the one that `on_date` holds still."""
     return _DATE.get() or datetime.now()
 
 
 @contextmanager
 def on_date(date: datetime) -> Iterator[None]:
-    """Templates that write a date (Llama 3's do) write this one, so that a run's rows are the same on another day."""
+    """Make templates that write a date (Llama 3's do) write this one, so that a run's rows are the same on
+    another day.
+    """
     token = _DATE.set(date)
     try:
         yield
@@ -56,31 +59,32 @@ def on_date(date: datetime) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Template:
-    """How a tokenizer writes conversations. Made by `template_of`."""
+    """A template says how a tokenizer writes conversations. It is made by `template_of`."""
 
     tokenizer: Any
     control: tuple[str, ...]
-    """Control tokens, as they are spelled."""
+    """The control tokens, as they are spelled."""
     before: tuple[int, ...]
-    """Ids that the tokenizer puts before a text that no template has rendered (BOS)."""
+    """The ids that the tokenizer puts before a text that no template has rendered (BOS)."""
     after: tuple[int, ...]
-    """Ids that stand between a prompt and its answer there: an encoder's separator; an EOS is none."""
+    """The ids that stand between a prompt and its answer there: an encoder's separator; an EOS is none."""
     closing: str | None = None
     """The token with which the chat template closes an assistant's turn, as it is spelled."""
     end: int | None = None
     """The token an answer ends with: the closing one, else EOS, else an encoder's separator."""
     starts_anew: bool = False
-    """Whether what follows a control token is read as a text's beginning: Llama 2's tokenizer puts a space there."""
+    """True where what follows a control token is read as a text's beginning: Llama 2's tokenizer puts a space there."""
     spelling: Any = field(default=None, repr=False)
     """A compiled pattern of the control tokens."""
 
     @property
     def is_chat(self) -> bool:
+        """Return whether the tokenizer has a chat template."""
         return self.tokenizer.chat_template is not None
 
     def marked(self, value: Any) -> Any:
-        """A text, or a structure of lists and mappings with texts in it, in which marks stand for the spellings of
-        control tokens.
+        """Return a text, or a structure of lists and mappings with texts in it, in which marks stand for the spellings
+        of control tokens.
         """
         if isinstance(value, str):
             return self.spelling.sub(lambda match: f"\ufdd0{self.control.index(match[0])}\ufdd1", value)
@@ -91,11 +95,11 @@ class Template:
         return value
 
     def spelled(self, text: str) -> str:
-        """A marked text with the spellings back in their places."""
+        """Return a marked text with the spellings back in their places."""
         return MARK.sub(lambda match: self.control[int(match[1])], text)
 
     def render(self, messages: Sequence[Message], *, opened: bool, tools: Any = None, where: str | None = None) -> str:
-        """The conversation as the template writes it, marked; `opened` ends it with the assistant's header.
+        """Return the conversation as the template writes it, marked; `opened` ends it with the assistant's header.
 
         Raises UserError where the template refuses the conversation or is broken.
         """
@@ -122,7 +126,7 @@ class Template:
         return DATE_CALL.sub(lambda match: repr(today().strftime(match[2])), source)
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of a marked text, without those that a tokenizer adds around one."""
+        """Return the token ids of a marked text, without those that a tokenizer adds around one."""
         if not MARK.search(text):
             return self.tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = []
@@ -161,12 +165,12 @@ class Template:
         return self._encode(text, **how)
 
     def following(self, text: str) -> list[int]:
-        """The ids of a text, not marked, that stands after a token of its own: none of it steers."""
+        """Return the ids of a text, not marked, that stands after a separate token: none of it steers."""
         return self._plain(self.marked(text), inside=not self.starts_anew) if text else []
 
     def continuing(self, head: str, tail: str) -> list[int]:
-        """The ids of `tail` where it follows `head`, both marked: those of the joint text where no token straddles the
-        seam. Raises UserError where no tokens of `tail` alone read as the joint text does.
+        """Return the ids of `tail` where it follows `head`, both marked: those of the joint text where no token
+        straddles the seam. Raises UserError where no tokens of `tail` alone read as the joint text does.
         """
         first, joint = self.ids(head), self.ids(head + tail)
         if joint[: len(first)] == first:
@@ -186,12 +190,12 @@ class Template:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
-    """How this tokenizer writes conversations; read once as long as tokenizer and template stay as they are."""
+    """Return how this tokenizer writes conversations; read once as long as tokenizer and template stay as they are."""
     return _template_of(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the chat template closes an assistant's turn; None where there is none."""
+    """Return the token with which the chat template closes an assistant's turn; None where there is none."""
     closing = template_of(tokenizer).closing
     return None if closing is None else _id(tokenizer, closing)
 

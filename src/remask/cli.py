@@ -51,6 +51,7 @@ EXAMPLES = """examples:
 
 
 def usage() -> str:
+    """Return the text that lists the commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return (
@@ -61,8 +62,9 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0 on success, 2 on a user's mistake or where the machine fails (one line on stderr), 128 + n when
-    signal n stopped it. A mistake of this program keeps its traceback; with REMASK_TRACEBACK=1 all have one.
+    """Run a command and return its exit code: 0 on success, 2 on a user's mistake or where the machine fails (one line
+    on stderr), 128 + n when signal n stopped it. A mistake of this program keeps its traceback; with REMASK_TRACEBACK=1
+    all have one.
     """
     prepare_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)

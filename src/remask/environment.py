@@ -12,7 +12,7 @@ from remask import kernels
 
 
 def versions() -> dict[str, str]:
-    """The versions of Remask, Python, and the libraries whose release can change a number."""
+    """Return the versions of Remask, Python, and the libraries whose release can change a number."""
     found = {"python": platform.python_version()}
     for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate"):
         try:
@@ -23,7 +23,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:
-    """Device, its name, processor, cores and threads; of a GPU, whose kernels were switched on (`remask.kernels`)."""
+    """Return the device, its name, processor, cores and threads; of a GPU, whose kernels were switched on
+    (`remask.kernels`).
+    """
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,5 +54,5 @@ def _processor() -> str:
 
 
 def command() -> list[str]:
-    """The command line that is running, with the program's short name."""
+    """Return the command line that is running, with the program's short name."""
     return [os.path.basename(sys.argv[0]), *sys.argv[1:]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 LONGEST = 1000
-"""Characters that an error shows of what is wrong, and of what to do: a value that is quoted may be a whole file."""
+"""The most characters that an error shows of what is wrong, and of what to do: a value that is quoted may be a whole
+file."""
 LONGEST_NAME = 160
-"""Characters of a file's name that an error shows."""
+"""The most characters of a file's name that an error shows."""
 
 
 class UserError(ValueError):
@@ -23,14 +24,14 @@ class UserError(ValueError):
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:
-    """The beginning and the end of a long text; a short one whole."""
+    """Return the beginning and the end of a long text; a short one whole."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 def one_line(text: str) -> str:
-    """The text with every character that would break the line, move the cursor or show as nothing written as an escape
-    (`\\x1b`).
+    """Return the text with every character that would break the line, move the cursor or show as nothing written as an
+    escape (`\\x1b`).
     """
     if text.isprintable():
         return text
@@ -38,6 +39,6 @@ def one_line(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Return what an error of another library says, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in (lines[:2] if lines[0].endswith(":") else lines[:1]))

@@ -9,17 +9,17 @@ import traceback
 from remask.errors import UserError, first_line, shortened
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "Invalid buffer size")
-"""What torch says where memory is short; elsewhere it has an error of its own."""
+"""The words of torch where memory is short and it has no special error."""
 NO_ROOM = ("PytorchStreamWriter", "inline_container", "basic_ios::clear")
-"""What torch says where a file cannot be written."""
+"""The words of torch where a file cannot be written."""
 SYSTEM_ERROR = re.compile(r"\(os error \d+\)")
-"""What libraries written in Rust say of an error of the system."""
+"""The words of libraries written in Rust for an error of the system."""
 NESTED = ("json", "yaml", "ast")
-"""Readers of nested texts, which are as deep as a user makes them."""
+"""The readers of nested texts, which are as deep as a user makes them."""
 
 
 def what_went_wrong(error: BaseException) -> str | None:
-    """One line for an error that is the user's or the machine's; None for any other."""
+    """Return one line for an error that is the user's or the machine's; None for any other."""
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
@@ -38,13 +38,16 @@ def what_went_wrong(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is short."""
     named = type(error).__name__ == "OutOfMemoryError"
     said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
     return isinstance(error, MemoryError) or named or said
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Whether a file could not be written (or, of tensors, read): whoever said so."""
+    """Return whether an error says that a file could not be written (or, of tensors, read), whichever library raised
+    it.
+    """
     said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_ROOM)
     # tokenizers has no kind of error of its own: what the system says comes in a bare one.
     bare = type(error) is Exception and SYSTEM_ERROR.search(str(error)) is not None

@@ -13,8 +13,8 @@ from remask.errors import UserError
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON as the standard has it: a number that is NaN or infinite, for which it has no word, is null. Letters are
-    written as they are, but where half a surrogate pair is among them, which UTF-8 has not: then as their numbers.
+    """Return JSON as the standard has it: a number that is NaN or infinite, for which it has no word, is null. Letters
+    are written as they are, but where half a surrogate pair is among them, which UTF-8 has not: then as their numbers.
     """
     finite = _finite(value)
     text = json.dumps(finite, ensure_ascii=False, allow_nan=False, indent=indent)
@@ -26,7 +26,7 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def from_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError where it is none, or nested too deeply to be read."""
+    """Return what a JSON text holds. Raises ValueError where it is none, or nested too deeply to be read."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -42,7 +42,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """All of it or nothing, even if the process dies on the way. Raises UserError where it cannot be written."""
+    """Write all of it or nothing, even if the process dies on the way. Raises UserError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

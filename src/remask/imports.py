@@ -11,8 +11,8 @@ _frozen = False
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Python looks for garbage among all objects whenever there are a quarter more of them. What modules are made of is
-    none: it is not looked through while they are imported, nor ever after.
+    """Keep Python's garbage collector away from modules while they are imported, and ever after: it would go through
+    all objects whenever there are a quarter more of them, and what modules are made of is never garbage.
     """
     global _frozen
     if not gc.isenabled():

@@ -26,14 +26,14 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 TAKEN = {errno.EACCES, errno.EAGAIN}
 TRIES = 100
 COMMAND = 100
-"""Characters of the holder's command line that an error shows."""
+"""The most characters of the holder's command line that an error shows."""
 _HELD: set[Path] = set()
-"""By this process, for which the system would open any lock a second time."""
+"""The locks that this process holds: the system would open any lock a second time for it."""
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which may have to be made; if nothing is put into it, it goes again.
+    """Hold a run's folder, which may have to be made; if nothing is put into it, it is deleted again.
 
     Of processes that train together the first one alone does. Raises UserError where another process holds it.
     """
@@ -52,7 +52,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(lock: Path, *, holding: Path, wait: bool = False, make: bool = False) -> Iterator[None]:
-    """Hold what `lock` stands for, called `holding` in what is said. The file goes when it is let go of.
+    """Hold what `lock` stands for, called `holding` in messages. The file is deleted when it is let go of.
 
     Where another process holds it: `wait` for that, or UserError with its number, machine and time of start. `make` the
     folder that the lock is to be in.

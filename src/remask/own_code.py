@@ -14,12 +14,12 @@ from remask.errors import UserError, first_line
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is `file.py:Name`."""
+    """Return whether a name is `file.py:Name`."""
     return ".py:" in name
 
 
 def load_class(name: str, what: str, methods: tuple[str, ...]) -> Any:
-    """The class of `file.py:Class`. Raises UserError where there is none, or it lacks one of the methods.
+    """Return the class of `file.py:Class`. Raises UserError where there is none, or it lacks one of the methods.
 
     what: what it is, for the message ("a sampler's rule").
     """
@@ -41,7 +41,7 @@ def load_class(name: str, what: str, methods: tuple[str, ...]) -> Any:
 
 
 def from_file(name: str, place: str) -> ModuleType:
-    """The module of a file, run once a process. The current folder and the file's own are put on the path.
+    """Return the module of a file, run once a process. The current folder and the file's folder are put on the path.
 
     Raises UserError where there is no such file, or it cannot be imported.
     """
@@ -68,11 +68,13 @@ def from_file(name: str, place: str) -> ModuleType:
 
 
 def put_on_path(folder: Path) -> None:
+    """Put a folder first on Python's path, unless it is there."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def not_imported(name: str, place: str, error: BaseException) -> UserError:
+    """Return the error for a place that cannot be imported."""
     return UserError(
         f"{place} cannot be imported ({type(error).__name__}: {first_line(error)})",
         where=name,
@@ -81,5 +83,5 @@ def not_imported(name: str, place: str, error: BaseException) -> UserError:
 
 
 def stamp(name: str) -> str:
-    """Which version of the file of `file.py:Name` it is, for records."""
+    """Return which version of the file of `file.py:Name` it is, for records."""
     return hashlib.sha256(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()[:8]

@@ -11,6 +11,8 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
+    """A function that reports progress."""
+
     def __call__(self, done: float, note: str = "") -> None:
         """Report how many units are done in all; part of one under way counts for the time that is left."""
 
@@ -19,6 +21,7 @@ LINE_SECONDS = 5.0
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as text in seconds, minutes or hours."""
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -29,7 +32,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(label: str, total: int, *, enabled: bool = True) -> Iterator[Tracker]:
-    """`with progress("training", 100) as tick: tick(10, "loss 1.2")` on stderr; silent where not enabled."""
+    """Show progress on stderr: `with progress("training", 100) as tick: tick(10, "loss 1.2")`; silent where not
+    enabled.
+    """
     if not enabled:
         yield lambda done, note="": None
         return
@@ -86,7 +91,7 @@ def _lines(label: str, total: int) -> Iterator[Tracker]:
 
 @contextmanager
 def working(label: str, *, enabled: bool = True) -> Iterator[None]:
-    """Say every few seconds, on stderr, that something whose end is not known is still being done."""
+    """Say every few seconds, on stderr, that something whose end cannot be foreseen is still being done."""
     if not enabled:
         yield
         return

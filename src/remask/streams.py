@@ -11,8 +11,8 @@ from remask.errors import UserError
 
 
 def prepare_streams() -> None:
-    """A stream that was closed before the program began goes nowhere, instead of into the next file that is opened; a
-    character that the terminal has not is written as its number, instead of ending a run when its work is done.
+    """Make a stream that was closed before the program began go nowhere, instead of into the next file that is opened.
+    A character that the terminal has not is written as its number, instead of ending a run when its work is done.
     """
     for number in range(3):
         try:
@@ -29,7 +29,9 @@ def prepare_streams() -> None:
 
 
 def quiet_libraries() -> None:
-    """What bitsandbytes says of kernels for quantised weights, whenever it is imported, is of no use without them."""
+    """Silence what bitsandbytes says of kernels for quantised weights whenever it is imported: it is of no use without
+    them.
+    """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -40,7 +42,7 @@ def say(line: str) -> None:
 
 
 def flush() -> None:
-    """Raises UserError where what was said on stdout cannot be written."""
+    """Raises UserError where what was written to stdout cannot be delivered."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -55,6 +57,6 @@ def flush() -> None:
 
 
 def drop_output() -> None:
-    """Nobody reads any more: what is left goes nowhere, and says nothing when the program ends."""
+    """Send what is left of the output nowhere, as nobody reads any more, and say nothing when the program ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

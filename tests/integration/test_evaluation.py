@@ -21,9 +21,9 @@ import remask
 from remask.cli import main
 from remask.config import LoraConfig, SftConfig
 from remask.errors import UserError
-from remask.evaluation import run as evaluation
 from remask.evaluation.evaluate import device_of
 from remask.evaluation.journal import Journal, Written
+from remask.sampling import engine
 from remask.sft.run import run_sft
 
 FLAGS = ["--tasks", "sudoku,countdown", "--n", "6", "--batch-size", "2", "--decoding.max-new-tokens", "16"]
@@ -52,7 +52,7 @@ def undisturbed(checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
     """Interrupt the evaluation when `after` batches are done; the list counts the prompts asked."""
     asked: list[int] = []
-    real = evaluation.generate_from_ids
+    real = engine.generate_from_ids
 
     def generate(model: Any, tokenizer: Any, prompts: Any, *further: Any, **keywords: Any) -> Any:
         if len(asked) == after:
@@ -60,7 +60,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
         asked.append(len(prompts))
         return real(model, tokenizer, prompts, *further, **keywords)
 
-    monkeypatch.setattr(evaluation, "generate_from_ids", generate)
+    monkeypatch.setattr(engine, "generate_from_ids", generate)
     return asked
 
 

@@ -118,7 +118,7 @@ def test_a_task_makes_rows_to_train_on_and_problems_to_evaluate_on(tmp_path: Pat
     rows = generated_examples(f"generated:{SORTING}:3", split="train", prompt_style="compact")
     for row in rows:
         numbers = [int(number) for number in row.messages[0]["content"].removeprefix("Sort ").split()]
-        assert row.answer == f"<answer>{' '.join(map(str, sorted(numbers)))}</answer>"
+        assert row.answer["content"] == f"<answer>{' '.join(map(str, sorted(numbers)))}</answer>"
 
 
 def test_an_engine_answers_with_the_weights_it_was_given() -> None:

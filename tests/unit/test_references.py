@@ -1,4 +1,7 @@
-"""What docstrings and comments of the source name exists: sections, files, modules, functions and other names."""
+"""What docstrings and comments of the source name exists: sections, files, modules, functions and other names.
+
+And public docstrings are sentences, as far as that can be checked without understanding them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,12 @@ ELSEWHERE = {
     *("nolock", "local_lock", "load_state_dict", "trainer.extra", "Done"),
 }
 """Files of a user's, of a run and of other programs; mount options, names of torch, and options of commands."""
+
+
+FRAGMENT = ("Of", "Those", "Whether", "Which", "What", "How", "Where")
+"""Words that begin the second half of a sentence whose first half is the name above it."""
+UNWRITTEN = ("sampling/", "models/bidirectional.py", "models/blocks.py")
+"""Files whose docstrings are still to be written as sentences."""
 
 
 def docstrings_of(tree: ast.Module) -> set[ast.Constant]:
@@ -157,3 +166,87 @@ def test_the_check_of_files_sees_what_is_wrong() -> None:
 def test_the_check_of_names_sees_what_is_wrong() -> None:
     text = "`corrupt`, `rl.presets`, `objective.corrupt`, `corrupted_by_nobody`, `objective.lost()`"
     assert wrong_names(text) == ["corrupted_by_nobody", "objective.lost"]
+
+
+def public(node: ast.Module | ast.ClassDef, within: str = "") -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef]]:
+    """Name and node of every public class, function and method."""
+    for inner in node.body:
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef) and not inner.name.startswith("_"):
+            yield within + inner.name, inner
+            if isinstance(inner, ast.ClassDef):
+                yield from public(inner, f"{within}{inner.name}.")
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public classes and functions without a docstring. A method may have its base's."""
+    derived = {name for name, node in public(tree) if isinstance(node, ast.ClassDef) and node.bases}
+    return [
+        name
+        for name, node in public(tree)
+        if ast.get_docstring(node) is None
+        and name.rpartition(".")[0] not in derived
+        and not any(ast.unparse(decorator).endswith("overload") for decorator in getattr(node, "decorator_list", ()))
+    ]
+
+
+def no_sentence(text: str) -> list[str]:
+    """What shows that a docstring is no whole sentence."""
+    first, words = text.split("\n\n")[0].rstrip(), text.split()
+    faults = {
+        f"begins with {words[0]}": words[0] in FRAGMENT,
+        "does not begin with a capital letter": not words[0][0].isupper(),
+        "its first paragraph does not end": not first.endswith((".", ":")),
+        "does not end with a period": not text.rstrip().endswith("."),
+        "is shorter than four words": len(words) < 4,
+    }
+    return [fault for fault, there in faults.items() if there]
+
+
+def written() -> list[Path]:
+    return [path for path in FILES if not path.relative_to(SOURCE).as_posix().startswith(UNWRITTEN)]
+
+
+def test_everything_public_has_a_docstring() -> None:
+    found = {str(path.relative_to(SOURCE)): undocumented(ast.parse(path.read_text())) for path in written()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_public_docstrings_are_sentences() -> None:
+    found = [
+        f"{path.relative_to(SOURCE)}: {name}: {fault}"
+        for path in written()
+        for name, node in public(ast.parse(path.read_text()))
+        for fault in no_sentence(ast.get_docstring(node) or "It may have its base's.")
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("Return the likelihood in nats.", []),
+        ("Return the sizes.\n\nrows: their number.", []),
+        ("Of one GPU and its memory.", ["begins with Of"]),
+        ("the tensors that are there.", ["does not begin with a capital letter"]),
+        ("Return the tensors by name", ["its first paragraph does not end", "does not end with a period"]),
+        ("Return the sizes\n\nrows: their number.", ["its first paragraph does not end"]),
+        ("Flat, for files.", ["is shorter than four words"]),
+    ],
+)
+def test_the_check_of_sentences_sees_what_is_wrong(text: str, faults: list[str]) -> None:
+    assert no_sentence(text) == faults
+
+
+def test_the_check_of_docstrings_sees_what_lacks_one() -> None:
+    source = """
+def plain(): ...
+def _private(): ...
+class Bare:
+    def method(self): ...
+class Derived(Bare):
+    def method(self): ...
+class Said:
+    '''It says what it is.'''
+    def method(self): ...
+"""
+    assert undocumented(ast.parse(source)) == ["plain", "Bare", "Bare.method", "Derived", "Said.method"]

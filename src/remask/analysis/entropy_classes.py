@@ -21,14 +21,16 @@ from remask.evaluation.statistics import Interval
 
 TENTHS = 10
 LEAST_COUNT = 10
-"""Times a token must occur to be ranked by its mean entropy."""
+"""The times a token must occur to be ranked by its mean entropy."""
 
 NUMBERS = ("entropy", "rate", "wrong", "later_wrong", "later_nll")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """N tokens of R rows: row, entropy (nats), masking rate, errors (`token_errors`), classes, and what they are."""
+    """A table of N tokens of R rows: row, entropy (nats), masking rate, errors (`token_errors`), classes, and what they
+    are.
+    """
 
     row: NDArray
     entropy: NDArray
@@ -41,7 +43,7 @@ class Tokens:
 
     @classmethod
     def of(cls, examples: Sequence[dict[str, Any]]) -> Tokens:
-        """All tokens of inspected examples (`entropy_map`, `token_errors`, `classes_of`)."""
+        """Return all tokens of inspected examples (`entropy_map`, `token_errors`, `classes_of`)."""
         numbers = {
             key: np.array([value for example in examples for value in example[key]], dtype=np.float64)
             for key in NUMBERS
@@ -54,9 +56,11 @@ class Tokens:
         )
 
     def having(self, name: str) -> NDArray:
+        """Return which tokens have a class."""
         return np.array([name in names for names in self.classes], dtype=bool)
 
     def only(self, where: NDArray) -> Tokens:
+        """Return the table of the chosen tokens alone."""
         places = np.flatnonzero(where)
         return Tokens(
             row=self.row[places],
@@ -67,7 +71,7 @@ class Tokens:
 
 
 def entropy_classes(examples: Sequence[dict[str, Any]], *, least_count: int = LEAST_COUNT) -> dict[str, Any]:
-    """Classes, tenths by entropy, how well entropy tells errors, and frequent tokens, ready for JSON.
+    """Return classes, tenths by entropy, how well entropy predicts errors, and frequent tokens, ready for JSON.
 
     Raises UserError where there are fewer than two rows, or where no row has an answer.
     """

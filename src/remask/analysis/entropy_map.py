@@ -19,14 +19,14 @@ from remask.diffusion.reader import reader_of
 
 
 def without_fill(rows: Sequence[Row], eos_id: int) -> Collator:
-    """Each row as it is."""
+    """Return a collator that leaves each row as it is, without EOS fill."""
     return Collator(Fill("none"), eos_id, max(len(row) for row in rows), seed=0)
 
 
 def one_by_one(
     rows: Sequence[Row], collator: Collator, device: Any, attention: Attention
 ) -> Iterator[tuple[Canvas, Noise]]:
-    """Each row's canvas and noise."""
+    """Yield each row's canvas and noise."""
     dataset = RowDataset(rows)
     for i in range(len(rows)):
         batch = {name: value.to(device) for name, value in collator([dataset[Visit(i, 0, 0)]]).items()}
@@ -44,8 +44,8 @@ def entropy_map(
     collator: Collator,
     time: float,
 ) -> list[dict[str, Any]]:
-    """For each row: its response tokens, their entropy (nats, whole response masked), β (None where the objective reads
-    none), and p at `time`.
+    """Return for each row its response tokens, their entropy (nats, whole response masked), β (None where the objective
+    reads none), and p at `time`.
 
     Rows are read one by one, with the collator's fill.
     """

@@ -42,13 +42,13 @@ from remask.diffusion.times import LINEAR
 from remask.errors import UserError
 
 Tick = Callable[[int], None]
-"""Called with the number of forward passes of a row that were made since the last call."""
+"""A function that is called with the number of forward passes of a row that were made since the last call."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """views: of a draw. forwards: of a draw. stratified: the K times are one in each K-th of [0, 1), else all drawn
-    freely. unbiased: for the ELBO.
+    """An estimator of the ELBO, or a proxy of it. views: those of a draw. forwards: those of a draw. stratified: the K
+    times are one in each K-th of [0, 1), else all drawn freely. unbiased: for the ELBO.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Estimator:
 
 
 def uniform_time_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """Each token masked with probability t, each weighing 1/t: the ELBO as it is first written (docs/theory.md §2)."""
+    """Mask each token with probability t, each weighing 1/t: the ELBO as it is first written (docs/theory.md §2)."""
     scored = scored_tokens(batch)
     t = LINEAR.rate(noise.tau)
     mask = bernoulli_mask(noise.u, uniform_rate(t, scored), scored)
@@ -81,11 +81,11 @@ ESTIMATORS = (
 
 @dataclass(frozen=True)
 class Quality:
-    """One estimator with K draws, per scored token and over the rows.
+    """The quality of one estimator with K draws, per scored token and over the rows.
 
-    bias and its 95 % interval: against the exact ELBO or the reference's mean. sd: of one estimate about its own mean.
-    forwards: of a row. efficiency: variance × forwards of `exact count` with the first K, over this one's;
-    None for what is not made to be unbiased.
+    bias and its 95 % interval: against the exact ELBO or the reference's mean. sd: of one estimate about the
+    estimator's mean. forwards: of a row. efficiency: variance × forwards of `exact count` with the first K, over this
+    one's; None for what is not made to be unbiased.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Quality:
 def draw_noise(
     rows: int, length: int, draws: int, *, stratified: bool, generator: torch.Generator, device: Any = "cpu"
 ) -> list[Noise]:
-    """K draws for each row: free times, or one in each K-th of [0, 1); u is free in both."""
+    """Return K draws for each row: free times, or one in each K-th of [0, 1); u is free in both."""
     shift = torch.rand(draws, rows, generator=generator)
     place = (torch.arange(draws)[:, None] + shift) / draws if stratified else shift
     return [
@@ -111,12 +111,12 @@ def draw_noise(
 
 
 def repeated(batch: Canvas, times: int) -> Canvas:
-    """Each row `times` times in a row."""
+    """Return each row `times` times in a row."""
     return batch.each(lambda value: value.repeat_interleave(times, 0))
 
 
 def chosen(batch: Canvas, rows: Tensor) -> Canvas:
-    """Some rows."""
+    """Return some rows of the batch."""
     return batch.each(lambda value: value[rows])
 
 
@@ -133,7 +133,7 @@ def replicates(
     batch_size: int,
     tick: Tick | None = None,
 ) -> Float[Tensor, "B R"]:
-    """`count` independent estimates of each row, per scored token."""
+    """Return `count` independent estimates of each row, per scored token."""
     many = repeated(batch, count)
     rows_in_all, length = many.ids.shape
     noise = draw_noise(rows_in_all, length, draws, stratified=estimator.stratified, generator=generator)
@@ -161,10 +161,10 @@ def compare_estimators(
     batch_size: int = 64,
     tick: Tick | None = None,
 ) -> tuple[list[Quality], Float[Tensor, "B"]]:
-    """Every estimator with each K, and the value they are held against, per scored token.
+    """Return the quality of every estimator with each K, and the value they are held against, per scored token.
 
-    truth: the exact ELBO per token, where it is known; else `reference_count` draws of the coupled estimator give it,
-    and their error is part of each bias's interval. A proxy without noise is read once.
+    truth: the exact ELBO per token, where it has been computed; else `reference_count` draws of the coupled estimator
+    give it, and their error is part of each bias's interval. A proxy without noise is read once.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -206,14 +206,14 @@ REFERENCE = next(e for e in ESTIMATORS if e.name == "coupled")
 
 
 def pass_count(rows: int, draws: Sequence[int], count: int, reference_count: int) -> int:
-    """Forward passes of a row that `compare_estimators` makes."""
+    """Return the forward passes of a row that `compare_estimators` makes."""
     each = sum(sum(draws) * e.forwards for e in ESTIMATORS if e.views is not mean_field_views)
     return rows * (1 + count * each + reference_count * REFERENCE.forwards)
 
 
 @dataclass(frozen=True)
 class Tightness:
-    """Per token: what the model says of the first tokens of an answer, the rest masked.
+    """The tightness of bounds, per token: what the model says of the first tokens of an answer, the rest masked.
 
     bounds: M and the mean over repetitions of the logarithm of the mean over M orders.
     """
@@ -225,7 +225,9 @@ class Tightness:
 
 
 def first_tokens(batch: Canvas, row: int, count: int) -> Canvas:
-    """One row of which only the first `count` response tokens are to be written, while the others stay hidden."""
+    """Return one row of which only the first `count` response tokens are to be written, while the others stay
+    hidden.
+    """
     one = chosen(batch, torch.tensor([row], device=batch.ids.device))
     places = one.corruptible[0].nonzero()[:count, 0]
     kept = torch.zeros_like(one.corruptible)
@@ -243,7 +245,8 @@ def tightness(
     generator: torch.Generator,
     batch_size: int = 64,
 ) -> Tightness:
-    """ELBO, bounds by M orders each, and the exact likelihood where the row is short enough to write all subsets out.
+    """Return the ELBO, bounds by M orders each, and the exact likelihood where the row is short enough to write all
+    subsets out.
 
     Raises UserError for a row without response.
     """

@@ -26,12 +26,12 @@ from torch import Tensor
 
 Gradient = dict[str, Tensor]
 SKETCH = 4096
-"""M."""
+"""The length M of a gradient's sketch."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A gradient with what sums read of it: its layers' ‖g‖² and its sketch [M]."""
+    """A drawn gradient with what sums read of it: its layers' ‖g‖² and its sketch [M]."""
 
     gradient: Gradient
     squares: dict[str, float]
@@ -39,20 +39,23 @@ class Drawn:
 
     @classmethod
     def of(cls, gradient: Gradient) -> Drawn:
+        """Return a gradient with its layers' ‖g‖² and its sketch."""
         squares: defaultdict[str, float] = defaultdict(float)
         for name, g in gradient.items():
             squares[layer_of(name)] += g.double().square().sum().item()
         return cls(gradient, dict(squares), sketch(gradient))
 
     def clip_scale(self, norm: float | None) -> float:
-        """What clipping to the norm multiplies it with."""
+        """Return the factor by which clipping to the norm multiplies the gradient."""
         length = math.sqrt(sum(self.squares.values()))
         return 1.0 if norm is None or length <= norm else norm / length
 
 
 @dataclass
 class Sums:
-    """What is kept of R gradients of one method: Σ w·g, and of each its weight, its layers' ‖g‖² and a sketch [M]."""
+    """The sums that are kept of R gradients of one method: Σ w·g, and of each its weight, its layers' ‖g‖² and a sketch
+    [M].
+    """
 
     total: Gradient = field(default_factory=dict)
     weights: list[float] = field(default_factory=list)
@@ -60,7 +63,7 @@ class Sums:
     sketches: list[Tensor] = field(default_factory=list)
 
     def add(self, drawn: Drawn, weight: float = 1.0, *, scale: float = 1.0) -> None:
-        """One more independent gradient, scale · g."""
+        """Add one more independent gradient, scale · g."""
         for name, g in drawn.gradient.items():
             part = weight * scale * g
             self.total[name] = self.total[name] + part if name in self.total else part
@@ -71,38 +74,38 @@ class Sums:
 
     @property
     def count(self) -> int:
-        """R."""
+        """Return the number of gradients R."""
         return len(self.weights)
 
     def product(self, other: Sums) -> float:
-        """μ · μ′ of two methods with noise of their own."""
+        """Return μ · μ′ of two methods whose noise is independent."""
         inner = sum((g.double() * other.total[name].double()).sum().item() for name, g in self.total.items())
         return inner / (self.count * other.count)
 
     def squared_mean(self, layer: str | None = None) -> float:
-        """‖μ‖², without the share that is noise; of one layer, or in all."""
+        """Return ‖μ‖², without the share that is noise; of one layer, or in all."""
         names = [name for name in self.total if layer is None or layer_of(name) == layer]
         raw = sum(self.total[name].double().square().sum().item() for name in names)
         own = (self._weights().square() * self._squares(layer)).sum().item()
         return (raw - own) / (self.count * (self.count - 1))
 
     def variance(self, layer: str | None = None) -> float:
-        """tr Σ."""
+        """Return the variance tr Σ of one layer, or in all."""
         return (self._weights() * self._squares(layer)).mean().item() - self.squared_mean(layer)
 
     def means_but_one(self) -> Float[Tensor, "R M"]:
-        """The mean's sketch without each gradient in turn."""
+        """Return the mean's sketch without each gradient in turn."""
         each = self._weighted_sketches()
         return (each.sum(0) - each) / (len(each) - 1)
 
     def squared_means_but_one(self) -> Float[Tensor, "R"]:
-        """‖μ‖² without each gradient in turn."""
+        """Return ‖μ‖² without each gradient in turn."""
         own, rest = self._weighted_sketches().square().sum(-1), self.count - 1
         raw = self.means_but_one().square().sum(-1) * rest**2
         return (raw - (own.sum() - own)) / (rest * (rest - 1))
 
     def variances_but_one(self) -> Float[Tensor, "R"]:
-        """tr Σ without each gradient in turn."""
+        """Return tr Σ without each gradient in turn."""
         each = self._weights() * self._squares()
         return (each.sum() - each) / (len(each) - 1) - self.squared_means_but_one()
 
@@ -119,7 +122,9 @@ class Sums:
 
 
 def sketch(gradient: Gradient) -> Float[Tensor, "M"]:
-    """A gradient as M numbers whose inner products are those of the gradients, in expectation (see the file's head)."""
+    """Return a gradient as M numbers whose inner products are those of the gradients, in expectation (see the file's
+    head).
+    """
     found = torch.zeros(SKETCH)
     for number, name in enumerate(sorted(gradient)):
         flat = gradient[name].flatten()
@@ -131,7 +136,7 @@ def sketch(gradient: Gradient) -> Float[Tensor, "M"]:
 
 
 def layer_of(name: str) -> str:
-    """The block a parameter belongs to (`layers.3`), or for the others their module's name."""
+    """Return the block a parameter belongs to (`layers.3`), or for the others their module's name."""
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
         if parts[i + 1].isdecimal():
@@ -140,17 +145,17 @@ def layer_of(name: str) -> str:
 
 
 def variance_error(sums: Sums) -> float | None:
-    """The standard error of tr Σ."""
+    """Return the standard error of tr Σ."""
     return _together([_jackknife(sums.variances_but_one())])
 
 
 def log_ratio_error(sums: Sums, other: Sums) -> float | None:
-    """The standard error of log (tr Σ/‖μ‖²) less the other's."""
+    """Return the standard error of log (tr Σ/‖μ‖²) less the other's."""
     return _together([_jackknife(s.variances_but_one().log() - s.squared_means_but_one().log()) for s in (sums, other)])
 
 
 def cosine_error(sums: Sums, other: Sums) -> float | None:
-    """The standard error of the cosine of two means."""
+    """Return the standard error of the cosine of two means."""
     errors = []
     for one, fixed in ((sums, other), (other, sums)):
         mean = fixed._weighted_sketches().mean(0)

@@ -53,7 +53,7 @@ CANDIDATES = 1024
 
 @dataclass(frozen=True)
 class Noisiness:
-    """One method's gradient over R noise draws. None: not known, as a mean is lost in the noise.
+    """The noise of one method's gradient over R draws. None: not determined, as a mean is lost in the noise.
 
     clip: the norm that gradients were clipped to, if they were. forwards: compute of one gradient. norm: ‖μ‖.
     variance: tr Σ, with its standard error. relative: tr Σ/‖μ‖². compute: forwards × relative over the first method's,
@@ -77,6 +77,7 @@ class Noisiness:
 
 
 def forwards_of(objective: Objective) -> int:
+    """Return the compute of one gradient of an objective, in forward passes."""
     extra = objective.uses_probe, objective.rate in LIFT_RULES, objective.uses_reference_model
     return 3 + sum(extra)
 
@@ -92,13 +93,13 @@ def compare_gradients(
     clip: float | None = None,
     on_gradient: Callable[[], None] | None = None,
 ) -> list[Noisiness]:
-    """`count` gradients of every method on all the rows as one batch; the first method is what others are held against.
-    First all methods' gradients as they are, then, where `clip` is given, the same clipped to that norm, as trainers
-    do.
+    """Draw `count` gradients of every method on all the rows as one batch; the first method is what others are held
+    against. First come all methods' gradients as they are, then, where `clip` is given, the same clipped to that norm,
+    as trainers do.
 
-    Each method's noise is its own, so that products of two methods' means are unbiased. Two methods' sums are kept at a
-    time. The model's weights and its `.grad` are as before afterwards. Raises UserError for fewer than 4 gradients, or
-    for a method that needs another model.
+    Each method has independent noise, so that products of two methods' means are unbiased. Two methods' sums are kept
+    at a time. The model's weights and its `.grad` are as before afterwards. Raises UserError for fewer than 4
+    gradients, or for a method that needs another model.
     """
     if count < 4:
         raise UserError(f"{count} gradients are too few for a variance", mend="ask for 4 or more")
@@ -133,7 +134,7 @@ def gradients(
     count: int,
     random: np.random.Generator,
 ) -> Iterator[tuple[Gradient, float]]:
-    """`count` independent gradients of one method, with their weights."""
+    """Yield `count` independent gradients of one method, with their weights."""
     for _ in range(count):
         visits, weight = random_visits(len(rows), collator.seed, random)
         yield gradient(model, rows, collator, objective, mask_id, visits), weight
@@ -145,8 +146,8 @@ def _times(seed: int, visits: NDArray[np.int64]) -> NDArray[np.floating]:
 
 
 def random_visits(rows: int, seed: int, random: np.random.Generator) -> tuple[list[Visit], float]:
-    """(a step's visits, its weight): consecutive visits from a random place on, in a random order, with noise that no
-    other step has.
+    """Return (a step's visits, its weight): consecutive visits from a random place on, in a random order, with noise
+    that no other step has.
 
     Of `CANDIDATES` places, each as likely as in training, one is chosen with probability ∝ v = ½ + ½·x/x̄, where x is
     the mean of its rows' t^−1.5. At small t the square of a gradient of weight 1/t, met with probability t, has a
@@ -170,7 +171,7 @@ def gradient(
     mask_id: int,
     visits: Sequence[Visit],
 ) -> Gradient:
-    """∂loss/∂θ in float32 of the rows as one batch, with the noise of their visits."""
+    """Return ∂loss/∂θ in float32 of the rows as one batch, with the noise of their visits."""
     batch = collator(list(zip(rows, visits, strict=True)))
     batch = {name: value.to(model.device) for name, value in batch.items()}
     canvas, noise = in_blocks(Canvas.of(batch), attention_of(model)), Noise.of(batch)

@@ -32,11 +32,11 @@ SHARDED: dict[StrategyName, tuple[str, ...]] = {
     "zero3": ("optimiser", "gradients", "weights"),
     "fsdp": ("optimiser", "gradients", "weights"),
 }
-"""What each strategy spreads over the devices instead of keeping a copy on each."""
+"""The kinds of memory that each strategy spreads over the devices instead of keeping a copy on each."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
+    """Yield the tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list | dict):
@@ -45,7 +45,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of the storages made since it was entered, now and at the highest."""
+    """A meter counts the bytes of the storages made since it was entered, now and at the highest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device, and the arithmetic of one step on it.
+    """The bytes that one training step needs on one device, and the step's arithmetic.
 
     weights, gradients, optimiser: kept throughout. activations: what the forward pass leaves for the backward pass.
     working: what comes on top of these at the highest (logits of a chunk, gradients on their way, weights gathered from
@@ -97,6 +97,7 @@ class Need:
 
     @property
     def total(self) -> float:
+        """Return all bytes, at the highest."""
         return self.weights + self.gradients + self.optimiser + self.activations + self.working
 
 
@@ -111,8 +112,8 @@ def need(
     autocast: bool = False,
     checkpointing: bool = False,
 ) -> Need:
-    """What an optimiser step with AdamW needs on each of `devices`: `rows` rows of `length` tokens, of which `scored`
-    carry loss. `build` makes the model, its trained weights requiring gradient.
+    """Return what an optimiser step with AdamW needs on each of `devices`: `rows` rows of `length` tokens, of which
+    `scored` carry loss. `build` makes the model, its trained weights requiring gradient.
 
     Raises UserError for a model whose forward pass depends on values (a mixture of experts).
     """
@@ -159,15 +160,17 @@ def need(
 
 
 def kept(model: Any, strategy: StrategyName = "ddp", devices: int = 1) -> dict[str, float]:
-    """Bytes that a model to be trained takes on each device throughout, by kind. It may lie on the meta device."""
+    """Return the bytes that a model to be trained takes on each device throughout, by kind. It may lie on the meta
+    device.
+    """
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     own = {"weights": weight_bytes(model), "gradients": trained, "optimiser": 2 * trained}
     return {kind: size / (devices if kind in SHARDED[strategy] else 1) for kind, size in own.items()}
 
 
 def gathered_bytes(model: Any, trained: list[Tensor]) -> int:
-    """What sharded weights take where they are whole: embedding and head throughout, two layers in turn (the one at
-    work and the next), and the gradients of those that are trained until they are sharded again.
+    """Return the bytes that sharded weights take where they are whole: embedding and head throughout, two layers in
+    turn (the one at work and the next), and the gradients of those that are trained until they are sharded again.
     """
     layers = model.model.layers
     own = {id(p) for p in trained}
@@ -195,7 +198,7 @@ def pretend(model: nn.Module) -> None:
 
 
 def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
-    """The operations of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for
+    """Return the operations of a forward pass of the layers: 2 a weight and token, and 4·L·width a token and layer for
     attention. The last layer's feed-forward part is computed for scored tokens only.
     """
     layers, tokens = model.model.layers, rows * length
@@ -204,7 +207,7 @@ def body_flops(model: Any, rows: int, length: int, scored: int) -> float:
 
 
 def attention_flops(model: Any, rows: int, length: int) -> float:
-    """The operations of attention in a forward pass: queries with keys, and their weights with values."""
+    """Return the operations of attention in a forward pass: queries with keys, and their weights with values."""
     layers = model.model.layers
     width = model.config.num_attention_heads * layers[0].self_attn.head_dim
     return 4.0 * rows * length * length * width * len(layers)
@@ -216,12 +219,15 @@ def _matrices(module: nn.Module) -> int:
 
 
 def forward_flops(model: Any, rows: int, length: int, scored: int) -> float:
+    """Return the operations of a forward pass of layers and head."""
     return body_flops(model, rows, length, scored) + 2.0 * scored * model.lm_head.weight.numel()
 
 
 def step_flops(model: Any, rows: int, length: int, scored: int, *, frozen: bool, again: bool) -> float:
-    """The operations of a training step: a forward pass, as much for the gradient of activations, as much for that of
-    the weights unless they are frozen (adapters, whose own part is small), and the layers once more with checkpointing.
+    """Return the operations of a training step: a forward pass, as much for the gradient of activations, as much for
+    that of the weights unless they are frozen (adapters, whose part is small), and the layers once more with
+    checkpointing.
+
     Both factors of attention's products are activations: their gradient is twice a forward pass whatever is frozen.
     """
     forward = forward_flops(model, rows, length, scored)

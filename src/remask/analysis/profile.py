@@ -45,12 +45,14 @@ PARTS: dict[str, str] = {
 """The parts of a step, in the order they come."""
 
 WARM_UP = 2
-"""Steps before the first one that is timed: kernels are chosen, optimiser states made."""
+"""The steps before the first one that is timed: kernels are chosen, optimiser states made."""
 
 
 @dataclass
 class Step:
-    """One step: seconds from its begin to the next one's, seconds and peak bytes of each part, tokens without fill."""
+    """The figures of one step: seconds from its begin to the next one's, seconds and peak bytes of each part, tokens
+    without fill.
+    """
 
     began: float
     seconds: float = 0.0
@@ -60,7 +62,9 @@ class Step:
 
 
 class Clock:
-    """Which part of a step is at work, and how long each was. On a GPU it waits for what was begun in a part."""
+    """A clock measures which part of a step is at work, and how long each was. On a GPU it waits for what was begun in
+    a part.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +75,7 @@ class Clock:
         self._gauge: Gauge | None = None
 
     def begin(self, *, weigh: bool = False) -> None:
-        """A step begins, and the one before it is over; `weigh` says that its memory is looked at."""
+        """Begin a step, which ends the one before it; `weigh` says that its memory is measured."""
         self.end()
         self._running, self.part = True, "other"
         self._since = self._now()
@@ -80,7 +84,7 @@ class Clock:
             self._gauge = Gauge(self.device)
 
     def end(self) -> None:
-        """The step that is under way is over."""
+        """End the step that is under way."""
         if self._running:
             self.switch("other")
             self.steps[-1].seconds = self._since - self.steps[-1].began
@@ -90,7 +94,7 @@ class Clock:
             self._gauge = None
 
     def switch(self, part: str) -> str:
-        """Take this part as the one at work from now on. Returns the one that was."""
+        """Take this part as the one at work from now on. Return the one that was."""
         before, self.part = self.part, part
         if self._running:
             now = self._now()
@@ -103,6 +107,7 @@ class Clock:
 
     @contextmanager
     def during(self, part: str) -> Iterator[None]:
+        """Take this part as the one at work for a while."""
         before = self.switch(part)
         try:
             yield
@@ -116,8 +121,8 @@ class Clock:
 
 
 class Gauge:
-    """Bytes of tensors made since it was opened, at the highest since it was last read: of a GPU's allocator, or else
-    of the tensors this process makes.
+    """A gauge measures the bytes of tensors made since it was opened, at the highest since it was last read: of a GPU's
+    allocator, or else of the tensors this process makes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,6 +134,7 @@ class Gauge:
             self.before = torch.cuda.memory_allocated(device)
 
     def highest(self) -> int:
+        """Return the highest bytes since the last reading."""
         if self.meter is not None:
             peak, self.meter.peak = self.meter.peak, self.meter.now
             return peak
@@ -137,12 +143,15 @@ class Gauge:
         return max(0, peak)
 
     def close(self) -> None:
+        """Stop measuring, and count no further bytes."""
         if self.meter is not None:
             self.meter.__exit__(None, None, None)
 
 
 class ProfiledTrainer(SftTrainer):
-    """The trainer of `remask sft`, whose parts tell a clock when they are at work. The last step is weighed."""
+    """A trainer of `remask sft` whose parts tell a clock when they are at work. The memory of the last step is
+    measured.
+    """
 
     def __init__(self, model: Any, args: Any, **keywords: Any) -> None:
         self.clock = Clock(args.device)
@@ -171,7 +180,7 @@ class ProfiledTrainer(SftTrainer):
             return super().prepare(*arguments, **keywords)
 
     def reader(self, model: Any) -> ModelReader:
-        """Forward passes for a corruption are its probe's."""
+        """Return the model as a reader; its forward passes for a corruption count as the probe's."""
         part = "probe" if self.clock.part == "corruption" else self.clock.part
         return super().reader(model).under(lambda: self.clock.during(part))
 
@@ -184,7 +193,7 @@ class ProfiledTrainer(SftTrainer):
             super().backward(loss)
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """Around the loss a training step takes its gradient; after the last one of a step comes the optimiser."""
+        """Take a micro-batch's loss and gradient; after the last one of a step comes the optimiser."""
         with self.clock.during("backward"):
             loss = super().training_step(*arguments, **keywords)
         if self.accelerator.sync_gradients:
@@ -225,7 +234,7 @@ def _lasting(trainer: SftTrainer) -> dict[str, int]:
 
 
 def profile(config: ProfileConfig) -> dict[str, Any]:
-    """Carry out the steps and say where their time and memory went, ready for JSON. Keeps nothing else.
+    """Carry out the steps and say where their time and memory went, ready for JSON. Nothing else is kept.
 
     Raises UserError for settings that cannot be, and in a run of several processes.
     """
@@ -273,7 +282,9 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
 
 
 def summary(steps: Sequence[Step]) -> dict[str, Any]:
-    """Median seconds of a step and of its parts, their shares of all the time, and tokens without fill a second."""
+    """Return the median seconds of a step and of its parts, their shares of all the time, and tokens without fill a
+    second.
+    """
     total = sum(step.seconds for step in steps)
     return {
         "seconds": statistics.median(step.seconds for step in steps),

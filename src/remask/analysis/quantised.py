@@ -19,15 +19,15 @@ from remask.choices import Quantization
 from remask.models.patches import Mixin, derive
 
 BLOCK = 64
-"""Weights that share a scale in 4 bits."""
+"""The number of weights that share a scale in 4 bits."""
 GROUP = 256
-"""Scales that share a scale of theirs."""
+"""The number of scales that share a scale of scales."""
 TABLES = {"4bit": 4 * 16, "4bit-double": 4 * (16 + 256 + 1), "8bit": 0}
-"""Bytes of the values that codes stand for, which every layer keeps (and the scales' mean)."""
+"""The bytes of the values that codes stand for, which every layer keeps (and the scales' mean)."""
 
 
 def stored_bytes(weights: int, outputs: int, quantization: Quantization) -> int:
-    """Of one layer's weights: codes, scales and tables."""
+    """Return the bytes of one layer's weights: codes, scales and tables."""
     if quantization == "8bit":
         return weights + 4 * outputs
     blocks = -(-weights // BLOCK)
@@ -36,8 +36,9 @@ def stored_bytes(weights: int, outputs: int, quantization: Quantization) -> int:
 
 
 def quantise(model: Any, quantization: Quantization) -> Any:
-    """The same model, with no contents, as training on quantised weights has it: all linear layers but the head are
-    quantised and compute in the model's precision, and all else is float32 (peft's `prepare_model_for_kbit_training`).
+    """Return the same model, with no contents, as training on quantised weights has it: all linear layers but the head
+    are quantised and compute in the model's precision, and all else is float32 (peft's
+    `prepare_model_for_kbit_training`).
     """
     head, kind = model.get_output_embeddings(), PlannedInt8 if quantization == "8bit" else PlannedNF4
     packed: set[int] = set()
@@ -54,7 +55,7 @@ def quantise(model: Any, quantization: Quantization) -> Any:
 
 
 def weight_bytes(model: Any) -> int:
-    """Of all weights, as they are stored."""
+    """Return the bytes of all weights, as they are stored."""
     packed = {
         id(module.weight): stored_bytes(module.weight.numel(), module.out_features, module.quantization)
         for module in model.modules()
@@ -77,7 +78,7 @@ class PlannedNF4(Mixin):
 
 
 class PlannedInt8(Mixin):
-    """A mixin before a linear layer."""
+    """A mixin before a linear layer whose weight is kept in 8 bits."""
 
     weight: Tensor
     bias: Tensor | None

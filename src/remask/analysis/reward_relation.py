@@ -30,7 +30,7 @@ from remask.tasks.base import Problem, Task
 
 @dataclass(frozen=True)
 class Answers:
-    """Sampled answers [P prompts, G]: rewards, and each value's reading of them (nats)."""
+    """Sampled answers [P prompts, G]: their rewards, and each value's reading of them (nats)."""
 
     rewards: list[list[float]]
     values: dict[str, list[list[float]]]
@@ -51,8 +51,8 @@ def sample_answers(
     batch_size: int = 64,
     on_done: Callable[[int], None] | None = None,
 ) -> Answers:
-    """`completions` answers a problem, graded by the task's dense reward, with the coupled ELBO of `draws` draws and
-    the mean-field value of the whole canvas.
+    """Sample `completions` answers a problem, graded by the task's dense reward, with the coupled ELBO of `draws` draws
+    and the mean-field value of the whole canvas.
     """
     prompts = encode_prompts(model, tokenizer, [task.prompt(problem, style) for problem in problems], decoding)
     encoded = [ids for ids in prompts for _ in range(completions)]
@@ -80,8 +80,8 @@ def sample_answers(
 
 
 def concordance(rewards: Sequence[float], values: Sequence[float]) -> float | None:
-    """The share of one prompt's pairs of unlike reward that the values order rightly, ties counting half; None where
-    all rewards are the same.
+    """Return the share of one prompt's pairs of unlike reward that the values order rightly, ties counting half; None
+    where all rewards are the same.
     """
     right = pairs = 0.0
     for i, (reward, value) in enumerate(zip(rewards, values, strict=True)):

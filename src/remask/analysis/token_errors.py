@@ -17,8 +17,9 @@ from remask.diffusion.reader import ModelReader
 
 @torch.no_grad()
 def token_errors(model: Any, rows: Sequence[Row], *, mask_id: int, collator: Collator) -> list[dict[str, list]]:
-    """For each row and response token: wrong (the likeliest token is another one) and nll (−log p, nats) with the whole
-    response masked; later_wrong and later_nll with half of it revealed, by the collator's noise (`score_in_halves`).
+    """Return for each row and response token: wrong (the likeliest token is another one) and nll (−log p, nats) with
+    the whole response masked; later_wrong and later_nll with half of it revealed, by the collator's noise
+    (`score_in_halves`).
 
     Rows are read one by one.
     """

@@ -9,19 +9,21 @@ from remask.errors import UserError
 
 
 class Meanings:
-    """What each value of a choice means: value → one line."""
+    """The meanings of a choice's values, one line for each value."""
 
     def __init__(self, lines: Mapping[str, str]) -> None:
         self.lines = dict(lines)
 
 
 def meanings(choice: Any) -> dict[str, str]:
-    """Value → meaning of a choice, or of a type hint that holds one (`RateName | None`); empty where there is none."""
+    """Return the meaning of each value of a choice, or of a type hint that holds one (`RateName | None`); empty where
+    there is none.
+    """
     return next((mark.lines for mark in _marks(choice)), {})
 
 
 def values(choice: Any) -> tuple[str, ...]:
-    """The values of a choice, in the order in which they are listed."""
+    """Return the values of a choice, in the order in which they are listed."""
     return tuple(meanings(choice))
 
 

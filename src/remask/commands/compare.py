@@ -35,6 +35,7 @@ class CompareConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask compare` with these arguments and return the exit code."""
     words, flags = split_words(CompareConfig, arguments)
     config = parse(CompareConfig, flags, command="compare", examples=EXAMPLES, words="A B")
     if len(words) != 2:
@@ -62,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def side(text: str) -> Arm:
-    """One arm from files joined by commas, or patterns."""
+    """Return one arm from files joined by commas, or patterns."""
     paths = [path for part in text.split(",") for path in (sorted(glob.glob(part)) or [part])]
     arms = pool(load_evaluation(Path(path)) for path in paths)
     if len(arms) != 1:
@@ -71,7 +72,7 @@ def side(text: str) -> Arm:
 
 
 def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None:
-    """A table of the two arms and their difference, then what may be said of each task."""
+    """Print a table of the two arms and their difference, then what may be said of each task."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -107,8 +108,8 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
 
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
-    """What may be said of one task's accuracy. A gain is given in both meanings, over the baseline's score and over its
-    own gain on the starting model, and only where there is one.
+    """Return what may be said of one task's accuracy. A gain is given in both meanings, over the baseline's score and
+    over the baseline's gain on the starting model, and only where there is one.
     """
     size = f"n = {c.difference.n}, {plural(c.difference.seeds, 'seed')}"
     if not c.difference.found:

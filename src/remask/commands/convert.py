@@ -20,6 +20,7 @@ EXAMPLES = """Examples:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask convert` with these arguments and return the exit code."""
     config = parse(ConvertConfig, arguments, command="convert", examples=EXAMPLES)
     source = config.to_diffusion or config.merge
     if source is None or (config.to_diffusion and config.merge):

@@ -20,6 +20,7 @@ Rows have prompt + chosen + rejected, or chosen + rejected as conversations that
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask dpo` with these arguments and return the exit code."""
     config = parse(DpoConfig, arguments, command="dpo", examples=EXAMPLES)
     with uncollected():
         from remask.preference.run import run_dpo

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def tell(outcome: Outcome, *, command: str, objective: str, names: Sequence[str]) -> int:
-    """0, or 128 + the signal that stopped the run. Of the metrics those of the given names are shown."""
+    """Print how the run ended, with the metrics of the given names. Return 0, or 128 + the signal that
+    stopped the run.
+    """
     if outcome.signal is not None:
         from remask.training.saving import go_on_with
 
@@ -38,7 +40,9 @@ def tell(outcome: Outcome, *, command: str, objective: str, names: Sequence[str]
 
 @contextmanager
 def leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command by way of `finally`, so that no process that it began outlives it (exit code 143)."""
+    """Make SIGTERM end the command by way of `finally`, so that no process that it began outlives it (exit
+    code 143).
+    """
 
     def leave(number: int, _: Any) -> None:
         raise SystemExit(128 + number)

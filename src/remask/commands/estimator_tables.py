@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
-    """(title, table, note) of every part that was measured."""
+    """Yield (title, table, note) of every part that was measured."""
     settings = record["settings"]
     if "elbo" in record:
         value = mean(record["elbo"]["per_token"])

@@ -22,10 +22,11 @@ EXAMPLES = """Examples:
 The unit of compute is one forward pass of one row; a gradient takes three."""
 
 ROWS = 8
-"""Looked at where nothing is said."""
+"""The number of rows that are read where no number is given."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask estimators` with these arguments and return the exit code."""
     config = parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES)
     check(config)
     refuse_unwritable(config.json)
@@ -73,7 +74,7 @@ def check(config: EstimatorsConfig) -> None:
 
 
 def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Load, then measure the parts asked for: (the part just done, the record of all that are)."""
+    """Load, then measure the parts asked for. Yield (the part just done, the record of all that are)."""
     from remask.environment import hardware
     from remask.models.facts import facts
     from remask.sft.presets import resolve
@@ -272,6 +273,7 @@ def _gradients(
 
 
 def show(record: dict[str, Any]) -> None:
+    """Print the tables of the parts that were measured."""
     from remask.commands.estimator_tables import tables
 
     for title, table, notes in tables(record):

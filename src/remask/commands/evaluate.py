@@ -31,6 +31,7 @@ EXAMPLES = """Examples:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask eval` with these arguments and return the exit code."""
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
     known = config.json is not None and Path(config.json).exists() and not config.overwrite
     try:
@@ -91,7 +92,7 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
 
 
 def show(record: dict[str, Any]) -> None:
-    """The scores as a table, with the decoding that gave them."""
+    """Print the scores as a table, with the decoding that gave them."""
     from rich import box
     from rich.table import Table
 

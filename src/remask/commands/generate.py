@@ -20,6 +20,7 @@ EXAMPLES = """Examples:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask generate` with these arguments and return the exit code."""
     prompts, flags = split_words(GenerateConfig, arguments)
     config = parse(GenerateConfig, flags, command="generate", examples=EXAMPLES, words="[PROMPT...]")
     if config.infill is not None:

@@ -39,18 +39,18 @@ PASS_1 = "pass@1"
 
 @dataclass(frozen=True)
 class Graded:
-    """Answers of one source and their grades."""
+    """A graded source has answers and their grades."""
 
     source: str
     stored: list[Stored]
     problems: list[Problem]
     grades: list[Grade]
     asked: int | None = None
-    """Problems of the data set that the samples are of."""
+    """The number of problems of the data set that the samples are of."""
 
     @property
     def samples(self) -> list[tuple[int, int]]:
-        """(samples, right ones) of each problem that has any."""
+        """Return (samples, right ones) of each problem that has any."""
         right: dict[str, list[int]] = {}
         for problem, grade in zip(self.problems, self.grades, strict=True):
             counts = right.setdefault(problem.key, [0, 0])
@@ -60,6 +60,7 @@ class Graded:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask grade` with these arguments and return the exit code."""
     words, flags = split_words(GradeConfig, arguments)
     config = parse(GradeConfig, flags, command="grade", examples=EXAMPLES, words="TASK FILE...")
     if len(words) < 2:
@@ -147,9 +148,9 @@ def _answers(task: Task, path: str) -> list[Stored]:
 
 
 def scores_of(task: Task, graded: Graded) -> dict[str, Any]:
-    """Every metric with its interval, and of those that are counts, right and all.
+    """Return every metric with its interval, and of those that are counts, right and all.
 
-    Wilson's interval for accuracy; for shares within problems, the bootstrap over problems.
+    The interval is Wilson's for accuracy, and the bootstrap over problems for shares within problems.
     """
     right = sum(grade.correct for grade in graded.grades)
     accuracy = {"right": right, "of": len(graded.grades), **_interval(wilson(right, len(graded.grades)))}
@@ -177,8 +178,9 @@ def scores_of(task: Task, graded: Graded) -> dict[str, Any]:
 
 
 def passes(graded: Graded) -> dict[str, dict[str, Any]]:
-    """Accuracy of samples, and pass@k: the mean over the problems that have any. With one sample a problem the two are
-    the same count, with Wilson's interval; with several the bootstrap's, over problems."""
+    """Return the accuracy of samples, and pass@k: the mean over the problems that have any. With one sample a problem
+    the two are the same count, with Wilson's interval; with several the bootstrap's, over problems.
+    """
     counts = graded.samples
     samples, right = sum(n for n, _ in counts), sum(c for _, c in counts)
     if samples == len(counts):
@@ -211,7 +213,7 @@ def _record(task: Task, scores: list[dict[str, Any]], graded: list[Graded]) -> d
 
 
 def show(task: Task, scores: Sequence[dict[str, Any]]) -> None:
-    """A line a metric, the published one first and marked."""
+    """Print a line a metric, the published one first and marked."""
     from rich import box
     from rich.table import Table
 
@@ -240,7 +242,7 @@ def show(task: Task, scores: Sequence[dict[str, Any]]) -> None:
 
 
 def notes(block: dict[str, Any]) -> list[str]:
-    """What is to be known of samples beside their scores."""
+    """Return notes on samples that a reader needs beside their scores."""
     if "problems" not in block:
         return []
     problems, source = block["problems"], Path(block["source"]).name

@@ -17,7 +17,7 @@ from remask.choices import meanings
 
 @cache
 def option_help(kind: type) -> dict[str, str]:
-    """Field → help text of a config class, those that it inherits included."""
+    """Return the help text of each field of a config class, those that it inherits included."""
     texts = {name: text for base in reversed(kind.__mro__) for name, text in _docstrings(base).items()}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         lines = [texts.get(name, ""), *(f"{value}: {meaning}" for value, meaning in meanings(hint).items())]
@@ -39,7 +39,7 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def with_help() -> ConstructorRegistry:
-    """tyro's rules for types, with config classes described by `option_help`."""
+    """Return tyro's rules for types, with config classes described by `option_help`."""
     registry = ConstructorRegistry()
 
     @registry.struct_rule

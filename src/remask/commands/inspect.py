@@ -19,10 +19,11 @@ EXAMPLES = """Examples:
   remask inspect --classes --data my.jsonl --rows 500 --html classes.html"""
 
 ROWS = {False: 4, True: 64}
-"""Looked at where nothing is said: without and with classes."""
+"""The numbers of rows that are read where none is given: without and with classes."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask inspect` with these arguments and return the exit code."""
     config = parse(InspectConfig, arguments, command="inspect", examples=EXAMPLES)
     refuse_unwritable(config.html)
     record = inspect_examples(config)
@@ -86,7 +87,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
 
 
 def show(examples: Sequence[dict[str, Any]]) -> None:
-    """Each answer with its tokens coloured by entropy, and the surest and least sure of them."""
+    """Print each answer with its tokens coloured by entropy, and the surest and least sure of them."""
     from rich.text import Text
 
     terminal = console()

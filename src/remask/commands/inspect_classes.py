@@ -8,11 +8,11 @@ from typing import Any
 from remask.commands.options import console
 
 ENDS = 8
-"""Tokens shown at either end of the ranking by entropy."""
+"""The number of tokens shown at either end of the ranking by entropy."""
 
 
 def show_classes(found: dict[str, Any], *, objective: str, time: float) -> None:
-    """Classes, tenths by entropy, and the tokens of highest and lowest entropy."""
+    """Print classes, tenths by entropy, and the tokens of highest and lowest entropy."""
     terminal = console()
     terminal.print(
         f"{found['tokens']:,} tokens of {found['rows']} answers, all masked: entropy "
@@ -52,7 +52,7 @@ def show_classes(found: dict[str, Any], *, objective: str, time: float) -> None:
 
 
 def spread(value: dict[str, Any] | None, form: str = ".2f", scale: float = 1.0) -> str:
-    """An estimate and its interval."""
+    """Return an estimate and its interval as text."""
     if value is None:
         return "–"
     if value["low"] is None:

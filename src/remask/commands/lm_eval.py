@@ -24,6 +24,7 @@ max_length, add_bos_token, and every decoding setting of `remask generate`. --de
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask lm-eval` with these arguments and return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         raise SystemExit(0 if arguments else 2)

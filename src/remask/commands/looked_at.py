@@ -10,7 +10,7 @@ from remask.errors import UserError
 def read_rows(
     data: str | None, rows: int | None, default: int, tokenizer: Any, *, prompt_style: str, max_length: int
 ) -> list[Any]:
-    """The first `rows` of `data`, tokenised. Without `rows` they are `default`, or all where the data has fewer;
+    """Return the first `rows` of `data`, tokenised. Without `rows` they are `default`, or all where the data has fewer;
     without `data` they are generated. Raises UserError where there are fewer than were asked for, or none.
     """
     from remask.data.canvas import build_rows, tell_faults

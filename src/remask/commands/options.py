@@ -24,11 +24,11 @@ from remask.imports import uncollected
 C = TypeVar("C")
 
 SWITCH_VALUES: dict[str, bool | None] = {"true": True, "false": False, "yes": True, "no": False, "none": None}
-"""How the value of a switch is spelled, in any case."""
+"""The spellings of a switch's value, in any case."""
 
 
 def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: str, words: str = "") -> C:
-    """A config from `--config FILE` (optional) and dotted flags over it.
+    """Return a config from `--config FILE` (optional) and dotted flags over it.
 
     `--help` prints and leaves with 0; its usage line names `words`, which the command takes without a flag.
     Raises UserError for a flag that is unknown or of the wrong type.
@@ -63,7 +63,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
 
 
 def respelled_flags(kind: Any, arguments: Sequence[str]) -> list[str]:
-    """The arguments (flags and their values) with British and American spellings as Remask calls them.
+    """Return the arguments (flags and their values) with British and American spellings as Remask calls them.
 
     Raises UserError for an option that is given in both.
     """
@@ -83,7 +83,7 @@ def respelled_flags(kind: Any, arguments: Sequence[str]) -> list[str]:
 
 
 def with_switch_values(kind: Any, arguments: Sequence[str]) -> list[str]:
-    """The arguments with every switch in the form tyro reads.
+    """Return the arguments with every switch in the form tyro reads.
 
     A switch may stand alone (`--decoding.suppress-eos`), be negated (`--no-decoding.suppress-eos`), or have a value in
     any spelling of true and false, after a space or an equals sign.
@@ -115,7 +115,7 @@ def with_switch_values(kind: Any, arguments: Sequence[str]) -> list[str]:
 
 
 def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words, flags): what stands without a flag, and the flags with their values (of whole numbers several)."""
+    """Return (words, flags): what stands without a flag, and the flags with their values (of whole numbers several)."""
     words, flags, rest = [], [], with_switch_values(kind, arguments)
     while rest:
         token = rest.pop(0)
@@ -201,7 +201,7 @@ def _plain(message: str) -> str:
 
 
 def load_named(config: Any) -> tuple[Any, Any]:
-    """The model and tokenizer that a command's options name: model, adapter, dtype, quantization, device."""
+    """Load the model and tokenizer that a command's options name: model, adapter, dtype, quantization, device."""
     with uncollected():
         from remask.models.load import load
 
@@ -216,11 +216,12 @@ def load_named(config: Any) -> tuple[Any, Any]:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
     print(as_json(value, indent=1))
 
 
 def console() -> Any:
-    """A terminal's own width; 100 columns where output goes to a file."""
+    """Return a console as wide as the terminal, or of 100 columns where output goes to a file."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 100)

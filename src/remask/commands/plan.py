@@ -32,7 +32,7 @@ GPUS: dict[GpuName, tuple[float, float]] = {
     "b200": (180, 2250),
     "rtx-4090": (24, 165),
 }
-"""(memory in GB, peak of dense bfloat16 products in TFLOP/s), from the makers' data sheets."""
+"""The (memory in GB, peak of dense bfloat16 products in TFLOP/s) of each GPU, from the makers' data sheets."""
 
 KINDS = {
     "weights": "weights",
@@ -44,6 +44,7 @@ KINDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask plan` with these arguments and return the exit code."""
     config = parse(PlanConfig, arguments, command="plan", examples=EXAMPLES)
     refuse_unwritable(config.json)
     record = plan(config)
@@ -61,7 +62,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
-    """Changes that need less memory on this machine, the least intrusive first: (their flags, the changed plan)."""
+    """Return changes that need less memory on this machine, the least intrusive first: (their flags, the
+    changed plan).
+    """
     single: dict[str, dict[str, Any]] = {
         "--rows 1": {"rows": 1} if config.rows > 1 else {},
         "--gradient-checkpointing": {} if config.gradient_checkpointing else {"gradient_checkpointing": True},
@@ -82,11 +85,11 @@ def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
 
 
 LESS = ("8bit", "4bit")
-"""How a base may be stored that adapters are trained on, the more exact way first."""
+"""The ways to store a base that adapters are trained on, the more exact way first."""
 
 
 def quantised_wrongly(config: PlanConfig) -> tuple[str, str] | None:
-    """What keeps a plan's base from being quantised, and what to do about it."""
+    """Return what keeps a plan's base from being quantised, and what to do about it; or None."""
     if config.quantization is None:
         return None
     if not config.lora_rank:
@@ -97,7 +100,7 @@ def quantised_wrongly(config: PlanConfig) -> tuple[str, str] | None:
 
 
 def advice(config: PlanConfig, record: dict[str, Any]) -> str:
-    """What would fit, by planning it; else by how much the best of it does not."""
+    """Return what would fit, by planning it; else by how much the best of it does not."""
     least = math.inf
     fitting: list[str] = []
     candidates = remedies(config)
@@ -120,11 +123,11 @@ def advice(config: PlanConfig, record: dict[str, Any]) -> str:
 
 
 MOST_ADVICE = 2
-"""So many ways out are named."""
+"""The most ways out that are named."""
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """The figures, for people and machines."""
+    """Return the figures of a plan, for people and machines."""
     with uncollected():
         from remask.analysis.plan import need
 
@@ -163,7 +166,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def builder(config: PlanConfig) -> Callable[[], Any]:
-    """What makes the model of a plan, its trained weights requiring gradient."""
+    """Return a function that makes the model of a plan, its trained weights requiring gradient."""
     with uncollected():
         from remask.analysis.quantised import quantise
         from remask.config import LoraConfig
@@ -184,7 +187,9 @@ def builder(config: PlanConfig) -> Callable[[], Any]:
 
 
 def kept_gib(config: PlanConfig) -> float:
-    """What a plan takes at the least: weights, gradients and optimiser states, which need no step to be counted."""
+    """Return the memory that a plan takes at the least, in GiB: weights, gradients and optimiser states, which need no
+    step to be counted.
+    """
     import torch
 
     from remask.analysis.plan import kept
@@ -195,6 +200,7 @@ def kept_gib(config: PlanConfig) -> float:
 
 
 def check(config: PlanConfig) -> None:
+    """Raises UserError for a number that no step can have."""
     for name in ("gpus", "length", "rows", "accumulation"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} = {getattr(config, name)}", mend="give 1 or more")
@@ -217,11 +223,12 @@ def check(config: PlanConfig) -> None:
 
 
 def memory_gib(config: PlanConfig) -> float:
-    """The memory of one GPU, in GiB."""
+    """Return the memory of one GPU, in GiB."""
     return config.memory_gib if config.memory_gib is not None else GPUS[config.gpu][0] * 1e9 / GIB
 
 
 def show(record: dict[str, Any]) -> None:
+    """Print the figures as a table."""
     from rich.table import Table
 
     settings, terminal = record["settings"], console()

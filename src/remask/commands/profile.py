@@ -22,6 +22,7 @@ MIB = 2**20
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask profile` with these arguments and return the exit code."""
     config = parse(ProfileConfig, arguments, command="profile", examples=EXAMPLES)
     refuse_unwritable(config.json)
     with uncollected():
@@ -37,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def show(record: dict[str, Any]) -> None:
+    """Print where the time and the memory of a step went."""
     from rich.table import Table
 
     terminal = console()
@@ -73,4 +75,5 @@ def show(record: dict[str, Any]) -> None:
 
 
 def mebibytes(size: int) -> str:
+    """Return a number of bytes in MiB as text."""
     return f"{size / MIB:,.1f}"

@@ -18,7 +18,7 @@ Folders are runs; files are evaluations."""
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One self-contained HTML page of runs and evaluations."""
+    """Write one self-contained HTML page of runs and evaluations."""
 
     output: str = "report.html"
     """Where the page goes."""
@@ -26,6 +26,7 @@ class ReportConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask report` with these arguments and return the exit code."""
     words, flags = split_words(ReportConfig, arguments)
     config = parse(ReportConfig, flags, command="report", examples=EXAMPLES, words="RUN|EVALUATION...")
     from remask.report import write_report

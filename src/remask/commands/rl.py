@@ -21,6 +21,7 @@ A reward function of your own: def judge(prompts, completions, **columns) -> lis
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask rl` with these arguments and return the exit code."""
     config = parse(RlConfig, arguments, command="rl", examples=EXAMPLES)
     with uncollected():
         from remask.rl.run import run_rl

@@ -19,6 +19,7 @@ Rows have prompt + completion, messages, question + answer, or s1K's columns."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask sft` with these arguments and return the exit code."""
     config = parse(SftConfig, arguments, command="sft", examples=EXAMPLES)
     with uncollected():
         from remask.sft.run import run_sft

@@ -33,14 +33,15 @@ class StudyOptions:
     output_dir: str = "studies"
     """Results go to OUTPUT_DIR/NAME, the runs to OUTPUT_DIR/cells, which studies share."""
     processes: int = 1
-    """Jobs at a time."""
+    """The number of jobs at a time."""
     seeds: tuple[int, ...] = ()
-    """Instead of the file's."""
+    """The training seeds, instead of the file's."""
     dry_run: bool = False
     """List the jobs, and which of them are done; run none."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask study` with these arguments and return the exit code."""
     words, flags = split_words(StudyOptions, arguments)
     options = parse(StudyOptions, flags, command="study", examples=EXAMPLES, words="STUDY.yaml")
     if len(words) != 1:

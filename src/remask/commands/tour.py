@@ -34,12 +34,12 @@ EXAMPLES = """Examples:
 
 RECIPE = "recipes/studies/tour.yaml"
 MARK = ".remask-tour"
-"""A folder with this file is a tour's: a new tour may write over it."""
+"""The file that marks a folder as a tour's: a new tour may write over it."""
 TASK, REINFORCED = "sudoku", "espo"
 NAMES = {"sft": "SFT", "gift": "GIFT", "gift-permuted": "GIFT on the wrong tokens", "espo": "ESPO after GIFT"}
-"""What the arms are called in sentences."""
+"""The names of the arms in sentences."""
 COMPARED = (("gift", "sft"), ("gift-permuted", "sft"), ("espo", "gift"))
-"""(candidate, baseline) of each thing said."""
+"""The (candidate, baseline) of each sentence."""
 
 NEXT = """What next
   your data        remask sft --objective gift --data my.jsonl --output-dir runs/mine
@@ -51,6 +51,7 @@ NEXT = """What next
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `remask tour` with these arguments and return the exit code."""
     config = parse(TourConfig, arguments, command="tour", examples=EXAMPLES)
     started = time.perf_counter()
     study = study_of(config)
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def study_of(config: TourConfig) -> StudyConfig:
-    """The recipe with the options over it. Raises UserError for numbers no tour can have."""
+    """Return the recipe with the options over it. Raises UserError for numbers no tour can have."""
     study = configs.load(StudyConfig, RECIPE)
     seeds = config.seeds if config.seeds is not None else ((0,) if config.quick else study.seeds)
     n = config.n if config.n is not None else 200 if config.quick else None
@@ -162,7 +163,7 @@ def _arms(grid: Sequence[Cell], folder: Path) -> dict[str, Arm]:
 
 
 def said(arms: dict[str, Arm], study: StudyConfig) -> list[str]:
-    """What was found of each pair that is compared, in words; p values are corrected for their number (Holm)."""
+    """Return what was found of each pair that is compared, in words; p values are corrected for their number (Holm)."""
     from remask.evaluation.compare import compare_arms
     from remask.evaluation.statistics import holm
     from remask.report.finding import finding

@@ -28,7 +28,7 @@ class EvalConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
@@ -43,9 +43,9 @@ class EvalConfig:
     n: int | None = None
     """Problems per task (default: 100 generated ones, or the whole file)."""
     split: HeldOutSplit = "test"
-    """Which split generated problems are of."""
+    """The split that generated problems are of."""
     problem_seed: int = 0
-    """Seeds which problems are generated."""
+    """The seed that decides which problems are generated."""
     json: str | None = None
     """Where to write the record. Answers are kept beside it as they come: the same command goes on where it stopped."""
     overwrite: bool = False
@@ -57,16 +57,16 @@ class EvalConfig:
     system: str | None = None
     """A system turn to begin with."""
     prefill: str = ""
-    """What every answer begins with, such as <reasoning>."""
+    """The words that every answer begins with, such as <reasoning>."""
     allow_code_execution: bool = False
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
     arm: str | None = None
     """The name results are pooled under (default: the run's objective, or start)."""
     prompt_style: PromptStyle | None = None
-    """Which wording of the prompts (default: the checkpoint's)."""
+    """The wording of the prompts (default: the checkpoint's)."""
     batch_size: int = 32
     engine: str = "local"
-    """Who answers: local (the model in this process), or a class of your own: file.py:Class."""
+    """What answers: local (the model in this process), or a class of your own: file.py:Class."""
     dtype: Dtype = "float32"
     quantization: Quantization | None = None
     """Load the weights in 4 or 8 bits (needs bitsandbytes)."""
@@ -74,7 +74,7 @@ class EvalConfig:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def named_tasks(self) -> list[str]:
-        """What to answer, one task each."""
+        """Return the names of the tasks to answer."""
         default = "" if self.likelihood else "sudoku,countdown"
         return [text.strip() for text in (default if self.tasks is None else self.tasks).split(",") if text.strip()]
 
@@ -87,7 +87,7 @@ class GenerateConfig:
 
     model: str = "tiny"
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     infill: str | None = None
     """A text to fill in where it has masks: the model's mask token, once for each token to write. A prompt may come
@@ -120,7 +120,7 @@ class ConvertConfig:
     shift: bool = True
     """The output at i-1 goes on predicting token i, as in the causal model (Dream's way)."""
     attention: str = "full"
-    """How the diffusion model's tokens look at each other: full, block:N, block:N:answer."""
+    """Which of the diffusion model's tokens attend to which: full, block:N, block:N:answer."""
     mask_token: str = "<|mask|>"
     """The mask token to add where the tokenizer has none."""
     dtype: Dtype = "auto"
@@ -129,20 +129,21 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Per-token entropy, β and masking rate of examples, as terminal colours, JSON and HTML."""
+    """Show per-token entropy, β and masking rate of examples, as terminal colours, JSON and HTML."""
 
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""
     rows: int | None = None
-    """How many rows to look at (default: 4, or 64 with classes)."""
+    """How many rows to read (default: 4, or 64 with classes)."""
     classes: bool = False
-    """Which kinds of tokens have high entropy, and whether entropy tells what the model gets wrong, over all rows."""
+    """Show which kinds of tokens have high entropy, and whether entropy predicts what the model gets wrong, over all
+    rows."""
     objective: TuningName = "gift"
     """The method whose β and masking rate are shown."""
     time: float = 0.5
@@ -182,7 +183,7 @@ class TourConfig:
     processes: int | None = None
     """Jobs at a time (default: one a core, 2 at most)."""
     overwrite: bool = False
-    """Do everything anew. Else what an earlier tour of this folder did is kept."""
+    """Do everything anew. Otherwise what an earlier tour of this folder did is kept."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class GradeConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """What a training step will need: memory on each GPU, arithmetic, time. Nothing is loaded or downloaded."""
+    """Compute what a training step will need: memory on each GPU, arithmetic, time. Nothing is loaded or downloaded."""
 
     __pydantic_config__ = STRICT
 
@@ -228,18 +229,18 @@ class PlanConfig:
     response: float = 0.75
     """Share of a row that is answer."""
     strategy: StrategyName = "ddp"
-    """What is shared out over the GPUs instead of kept on each."""
+    """What is spread over the GPUs instead of kept on each."""
     lora_rank: int = 0
     """Adapters of this rank on a frozen base (0: all weights are trained)."""
     quantization: Quantization | None = None
-    """Of the base that adapters are trained on, whose other weights are then float32."""
+    """Quantise the base that adapters are trained on; its other weights are then float32."""
     dtype: PlannedDtype = "bfloat16"
     """Precision of the weights, their gradients and the optimiser's states."""
     bf16: bool = False
     """Mixed precision: compute in bfloat16 with float32 weights."""
     gradient_checkpointing: bool = False
     probe: bool = False
-    """One forward more a step: GIFT's policy probe."""
+    """Add one forward pass a step: GIFT's policy probe."""
     total_rows: int | None = None
     """Training rows over all epochs, for the time of a whole run."""
     json: str | None = None

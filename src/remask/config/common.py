@@ -11,7 +11,7 @@ from remask.config.read import STRICT
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters; rank 0 trains all weights."""
+    """Train low-rank adapters; rank 0 trains all weights."""
 
     __pydantic_config__ = STRICT
 
@@ -27,7 +27,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What every way of training sets of the engine, under transformers' names."""
+    """Set the training engine as every way of training does, under transformers' names."""
 
     __pydantic_config__ = STRICT
 
@@ -46,7 +46,7 @@ class EngineConfig:
     """Write a checkpoint every N steps (0: none but the final model)."""
     save_total_limit: int | None = 2
     bf16: bool = False
-    """Mixed precision."""
+    """Compute in mixed precision (bfloat16)."""
     gradient_checkpointing: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers, by transformers' names, or none."""
@@ -56,7 +56,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RowEngineConfig(EngineConfig):
-    """The training engine's settings for rows of data, under transformers' names."""
+    """Set the training engine for rows of data, under transformers' names."""
 
     __pydantic_config__ = STRICT
 
@@ -68,7 +68,7 @@ class RowEngineConfig(EngineConfig):
 
 @dataclass(frozen=True)
 class TrainerConfig(RowEngineConfig):
-    """The training engine's settings for supervised fine-tuning, under transformers' names."""
+    """Set the training engine for supervised fine-tuning, under transformers' names."""
 
     __pydantic_config__ = STRICT
 
@@ -80,7 +80,7 @@ class TrainerConfig(RowEngineConfig):
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How answers are written; what is not given comes from the checkpoint, or from Remask's defaults."""
+    """Say how answers are written; what is not given comes from the checkpoint, or from Remask's defaults."""
 
     __pydantic_config__ = STRICT
 
@@ -114,7 +114,8 @@ class DecodingConfig:
     cache: CacheName | None = None
     """Which keys and values are kept from one step to the next."""
     seed: int | None = None
-    """Seeds sampling at temperature above 0 and random reveal."""
+    """The seed of sampling at temperature above 0 and of random reveal."""
 
     def given(self) -> dict[str, Any]:
+        """Return the settings that are given, by name."""
         return {key: value for key, value in asdict(self).items() if value is not None}

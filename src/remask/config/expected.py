@@ -12,7 +12,7 @@ WORDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"), 
 
 
 def expected(hint: Any) -> str:
-    """What a type hint asks for: "a whole number", "a, b or c"."""
+    """Return what a type hint asks for in words: "a whole number", "a, b or c"."""
     kinds = list(kinds_of(hint))
     if any(get_origin(kind) in (tuple, list) for kind in kinds):
         return "a list, such as [a, b]"
@@ -24,19 +24,19 @@ def expected(hint: Any) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as YAML writes it."""
+    """Return a value as YAML writes it."""
     return (
         {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
     )
 
 
 def unlike(key: str, hint: Any, value: Any) -> str:
-    """The error of a key whose value is of the wrong kind."""
+    """Return the error of a key whose value is of the wrong kind."""
     return f"{key}: expected {expected(hint)}, got {as_yaml(value)}"
 
 
 def hint_at(kind: Any, location: tuple[int | str, ...]) -> Any:
-    """The type hint of what stands at a place of a config, such as ("choices", "rate") or ("seeds", 1)."""
+    """Return the type hint of what stands at a place of a config, such as ("choices", "rate") or ("seeds", 1)."""
     for part in location:
         inner = [one for one in kinds_of(kind) if is_dataclass(one) or get_origin(one) in (tuple, list, dict)]
         if not inner:
@@ -50,7 +50,7 @@ def hint_at(kind: Any, location: tuple[int | str, ...]) -> Any:
 
 
 def kinds_of(hint: Any) -> Iterator[Any]:
-    """A hint and all that it is made of."""
+    """Yield a hint and all that it is made of."""
     yield hint
     for inner in get_args(hint):
         yield from kinds_of(inner)

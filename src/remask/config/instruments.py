@@ -10,8 +10,8 @@ from remask.config.read import STRICT
 
 @dataclass(frozen=True)
 class EstimatorsConfig:
-    """Bias and variance of ELBO estimators and of SFT gradients, per unit of compute; how tight the ELBO is, and
-    whether it knows the better answer.
+    """Measure bias and variance of ELBO estimators and of SFT gradients, per unit of compute; how tight the ELBO is,
+    and whether it tells which answer is better.
     """
 
     __pydantic_config__ = STRICT
@@ -19,7 +19,7 @@ class EstimatorsConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""
@@ -33,7 +33,7 @@ class EstimatorsConfig:
     )
     """What to measure."""
     draws: tuple[int, ...] = (1, 2, 4, 8)
-    """K of the ELBO estimators."""
+    """Numbers of draws (K) of the ELBO estimators."""
     replicates: int = 32
     """Independent estimates of each answer, for every estimator and K."""
     reference: int = 512

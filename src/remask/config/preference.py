@@ -44,21 +44,21 @@ class PreferenceChoicesConfig:
     """Parameters of an objective of your own (file.py:Class), by their names."""
 
     def given(self) -> dict[str, Any]:
-        """The choices that are made, an own objective's parameters among them."""
+        """Return the choices that are made, with the parameters of a user's objective among them."""
         chosen = {key: value for key, value in asdict(self).items() if value is not None and key != "own"}
         return {**chosen, **self.own}
 
 
 @dataclass(frozen=True)
 class PreferenceEngineConfig(RowEngineConfig):
-    """The training engine's settings for pairs, under transformers' names. Batch sizes count pairs."""
+    """Set the training engine for pairs, under transformers' names. Batch sizes count pairs."""
 
     __pydantic_config__ = STRICT
 
     learning_rate: float = 1e-5
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 16
-    """Pairs, each of which is two rows."""
+    """The number of pairs, each of which is two rows."""
     eval_draws: int = 8
     """Noise draws per held-out answer: the same ones every time, and the same for policy and reference."""
     backward: Backward = "draw"
@@ -67,7 +67,7 @@ class PreferenceEngineConfig(RowEngineConfig):
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """Preference optimisation of a diffusion language model: DPO, with VRPO's variance reductions."""
+    """Train a diffusion language model on preferences: DPO, with VRPO's variance reductions."""
 
     __pydantic_config__ = STRICT
 
@@ -75,13 +75,13 @@ class DpoConfig:
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the
     reference."""
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None
     """Held-out pairs for the evaluation, in the same forms."""
     objective: PreferenceName = "vrpo"
-    """Which method."""
+    """The method of preference optimisation."""
     output_dir: str = "runs/dpo"
     """Where the model, its metrics and its checkpoints go."""
     resume: str | None = None
@@ -101,6 +101,6 @@ class DpoConfig:
     """What to do with a row that cannot be used."""
     choices: PreferenceChoicesConfig = field(default_factory=PreferenceChoicesConfig)
     canvas: CanvasConfig = field(default_factory=CanvasConfig)
-    """As in sft, but fill batch extends the answers of a pair to the longer row of that pair."""
+    """As in `remask sft`, but fill batch extends the answers of a pair to the longer row of that pair."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: PreferenceEngineConfig = field(default_factory=PreferenceEngineConfig)

@@ -137,11 +137,12 @@ def _said(error: Exception) -> str:
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-"""The recipes that come with the package; `recipes/` in a command names them where no such file is at hand."""
+"""The recipes that come with the package; `recipes/` in a command names them where the working folder has no
+such file."""
 
 
 def packaged(path: str | Path) -> Path:
-    """The file itself where it is there, else the package's recipe of that name (`recipes/tiny/gift.yaml`)."""
+    """Return the file itself where it exists, else the package's recipe of that name (`recipes/tiny/gift.yaml`)."""
     path = Path(path)
     if not path.exists() and path.parts[:1] == ("recipes",) and (RECIPES / Path(*path.parts[1:])).is_file():
         return RECIPES / Path(*path.parts[1:])
@@ -170,8 +171,8 @@ SEAL = b"# What a run was begun with; change settings by flags. blake2b "
 
 
 def sealed(text: str) -> bytes:
-    """A config's text under a first line that vouches for the rest: a run that goes on with settings of this very file
-    would not notice that one of them has changed.
+    """Return a config's text under a first line that holds a digest of the rest: a run that goes on with settings of
+    this very file would not notice that one of them has changed.
     """
     return SEAL + _digest(text.encode()) + b"\n" + text.encode()
 
@@ -200,5 +201,5 @@ def _digest(content: bytes) -> bytes:
 
 
 def dump(config: Any) -> str:
-    """The config as YAML; `load` gives it back."""
+    """Return the config as YAML; `load` gives it back."""
     return yaml.safe_dump(_adapter(type(config)).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)

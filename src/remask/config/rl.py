@@ -42,7 +42,7 @@ class PolicyChoicesConfig:
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
     level: LevelName | None = None
-    """What has a ratio of its own that is clipped."""
+    """The unit whose ratio is clipped."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None
@@ -60,14 +60,14 @@ class PolicyChoicesConfig:
     """Parameters of an objective of your own (file.py:Class), by their names."""
 
     def given(self) -> dict[str, Any]:
-        """The choices that are made, an own objective's parameters among them."""
+        """Return the choices that are made, with the parameters of a user's objective among them."""
         chosen = {key: value for key, value in asdict(self).items() if value is not None and key != "own"}
         return {**chosen, **self.own}
 
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """What an answer is worth: a weighted sum of functions."""
+    """Say what an answer is worth: a weighted sum of functions."""
 
     __pydantic_config__ = STRICT
 
@@ -84,7 +84,7 @@ class RewardsConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """What is sampled between updates. One rollout is prompts x completions answers."""
+    """Say what is sampled between updates. One rollout is prompts x completions answers."""
 
     __pydantic_config__ = STRICT
 
@@ -108,14 +108,14 @@ class RolloutConfig:
     """How many rollouts old the weights may be that wrote an answer: 0 is on policy, 1 uses each rollout one rollout
     later, as training does that samples and updates at the same time."""
     engine: str = "local"
-    """Who answers: local (the model in training), or a class of your own: file.py:Class."""
+    """What answers: local (the model in training), or a class of your own: file.py:Class."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
     """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """The fixed problems that progress is measured on."""
+    """Choose the fixed problems that progress is measured on."""
 
     __pydantic_config__ = STRICT
 
@@ -131,7 +131,7 @@ class HeldOutConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """The model that the KL is measured from: the starting model (with adapters: the base with them off)."""
+    """Set the model that the KL is measured from: the starting model (with adapters: the base with them off)."""
 
     __pydantic_config__ = STRICT
 
@@ -141,7 +141,7 @@ class ReferenceConfig:
 
 @dataclass(frozen=True)
 class PolicyEngineConfig(EngineConfig):
-    """The training engine's settings for policies, under transformers' names.
+    """Set the training engine for policies, under transformers' names.
 
     Accumulation follows from the rollout: prompts x completions / (minibatches x processes x batch size).
     """
@@ -157,14 +157,14 @@ class PolicyEngineConfig(EngineConfig):
 
 @dataclass(frozen=True)
 class RlConfig:
-    """Reinforcement learning of a diffusion language model with verifiable rewards."""
+    """Train a diffusion language model by reinforcement learning with verifiable rewards."""
 
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
     name=SOURCE for a file or a folder."""
@@ -174,7 +174,7 @@ class RlConfig:
     """Distinct problems of each task to train on, or rows of data, the first ones (default: 1500 generated ones, or all
     of a source)."""
     objective: PolicyName = "espo"
-    """Which method."""
+    """The method of reinforcement learning."""
     output_dir: str = "runs/rl"
     """Where the model, its metrics, completions and checkpoints go."""
     resume: str | None = None
@@ -188,13 +188,13 @@ class RlConfig:
     allow_code_execution: bool = False
     """Let humaneval, mbpp and the like run what the model wrote, in a sandbox."""
     prompt_style: PromptStyle | None = None
-    """Which wording of the prompts (default: the checkpoint's)."""
+    """The wording of the prompts (default: the checkpoint's)."""
     prompt_template: str | None = None
     """A prompt to use instead of a task's, or @FILE that holds it; {question} and the like are the problem's."""
     system: str | None = None
-    """A system turn to begin with, where messages have none of their own."""
+    """A system turn to begin with, where a conversation has none."""
     prefill: str = ""
-    """What every answer begins with, such as <reasoning>."""
+    """The words that every answer begins with, such as <reasoning>."""
     dtype: Dtype = "float32"
     """Precision the weights are loaded in."""
     quantization: Quantization | None = None

@@ -43,7 +43,7 @@ class ChoicesConfig:
     rate_high: float | None = None
     """The highest time t (1)."""
     time_per: TimePerName | None = None
-    """What has a time of its own."""
+    """What gets a separate time t: a row, or each block."""
     complement: bool | None = None
     """Read every row a second time, with the tokens masked that were not (false)."""
     signal: SignalName | None = None
@@ -67,14 +67,14 @@ class ChoicesConfig:
     """Parameters of an objective of your own (file.py:Class), by their names."""
 
     def given(self) -> dict[str, Any]:
-        """The choices that are made, an own objective's parameters among them."""
+        """Return the choices that are made, with the parameters of a user's objective among them."""
         chosen = {key: value for key, value in asdict(self).items() if value is not None and key != "own"}
         return {**chosen, **self.own}
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Where β comes from, for objectives that read it."""
+    """Say where β comes from, for objectives that read it."""
 
     __pydantic_config__ = STRICT
 
@@ -88,7 +88,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class CanvasConfig:
-    """How rows become canvases."""
+    """Say how rows become canvases."""
 
     __pydantic_config__ = STRICT
 
@@ -102,7 +102,7 @@ class CanvasConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What is read for the report besides training."""
+    """Say what is read for the report besides training."""
 
     __pydantic_config__ = STRICT
 
@@ -112,20 +112,20 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Supervised fine-tuning of a diffusion language model."""
+    """Fine-tune a diffusion language model on answers."""
 
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
     model_attention: str | None = None
-    """How its tokens look at each other: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
     eval_data: str | None = None
     """Held-out rows for the evaluation loss, in the same forms."""
     objective: TuningName = "sft"
-    """Which method."""
+    """The method of fine-tuning."""
     output_dir: str = "runs/sft"
     """Where the model, its metrics and its checkpoints go."""
     resume: str | None = None
@@ -153,7 +153,7 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig(SftConfig):
-    """Where the time and the memory of a fine-tuning step go: real steps of the run that the other options describe.
+    """Measure the time and the memory of fine-tuning steps: real steps of the run that the other options describe.
 
     Nothing is kept: output_dir, resume, overwrite, eval_data, max_steps and what is saved or reported have no effect.
     """
@@ -161,6 +161,6 @@ class ProfileConfig(SftConfig):
     __pydantic_config__ = STRICT
 
     steps: int = 8
-    """How many steps to time, after two that warm up; one more is looked at for memory."""
+    """How many steps to time, after two that warm up; one more is taken to measure memory."""
     json: str | None = None
     """Where to write the figures for machines."""

@@ -26,21 +26,23 @@ TO_BRITISH = tuple(
 
 
 def british(word: str) -> str:
-    """A name as it is spelled in British English, which need not be how it is called here."""
+    """Return a name as it is spelled in British English, which need not be the name that Remask uses."""
     for american, spelling in TO_BRITISH:
         word = american.sub(spelling, word)
     return word
 
 
 def canonical(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` is, or is another spelling of; `name` itself where there is none."""
+    """Return the one of the `known` names that `name` is, or is another spelling of; `name` itself where
+    there is none.
+    """
     known = list(known)
     return name if name in known else next((one for one in known if british(one) == british(name)), name)
 
 
 def respelled(kind: Any, given: dict[str, Any], group: str = "") -> tuple[dict[str, Any], list[str]]:
-    """What is given for a config class, every key and named value as it is called here; and what is wrong with it: a
-    key that is given in both spellings.
+    """Return what is given for a config class, with every key and named value in Remask's spelling; and what is wrong
+    with it: a key that is given in both spellings.
     """
     hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind)]
@@ -61,7 +63,7 @@ def respelled(kind: Any, given: dict[str, Any], group: str = "") -> tuple[dict[s
 
 
 def respelled_value(hint: Any, value: Any) -> Any:
-    """A named value of a choice (or a list of them) as it is called here; anything else as it is."""
+    """Return a named value of a choice (or a list of them) in Remask's spelling; any other value as it is."""
     if not (known := values(hint)):
         return value
     if isinstance(value, list | tuple):
@@ -70,5 +72,5 @@ def respelled_value(hint: Any, value: Any) -> Any:
 
 
 def twice(first: str, second: str) -> str:
-    """What is wrong with an option in two spellings."""
+    """Return the error of an option that is given in two spellings."""
     return f"{first} and {second} are two spellings of one option: give one of them"

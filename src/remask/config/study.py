@@ -8,25 +8,26 @@ from typing import Any
 from remask.config.read import STRICT
 
 Patch = dict[str, Any]
-"""{stage: {key: value}} over the stages `sft`, `rl` and `eval`; a stage that is null is left out."""
+"""The changes {stage: {key: value}} over the stages `sft`, `rl` and `eval`; a stage that is null is left out."""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A grid: arms × levels of each axis × seeds. Each cell is trained in its stages and evaluated."""
+    """A study is a grid: arms × levels of each axis × seeds. Each cell is trained in its stages and evaluated."""
 
     __pydantic_config__ = STRICT
 
     question: str
-    """What the study asks, in a sentence."""
+    """The question of the study, in a sentence."""
     base: Patch
-    """What all cells have in common: keys of `remask sft`, `remask rl` and `remask eval` under these stages' names."""
+    """The settings that all cells have in common: keys of `remask sft`, `remask rl` and `remask eval` under these
+    stages' names."""
     arms: dict[str, Patch]
-    """Name → what this way of training or decoding changes."""
+    """For each name, what this way of training or decoding changes."""
     baseline: str
     """The arm that the others are compared with."""
     axes: dict[str, dict[str, Patch]] = field(default_factory=dict)
-    """Axis → level → what this level changes for every arm. Arms are compared within a level."""
+    """For each axis and level, what this level changes for every arm. Arms are compared within a level."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of training."""
     start: bool = True

@@ -19,8 +19,8 @@ from remask.progress import progress
 
 @dataclass(frozen=True)
 class Fill:
-    """How far a response is extended with EOS: to the batch's longest row, a multiple of n, a whole block of n counted
-    from the row's first token, max_length, not at all.
+    """The rule by which a response is extended with EOS: to the batch's longest row, a multiple of n, a whole block of
+    n counted from the row's first token, max_length, or not at all.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Fill:
 
     @classmethod
     def parse(cls, text: str) -> Fill:
-        """`batch | multiple:<n> | block:<n> | max | none`. Raises UserError for anything else."""
+        """Read `batch | multiple:<n> | block:<n> | max | none`. Raises UserError for any other text."""
         kind, _, number = text.partition(":")
         if kind in ("multiple", "block") and number.isdecimal() and int(number) > 0:
             return cls(kind, int(number))
@@ -37,7 +37,7 @@ class Fill:
         raise UserError(f"unknown fill {text!r}", mend=f"the choices are {', '.join(values(FillName))}")
 
     def length(self, prompt: int, response: int, *, longest_row: int, max_length: int) -> int:
-        """The response's length with its fill, for a row of `prompt` + `response` tokens."""
+        """Return the response's length with its fill, for a row of `prompt` + `response` tokens."""
         if self.kind == "batch":
             return longest_row - prompt
         if self.kind == "max":
@@ -51,28 +51,29 @@ class Fill:
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example."""
+    """A row is one tokenised example."""
 
     prompt: list[int]
     response: list[int]
     where: str
     unread: tuple[str, ...] = ()
-    """Message keys that the chat template did not read."""
+    """The message keys that the chat template did not read."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
     @property
     def prompt_length(self) -> int:
+        """Return the number of the prompt's tokens."""
         return len(self.prompt)
 
     def truncated(self, length: int) -> Row:
-        """The row with at most `length` tokens: the answer is cut, the prompt never."""
+        """Return the row with at most `length` tokens: the answer is cut, the prompt never."""
         return replace(self, response=self.response[: length - len(self.prompt)])
 
 
 class Tokenised(Protocol):
-    """A row, or a pair of them: its length is that of the longer one."""
+    """A row, or a pair of rows, as `fitted` sees it: a pair's length is that of the longer one."""
 
     @property
     def where(self) -> str: ...
@@ -91,12 +92,14 @@ class Tokenised(Protocol):
 E = TypeVar("E")
 R = TypeVar("R", bound=Tokenised)
 LONG = 2000
-"""More rows than this are tokenised with their progress shown."""
+"""The number of rows above which progress is shown while they are tokenised."""
 
 
 @dataclass
 class Rows(Generic[R]):
-    """Tokenised rows (or pairs of them) and what became of the others; how many rows have each key that is not read."""
+    """Tokenised rows (or pairs of them) with what became of the others, and how many rows have each key that is not
+    read.
+    """
 
     rows: list[R]
     truncated: int = 0
@@ -125,10 +128,10 @@ def build_rows(
 
 
 def row_of(example: Example, tokenizer: PreTrainedTokenizerBase, *, mask_id: int | None = None) -> Row:
-    """The example's tokens, of any length.
+    """Return the example's tokens, of any length.
 
-    Raises UserError naming the row where it cannot be encoded, or holds a mask: nothing would tell that from a token
-    that is hidden.
+    Raises UserError naming the row where it cannot be encoded, or holds a mask token, which would look like a token
+    that is masked.
     """
     encoded = encode(tokenizer, example.messages, example.answer, where=example.where, tools=example.tools)
     for name, ids in (("prompt", encoded.prompt), ("answer", encoded.response)):
@@ -150,7 +153,8 @@ def fitted(
     on_bad_row: OnBadRow,
     check: Callable[[R, bool], None] = lambda row, cut: None,
 ) -> Rows[R]:
-    """The rows of the examples, each of at most `max_length` tokens. `check(row, cut)` has whether a row was cut.
+    """Return the rows of the examples, each of at most `max_length` tokens. `check(row, cut)` is called with whether a
+    row was cut.
 
     A prompt that leaves no room for an answer is a bad row unless it is dropped: truncating it would train on nothing.
     All rows are read before one that is too long is an error, so that it can say which canvas would hold them. Raises
@@ -193,7 +197,7 @@ def fitted(
 
 
 def too_long(first: Tokenised, count: int, lengths: Sequence[int], max_length: int) -> UserError:
-    """What to say of `count` rows of these `lengths` that a canvas does not hold, the first of which is given."""
+    """Return the error for `count` rows of these `lengths` that a canvas does not hold, the first of which is given."""
     if first.prompt_length >= max_length:
         what = f"the prompt takes {first.prompt_length} tokens of a canvas of {max_length}: no answer fits"
     else:
@@ -208,7 +212,7 @@ def too_long(first: Tokenised, count: int, lengths: Sequence[int], max_length: i
 
 
 def tell_faults(source: str, loaded: Loaded[Any], built: Rows[Any]) -> None:
-    """Say on stderr how many rows of a source are not as they stand in it, and which columns and keys are unused."""
+    """Write to stderr how many rows of a source are not as they stand in it, and which columns and keys are unused."""
     total = len(loaded.examples) + len(loaded.skipped)
     for name, count in (("truncated", built.truncated), ("dropped", built.dropped), ("skipped", len(built.skipped))):
         if count:

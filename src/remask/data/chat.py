@@ -20,15 +20,15 @@ from remask.chat_template import THOUGHT_TAGS, Message, Template, check_text, te
 from remask.errors import UserError
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Message keys with what was thought before the content."""
+"""The message keys for what was thought before the content."""
 TAGS = re.compile("|".join(THOUGHT_TAGS))
 TEXT_KEYS = ("tool_calls", "function_call", *THOUGHTS)
-"""Message keys with what is said. A template that does not write them would lose it."""
+"""The message keys for what is said. A template that does not write them would lose it."""
 
 
 class Encoded(NamedTuple):
-    """Token ids of a prompt (the assistant's header included) and of its answer (its end token included), and the
-    message keys that the chat template did not read.
+    """An encoded conversation: token ids of a prompt (the assistant's header included) and of its answer (its end token
+    included), and the message keys that the chat template did not read.
     """
 
     prompt: list[int]
@@ -44,7 +44,7 @@ def encode_prompt(
     tools: Any = None,
     where: str | None = None,
 ) -> list[int]:
-    """The ids a model continues from. Without a chat template the turns' texts are joined by newlines.
+    """Return the ids a model continues from. Without a chat template the turns' texts are joined by newlines.
 
     A last turn of the assistant's is continued; `prefill` is what the answer begins with. Raises UserError where a
     turn's text is not in what the template wrote, or the template refuses the conversation; `where` names the row.
@@ -61,7 +61,7 @@ def encode(
     where: str,
     tools: Any = None,
 ) -> Encoded:
-    """Prompt and answer ids. No token straddles the two; together they read as the whole conversation does.
+    """Return prompt and answer ids. No token straddles the two; together they read as the whole conversation does.
 
     `answer` is the assistant's text, or its turn with further keys. Raises UserError naming the row where the chat
     template leaves out or rewrites a turn, changes the prompt once the answer is there, or does not close the answer
@@ -98,7 +98,7 @@ def encode(
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
-    """The text before the first stop token."""
+    """Return the text before the first stop token."""
     kept = list(ids)
     for place, token in enumerate(kept):
         if token in stop_ids:

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Visit:
-    """One look at one row: which row, in which epoch, as which sample since the start of training.
+    """A visit is one use of a row: which row, in which epoch, as which sample since the start of training.
 
     A visit that is not `counted` only evens out the ranks' batches: nothing of it is masked or carries loss.
     """
@@ -32,7 +32,7 @@ class Visit:
 
 
 class VisitSampler(Sampler[Visit]):
-    """The rows of an epoch in an order drawn from (seed, epoch), or as they stand.
+    """A sampler of the rows of an epoch in an order drawn from (seed, epoch), or as they stand.
 
     The epoch is filled up to a `multiple` of visits (rows of a step over all ranks) with visits that do not count, so
     that no rank has to take a row twice.
@@ -42,6 +42,7 @@ class VisitSampler(Sampler[Visit]):
         self.size, self.seed, self.shuffle, self.multiple, self.epoch = size, seed, shuffle, multiple, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class VisitSampler(Sampler[Visit]):
 
 
 class RowDataset(Dataset, Generic[R]):
-    """Rows (or pairs of them) by visit."""
+    """A data set of rows (or pairs of them), indexed by visit."""
 
     def __init__(self, rows: Sequence[R]) -> None:
         self.rows = rows
@@ -72,7 +73,8 @@ class RowDataset(Dataset, Generic[R]):
 
 
 def lay_out(rows: Sequence[Row], canvases: Sequence[int], eos_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, attended, response) [B, L]: each row's prompt, then its answer extended with EOS to `canvases` tokens.
+    """Return (ids, attended, response) [B, L]: each row's prompt, then its answer extended with EOS to `canvases`
+    tokens.
 
     Rows are right-padded to the longest; padding is neither attended nor response.
     """
@@ -90,7 +92,8 @@ def lay_out(rows: Sequence[Row], canvases: Sequence[int], eos_id: int) -> tuple[
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows and visits to tensors: ids, the three facts of the canvas, noise, and each row's index.
+    """A collator turns rows and visits into tensors: ids, the three facts of the canvas, noise, and each
+    row's index.
 
     Padding is none of the three. `seed` seeds the noise.
     """
@@ -121,10 +124,10 @@ class Collator:
 
 
 def by_length(batch: dict[str, Tensor], *, most: int, least: int, waste: float = 0.1) -> list[dict[str, Tensor]]:
-    """A batch cut into parts of rows of about the same length, longest first, each as wide as its longest row.
+    """Cut a batch into parts of rows of about the same length, longest first, each as wide as its longest row.
 
     A part has at most `most` tokens, padding included (but one row at least). It ends where the next row would leave
-    more than `waste` of the row's width empty and it has `least` tokens already: below that, a forward pass of its own
+    more than `waste` of the row's width empty and it has `least` tokens already: below that, a separate forward pass
     costs more than the padding.
     """
     lengths = batch["attended"].sum(-1)

@@ -26,7 +26,7 @@ from remask.files import from_json
 
 CHATS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
-"""Columns that hold what is asked, first match first."""
+"""The columns that hold what is asked, first match first."""
 ANSWERS = {
     "prompt": ("completion", "response", "output", "answer"),
     "instruction": ("output", "response", "completion", "answer"),
@@ -35,28 +35,28 @@ ANSWERS = {
     "problem": ("solution", "answer", "response", "output", "completion"),
     "input": ("output", "response", "completion", "answer"),
 }
-"""Columns that hold the answer to each of them, first match first."""
+"""The columns that hold the answer to each of them, first match first."""
 FURTHER = {
     "instruction": ("input", "context"),
     "question": ("context",),
     "prompt": ("context", "input"),
     "query": ("context",),
 }
-"""Columns with more of what is asked: they follow it after an empty line."""
+"""The columns with more of what is asked: they follow it after an empty line."""
 THOUGHTS = (
     ("deepseek_thinking_trajectory", "deepseek_attempt"),
     ("gemini_thinking_trajectory", "gemini_attempt"),
     ("thinking_trajectories", "attempt"),
 )
-"""s1K's columns of thoughts and of the answer that followed them."""
+"""The columns of s1K for thoughts and for the answer that followed them."""
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("label", "kto_tag")
-"""Columns that say whether an answer is a good one (KTO)."""
+"""The columns that say whether an answer is a good one (KTO)."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a row asks: the turns up to the answer, the tools offered, and the columns that say so."""
+    """The question of a row: the turns up to the answer, the tools offered, and the columns that say so."""
 
     messages: list[Message]
     tools: Any
@@ -65,17 +65,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered(Asked):
-    """What a row asks and the assistant's turn that answers it."""
+    """The question of a row and the assistant's turn that answers it."""
 
     answer: Message
 
 
 def has(row: dict[str, Any], name: str) -> bool:
+    """Return whether a row has a value in a column."""
     return row.get(name) is not None
 
 
 def answered(row: dict[str, Any], where: str) -> Answered:
-    """Prompt and answer of a row, by the columns it has. Raises UserError naming what is missing or wrong."""
+    """Return prompt and answer of a row, by the columns it has. Raises UserError naming what is missing or wrong."""
     for chat in CHATS:
         if has(row, chat):
             return _with_answer_last(row, chat, where)
@@ -94,7 +95,9 @@ def answered(row: dict[str, Any], where: str) -> Answered:
 
 
 def asked_in(row: dict[str, Any], prompt: str, where: str) -> Asked:
-    """What a row asks in its column `prompt`, in those that belong to it, and in its history and system columns."""
+    """Return what a row asks in its column `prompt`, in those that belong to it, and in its history and
+    system columns.
+    """
     columns = {prompt}
     if prompt in CHATS or (prompt == "prompt" and is_conversation(row[prompt])):
         turns = conversation(row[prompt], prompt, where)
@@ -112,7 +115,9 @@ def asked_in(row: dict[str, Any], prompt: str, where: str) -> Asked:
 
 
 def framed(row: dict[str, Any], turns: list[Message], columns: set[str], where: str) -> Asked:
-    """The turns with the row's system turn before them, and its tools. Raises UserError where nothing is asked."""
+    """Return the turns with the row's system turn before them, and its tools. Raises UserError where nothing
+    is asked.
+    """
     columns = set(columns)
     for name in SYSTEMS:
         if has(row, name):
@@ -151,7 +156,7 @@ def refuse_labels(row: dict[str, Any], where: str) -> None:
 
 
 def labels(row: dict[str, Any]) -> set[str]:
-    """The columns that say the row's answer is a good one."""
+    """Return the columns that say the row's answer is a good one."""
     return {name for name in LABELS if row.get(name) in (True, 1, "true", "True", "good", "desirable")}
 
 

@@ -36,7 +36,7 @@ class Unreadable:
 
 
 def read_rows(source: str | Path, *, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(where, row) for every row of `source`. `config` is taken of a folder that has it.
+    """Yield (where, row) for every row of `source`. `config` is taken of a folder that has it.
 
     `source`: a .jsonl, .json (a list), .csv, .tsv or .parquet file, all but the last also gzipped; a pattern of such
     files (`part-*.jsonl`, in the order of their names); a folder in the hub's layout or a hub id, written `id`,
@@ -47,7 +47,9 @@ def read_rows(source: str | Path, *, split: str = "train", config: str | None = 
 
 
 def places(source: str) -> list[str]:
-    """The files, folders and hub ids that a source names. Raises UserError for a pattern that no file matches."""
+    """Return the files, folders and hub ids that a source names. Raises UserError for a pattern that no file
+    matches.
+    """
     if Path(source).exists():
         return [source]
     found: list[str] = []
@@ -63,7 +65,7 @@ def places(source: str) -> list[str]:
 
 
 def is_there(source: str) -> bool:
-    """Whether a source names files or folders, and all of them exist."""
+    """Return whether a source names files or folders, and all of them exist."""
     return all(Path(place).exists() for place in places(source))
 
 

@@ -24,22 +24,23 @@ NAMED: dict[str, str] = {
     "gsm8k": "openai/gsm8k:main@train",
     "math": "DigitalLearningGmbH/MATH-lighteval:default@train",
 }
-"""Name → data set, configuration and split on the hub. Each has columns of its own (`data/sources.py` reads them)."""
+"""The data set, configuration and split on the hub of each name. Each has different columns (`data/sources.py` reads
+them)."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from, and how many of them are drawn (None: all)."""
+    """A source says where rows come from, and how many of them are drawn (None: all)."""
 
     place: str
     rows: int | None = None
     seed: int = 0
     config: str | None = None
-    """Which configuration of a local copy in the hub's layout is meant."""
+    """The configuration of a local copy in the hub's layout that is meant."""
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Raises UserError for a local copy that is not there, or no rows."""
+        """Read a source's text. Raises UserError for a local copy that is not there, or no rows."""
         if text and Path(text).exists():
             return cls(text)
         match = re.fullmatch(r"(.+?)(?::(\d+)(?::(\d+))?)?", text, re.DOTALL)
@@ -69,7 +70,7 @@ class Source:
         return cls(place, int(rows) if rows else None, seed)
 
     def sample(self, rows: Iterable[tuple[str, Any]], *, where: str) -> Iterable[tuple[str, Any]]:
-        """The rows drawn, in their own order: the same for the same seed.
+        """Return the rows drawn, in their original order: the same for the same seed.
 
         Raises UserError where there are fewer than asked for.
         """

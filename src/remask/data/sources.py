@@ -24,7 +24,8 @@ E = TypeVar("E")
 
 @dataclass(frozen=True)
 class Example:
-    """`messages` end with the turn to be answered; `completion` is the answer's text; `where` is for error messages.
+    """An example of fine-tuning. `messages` end with the turn to be answered; `completion` is the answer's text;
+    `where` is for error messages.
 
     `further` are the answer's other keys (`tool_calls`, `reasoning_content`), `tools` what the chat template may offer.
     """
@@ -37,7 +38,7 @@ class Example:
 
     @property
     def answer(self) -> Message:
-        """The assistant's turn."""
+        """Return the assistant's turn, with its further keys."""
         return {"role": "assistant", "content": self.completion, **self.further}
 
 
@@ -51,12 +52,12 @@ class Loaded(Generic[E]):
 
 
 def load_examples(source: str, *, on_bad_row: OnBadRow = "error", split: str = "train") -> Loaded[Example]:
-    """The examples of a source (`load_rows`), one a row."""
+    """Return the examples of a source (`load_rows`), one a row."""
     return load_rows(source, example, on_bad_row=on_bad_row, split=split, command="sft")
 
 
 Read = Callable[[dict[str, Any], str], tuple[E, Iterable[str]]]
-"""From a row and where it stands to what it holds, and the columns that were read."""
+"""A function (row, where it stands) → (what it holds, the columns that were read)."""
 
 
 def load_rows(source: str, read: Read[E], *, on_bad_row: OnBadRow, split: str, command: str) -> Loaded[E]:
@@ -98,7 +99,9 @@ def _holds(value: Any) -> bool:
 
 
 def example(row: dict[str, Any], where: str) -> tuple[Example, set[str]]:
-    """The example in one row and the columns it was read from. Raises UserError naming what is missing or wrong."""
+    """Return the example in one row and the columns it was read from. Raises UserError naming what is missing
+    or wrong.
+    """
     read = answered(row, where)
     refuse_labels(row, where)
     if not read.answer["content"].strip() and not read.answer.keys() & {"tool_calls", "function_call"}:

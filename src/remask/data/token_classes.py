@@ -26,13 +26,13 @@ LEXICAL: dict[str, str] = {
     "end": "special tokens of the answer, such as the one that closes a turn",
     "fill": "EOS after the answer, as far as the canvas goes",
 }
-"""Lexical classes. They do not overlap and leave nothing out."""
+"""The lexical classes and their meanings. They do not overlap and leave nothing out."""
 
 POSITIONAL: dict[str, str] = {
     "answer": "the final answer: inside <answer>…</answer> or \\boxed{…}, or after ####",
     "step start": "the first token of a step: of a line, or of each equation in a line that is nothing but equations",
 }
-"""Positional classes. A token of these has its lexical class too."""
+"""The positional classes and their meanings. A token of these has its lexical class too."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -54,7 +54,7 @@ FUNCTION_WORDS = _words(
 )
 
 SPECIAL = "\0"
-"""What stands in the text for a special token: it is part of no word."""
+"""The character that stands in the text for a special token: it is part of no word."""
 
 UNIT = re.compile(
     r"""(?P<tag></?[^\W\d]\w*>)
@@ -72,16 +72,16 @@ ANSWER = re.compile(
 LINE = re.compile(r"[^\n]+")
 PIECE = re.compile(r"\S+")
 CHARACTER_BYTES = 4
-"""Most tokens that one character is split into."""
+"""The most tokens that one character is split into."""
 
 
 def classes_of(tokenizer: Any, answer: Sequence[int], *, fill: int = 0) -> list[tuple[str, ...]]:
-    """The classes of each token of an answer and of the `fill` EOS tokens after it, the lexical one first."""
+    """Return the classes of each token of an answer and of the `fill` EOS tokens after it, the lexical one first."""
     return [*classify(*spelled(tokenizer, answer)), *([("fill",)] * fill)]
 
 
 def spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text that ids stand for, and of each token where in it its characters are: [start, end).
+    """Return the text that ids stand for, and of each token where in it its characters are: [start, end).
 
     Tokens that only together make a character share its place. A special token is one character, `SPECIAL`.
     """
@@ -113,7 +113,7 @@ def spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, in
 
 
 def classify(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
-    """The classes of tokens that stand at these places of a text, the lexical one first."""
+    """Return the classes of tokens that stand at these places of a text, the lexical one first."""
     kinds = [kind for unit in UNIT.finditer(text) for kind in [_kind(unit)] * len(unit[0])]
     answer = {i for found in ANSWER.finditer(text) for i in range(*found.span(found.lastindex or 0))}
     steps = set(_steps(text, kinds, answer))

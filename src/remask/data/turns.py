@@ -9,7 +9,7 @@ from remask.errors import UserError
 from remask.files import from_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
-"""Roles that are given to the chat template as they are."""
+"""The roles that are given to the chat template as they are."""
 SPEAKERS = {
     "human": "user",
     "prompter": "user",
@@ -20,13 +20,14 @@ SPEAKERS = {
     "observation": "tool",
     "function_call": "assistant",
 }
-"""What other conventions (ShareGPT's first of all) call the roles."""
+"""The names that other conventions (ShareGPT's first of all) have for the roles."""
 NAMES = (("role", "content"), ("from", "value"))
 """The keys of a turn: who speaks, and what is said."""
 
 
 def conversation(value: Any, name: str, where: str) -> list[Message]:
-    """A column of text (the user's turn) or of turns, also written as JSON text. Raises UserError for anything else.
+    """Read a column of text (the user's turn) or of turns, also written as JSON text. Raises UserError for anything
+    else.
 
     Keys of a turn beside its role and content stay with it: the chat template may read them. Those without a value
     are left out.
@@ -46,7 +47,7 @@ def conversation(value: Any, name: str, where: str) -> list[Message]:
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a column holds turns, and not text."""
+    """Return whether a column holds turns, and not text."""
     return not isinstance(value, str) or _parsed_turns(value) is not None
 
 
@@ -123,7 +124,7 @@ def _kind(value: Any) -> str:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """A column that must be text. Raises UserError for anything else."""
+    """Return the text of a column that must be text. Raises UserError for anything else."""
     if not isinstance(value, str):
         raise UserError(f"{name} is {_kind(value)}, not text", where=where, mend="give text")
     return value

@@ -29,20 +29,26 @@ from remask.diffusion.reader import Reader
 from remask.errors import UserError
 
 MOST_TOKENS = 14
-"""16,384 forwards of a row; two tokens more take four times as many."""
+"""The most response tokens that `subset_log_p` accepts: they take 16,384 forwards of a row, and two more take four
+times as many."""
 
 
 @dataclass(frozen=True)
 class AnyOrder:
-    """log_likelihood: log E_σ Π p. elbo: E_σ Σ log p, which is at most as high."""
+    """An exact likelihood over all orders of writing holds two values, in nats.
+
+    log_likelihood: log E_σ Π p. elbo: E_σ Σ log p, which is at most as high.
+    """
 
     log_likelihood: float
     elbo: float
 
 
 def block_by_block(row: Canvas) -> list[Canvas]:
-    """The row as often as it has blocks to be written, each time with one of them to write: its likelihood is their
-    product, as each is read in the light of the clean ones before it. `row` is a batch of one.
+    """Return one copy of the row for each of its blocks with tokens to write; only that block is to be written in it.
+
+    The row's likelihood is the product of the copies', as each is read in the light of the clean blocks before it.
+    `row` is a batch of one.
     """
     if row.block is None:
         return [row]
@@ -52,8 +58,8 @@ def block_by_block(row: Canvas) -> list[Canvas]:
 
 @torch.no_grad()
 def subset_log_p(reader: Reader, row: Canvas, mask_id: int, *, batch_size: int = 64) -> Float[Tensor, "subsets n"]:
-    """log p(x_i | prompt and the response tokens in S) for every S, 0 where i is in it; bit i of S's number says so.
-    `row` is a batch of one.
+    """Return log p(x_i | prompt and the response tokens in S) for every subset S, 0 where i is in S; bit i of S's
+    number says whether i is in it. `row` is a batch of one.
 
     Raises UserError for a row with no token to write, or more than MOST_TOKENS.
     """
@@ -72,8 +78,8 @@ def subset_log_p(reader: Reader, row: Canvas, mask_id: int, *, batch_size: int =
 
 
 def exact(log_p: Float[Tensor, "subsets n"]) -> AnyOrder:
-    """Both sums over all n! orders, by subsets from the full one down: what is shown already says all that is needed of
-    the order it came in.
+    """Compute both sums over all n! orders, by subsets from the full one down. What a subset shows is all that matters
+    of the order in which its tokens were written.
     """
     n = log_p.shape[1]
     numbers = torch.arange(2**n)
@@ -92,7 +98,7 @@ def exact(log_p: Float[Tensor, "subsets n"]) -> AnyOrder:
 
 
 def drawn_orders(count: int, n: int, generator: torch.Generator) -> Int[Tensor, "M n"]:
-    """`count` uniformly random orders of n tokens."""
+    """Draw `count` uniformly random orders of n tokens."""
     return torch.rand(count, n, generator=generator).argsort(-1)
 
 
@@ -100,7 +106,7 @@ def drawn_orders(count: int, n: int, generator: torch.Generator) -> Int[Tensor, 
 def order_log_p(
     reader: Reader, row: Canvas, mask_id: int, orders: Int[Tensor, "M n"], *, batch_size: int = 64
 ) -> Float[Tensor, "M"]:
-    """Σ_i log p(x_σi | x_σ<i) for each order σ: n forwards of one row each. `row` is a batch of one."""
+    """Return Σ_i log p(x_σi | x_σ<i) for each order σ, in n forwards of one row each. `row` is a batch of one."""
     places = scored_tokens(row)[0].nonzero()[:, 0]
     count, n = orders.shape
     rank = orders.argsort(-1)  # [M, n]: when each token is written
@@ -118,7 +124,9 @@ def order_log_p(
 
 
 def multi_sample_bound(log_p: Sequence[float] | Tensor) -> float:
-    """log (1/M) Σ_m p_σm: at most log p(x) in expectation; for M = 1 an unbiased estimate of the ELBO."""
+    """Return log (1/M) Σ_m p_σm, which is at most log p(x) in expectation; for M = 1 it is an unbiased estimate of the
+    ELBO.
+    """
     values = torch.as_tensor(log_p, dtype=torch.float64)
     return (values.logsumexp(0) - math.log(len(values))).item()
 

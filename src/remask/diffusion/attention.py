@@ -21,14 +21,16 @@ from torch import Tensor
 from remask.errors import UserError
 
 PADDING, CLEAN, NOISED = -1, 0, 1
-"""Streams. A pass may have several noised ones, numbered from 1: none of them looks at another."""
+"""The stream of each kind of token. A pass may have several noised streams, numbered from 1: none of them attends to
+another."""
 Alignment = Literal["row", "answer"]
-"""Where a row's first block begins: at its first token, or, whole blocks away from there, at its answer's."""
+"""The choice of where a row's first block begins: at the row's first token (`row`), or, in whole blocks counted from
+there, at its answer's (`answer`)."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a forward pass reads, and where each token stands.
+    """A reading holds what a forward pass reads, and where each token stands.
 
     ids: the tokens. places: each token's number in its row, from 0, by which its position is encoded. block: the number
     of its block. stream: `PADDING`, `CLEAN`, or the number of a noised stream.
@@ -41,11 +43,11 @@ class Reading:
 
 
 def may_look(reading: Reading) -> Bool[Tensor, "B S S"]:
-    """Whether the token of the second axis may look at that of the third.
+    """Return, for each pair of tokens, whether the one on the second axis may attend to the one on the third.
 
-    A clean token looks at the clean tokens of its own and of earlier blocks. A noised token looks at the tokens of its
-    own block in its own stream and at the clean tokens of earlier blocks. Padding is looked at by nobody, and looks at
-    nobody but itself, as an attention over nothing is no number.
+    A clean token attends to the clean tokens of the same block and of earlier ones. A noised token attends to the
+    tokens of the same block in the same stream, and to the clean tokens of earlier blocks. No token attends to padding;
+    padding attends to itself alone, as an attention over nothing is no number.
     """
     stream, block = reading.stream, reading.block
     of, at = stream[:, :, None], stream[:, None, :]
@@ -59,7 +61,7 @@ def may_look(reading: Reading) -> Bool[Tensor, "B S S"]:
 
 @runtime_checkable
 class Attention(Protocol):
-    """A fact of a checkpoint: how its tokens look at each other."""
+    """An attention is a fact of a checkpoint: it says which tokens attend to which."""
 
     def training(
         self,
@@ -68,31 +70,33 @@ class Attention(Protocol):
         attended: Bool[Tensor, "B L"],
         answer: Bool[Tensor, "B L"],
     ) -> Reading:
-        """What a pass over noised rows reads, of which the clean rows are known. The first L of its tokens are the
-        noised rows.
-        """
+        """Return the reading of noised rows beside the clean rows. The first L of its tokens are the noised rows."""
 
     def inference(
         self, ids: Int[Tensor, "B L"], attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"], at_work: int | None
     ) -> Reading:
-        """What a pass reads of rows whose blocks before `at_work` are finished (None: all of them)."""
+        """Return the reading of rows whose blocks before `at_work` are finished (None: all blocks are)."""
 
 
 @dataclass(frozen=True)
 class Full:
-    """Every token looks at every other (LLaDA, Dream): one block, one stream, and the clean row is not read."""
+    """Every token attends to every other (LLaDA, Dream): there is one block and one stream, and the clean row is not
+    read.
+    """
 
     def training(self, noised: Tensor, clean: Tensor, attended: Tensor, answer: Tensor) -> Reading:
+        """Return the noised rows alone, as one block."""
         return self.inference(noised, attended, answer, None)
 
     def inference(self, ids: Tensor, attended: Tensor, answer: Tensor, at_work: int | None) -> Reading:
+        """Return the rows as one block, wherever the work is."""
         places = counted(attended)
         return Reading(ids, places, torch.zeros_like(places), attended.long() + PADDING)
 
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """Tokens look at their block and at those before it (SDAR, LLaDA2, Fast-dLLM v2, BD3-LM).
+    """Tokens attend to their block and to those before it (SDAR, LLaDA2, Fast-dLLM v2, BD3-LM).
 
     block: tokens of a block; 1 makes a model that writes from left to right. alignment: `row` counts blocks from the
     row's first token, so that a prompt's last tokens may share the answer's first block; `answer` lets a block begin
@@ -107,7 +111,9 @@ class BlockCausal:
             raise UserError(f"attention: blocks of {self.block} tokens", mend="give 1 token or more")
 
     def blocks(self, attended: Bool[Tensor, "B L"], answer: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """The number of each token's block; of a prompt before an answer that begins a block they may be negative."""
+        """Return the number of each token's block. It may be negative in a prompt before an answer that
+        begins a block.
+        """
         places = counted(attended)
         if self.alignment == "row":
             return places // self.block
@@ -116,7 +122,7 @@ class BlockCausal:
         return (places - start).div(self.block, rounding_mode="floor").long()
 
     def training(self, noised: Tensor, clean: Tensor, attended: Tensor, answer: Tensor) -> Reading:
-        """Two streams: the noised rows, and the clean ones behind them."""
+        """Return two streams: the noised rows, and the clean ones behind them."""
         places, block = counted(attended), self.blocks(attended, answer)
         streams = [torch.where(attended, stream, PADDING) for stream in (NOISED, CLEAN)]
         return Reading(
@@ -124,19 +130,21 @@ class BlockCausal:
         )
 
     def inference(self, ids: Tensor, attended: Tensor, answer: Tensor, at_work: int | None) -> Reading:
-        """One stream: finished blocks are clean, and what is from `at_work` on is noised."""
+        """Return one stream: finished blocks are clean, and tokens from `at_work` on are noised."""
         block = self.blocks(attended, answer)
         stream = torch.full_like(ids, CLEAN) if at_work is None else torch.where(block < at_work, CLEAN, NOISED)
         return Reading(ids, counted(attended), block, torch.where(attended, stream, PADDING))
 
 
 def counted(attended: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Each token's number among its row's attended ones, from 0."""
+    """Return each token's number among its row's attended ones, from 0."""
     return (attended.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def named(text: str) -> Attention:
-    """`full`, `block:32`, or `block:32:answer`, as a config says it. Raises UserError for anything else."""
+    """Return the attention that a config names: `full`, `block:32`, or `block:32:answer`. Raises UserError for any
+    other text.
+    """
     kind, *rest = text.split(":")
     if kind == "full" and not rest:
         return Full()

@@ -20,7 +20,9 @@ from remask.diffusion.corruption import Canvas, exact_count_mask
 
 
 def in_blocks(canvas: Canvas, attention: Attention) -> Canvas:
-    """The canvas with the number of each token's block, from 0 at the answer's first; as it is under full attention."""
+    """Return the canvas with the number of each token's block, from 0 at the answer's first. Under full attention the
+    canvas is returned unchanged.
+    """
     if not isinstance(attention, BlockCausal):
         return canvas
     block = attention.blocks(canvas.attended, canvas.corruptible)
@@ -30,13 +32,15 @@ def in_blocks(canvas: Canvas, attention: Attention) -> Canvas:
 
 
 def attention_of(model: Any) -> Attention:
-    """How a model's tokens look at each other."""
+    """Return the attention of a model: which of its tokens attend to which."""
     found = getattr(model, "attention", None)
     return found if isinstance(found, Attention) else Full()
 
 
 def counts(among: Bool[Tensor, "B L"], block: Int[Tensor, "B L"] | None) -> Int[Tensor, "B #L"]:
-    """How many of these tokens each token's block has, or [B, 1] each row where there are no blocks."""
+    """Return how many of the tokens in `among` each token's block has, [B, L], or each row where there are no blocks,
+    [B, 1].
+    """
     if block is None:
         return among.sum(-1, keepdim=True)
     index = torch.where(among, block, 0)
@@ -51,8 +55,8 @@ def lowest_of_each(
     among: Bool[Tensor, "B L"],
     block: Int[Tensor, "B L"] | None,
 ) -> Bool[Tensor, "B L"]:
-    """The `count` positions of lowest score of each block (of each row where there are no blocks) among the given ones;
-    ties go to the left.
+    """Choose the `count` positions of lowest score of each block (of each row where there are no blocks) among the
+    given ones; ties go to the left.
     """
     if block is None:
         return exact_count_mask(score, count[:, 0], among)

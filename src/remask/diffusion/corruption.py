@@ -19,12 +19,13 @@ from remask.diffusion.times import MIN_TIME
 
 @dataclass(frozen=True)
 class Canvas(Rows):
-    """A batch of rows and three separate facts per position (docs/theory.md §6).
+    """A canvas is a batch of rows with three separate facts per position (docs/theory.md §6).
 
-    attended: other tokens may look at it. corruptible: it may be masked (R). supervised: it may carry loss.
-    Response EOS fill is all three; padding outside the canvas is none. written: where the model wrote the row itself,
-    the step of sampling that wrote each token, −1 for the others. block: of a block model, the number of
-    each token's block (`blocks.in_blocks`).
+    attended: other tokens may attend to it. corruptible: it may be masked (R). supervised: it may carry loss. Response
+    EOS fill is all three; padding outside the canvas is none.
+
+    written: where the model wrote the row itself, the step of sampling that wrote each token, −1 for the others. block:
+    in a block model, the number of each token's block (`blocks.in_blocks`).
     """
 
     ids: Int[Tensor, "B L"]
@@ -39,7 +40,7 @@ class Canvas(Rows):
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A noised canvas: what the model reads, which tokens were masked, with what probability, at which time t.
+    """A noised canvas holds what the model reads, which tokens were masked, with what probability, and at which time t.
 
     importance is β_i/β_ref where the objective reads it, else None; density is dt/dτ, None where it is 1.
     """
@@ -53,14 +54,15 @@ class Corrupted:
 
 
 def uniform_rate(t: Float[Tensor, "B #L"], corruptible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """p_i = t on R, 0 elsewhere."""
+    """Return the masking rates p_i = t on R, 0 elsewhere."""
     return t * corruptible
 
 
 def importance_rate(
     t: Float[Tensor, "B #L"], importance: Float[Tensor, "B L"], corruptible: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B L"]:
-    """p_i = 1 − (1 − t)^(β_i/β_ref) in [ε, 1] on R, 0 elsewhere (GIFT, arXiv 2509.20863; `importance` is β_i/β_ref).
+    """Return p_i = 1 − (1 − t)^(β_i/β_ref) in [ε, 1] on R, 0 elsewhere (GIFT, arXiv 2509.20863; `importance` is
+    β_i/β_ref).
 
     β_i = β_ref gives p_i = t to the last bit.
     """
@@ -71,19 +73,19 @@ def importance_rate(
 def bernoulli_mask(
     u: Float[Tensor, "B L"], rate: Float[Tensor, "B L"], corruptible: Bool[Tensor, "B L"]
 ) -> Bool[Tensor, "B L"]:
-    """m_i = [u_i < p_i] on R."""
+    """Draw the mask m_i = [u_i < p_i] on R."""
     return (u < rate) & corruptible
 
 
 def exact_count_mask(
     u: Float[Tensor, "B L"], count: Int[Tensor, "B"], corruptible: Bool[Tensor, "B L"]
 ) -> Bool[Tensor, "B L"]:
-    """The `count` smallest u inside R of each row."""
+    """Mask the `count` positions of each row's R with the smallest u."""
     return lowest(u, count, corruptible)
 
 
 def lowest(score: Float[Tensor, "B L"], count: Int[Tensor, "B"], among: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-    """The `count` positions of lowest score among the given ones, row by row; ties go to the left."""
+    """Choose the `count` positions of lowest score among the given ones, row by row; ties go to the left."""
     order = torch.where(among, score, torch.inf).argsort(dim=-1, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
@@ -92,6 +94,7 @@ def lowest(score: Float[Tensor, "B L"], count: Int[Tensor, "B"], among: Bool[Ten
 
 
 def apply_mask(ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], mask_id: int) -> Int[Tensor, "B L"]:
+    """Return the ids with the mask token at the masked positions."""
     return ids.masked_fill(mask, mask_id)
 
 
@@ -99,13 +102,15 @@ LiftRule = Literal["easy", "hard", "plain"]
 
 
 def lift_superset_rate(t: Float[Tensor, "B"], s: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """t + ρ with ρ ~ U[lo, 1 − t], lo = 0.1 if 1 − t > 0.1 else 0 (LIFT, arXiv 2605.22939); s is the uniform number."""
+    """Return t + ρ with ρ ~ U[lo, 1 − t], where lo is 0.1 if 1 − t > 0.1, else 0 (LIFT, arXiv 2605.22939); s is the
+    uniform number.
+    """
     low = torch.where(1 - t > 0.1, 0.1, 0.0)
     return t + low + s * (1 - t - low)
 
 
 def lift_rule(t: float, rules: tuple[LiftRule, ...]) -> LiftRule:
-    """The rule of largest score among {easy: t, hard: 1 − t, plain: 3t(1 − t)}."""
+    """Return the rule of largest score among {easy: t, hard: 1 − t, plain: 3t(1 − t)}."""
     score = {"easy": t, "hard": 1 - t, "plain": 3 * t * (1 - t)}
     return max(rules, key=lambda rule: score[rule])
 

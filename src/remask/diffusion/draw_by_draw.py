@@ -28,13 +28,13 @@ def draw_by_draw(
     known: Sequence[Float[Tensor, "B W"]] | None = None,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
-    """The loss of a likelihood that combines draws, with one draw's activations in memory at a time.
+    """Return the loss of a likelihood that combines draws, keeping one draw's activations in memory at a time.
 
     As the likelihood is a function of the draws' values v_d, the loss's gradient is that of Σ_d ∂loss/∂v_d · v_d, and
-    ∂loss/∂v_d needs them all. Where the values are `known` (the policy has not moved since they were read) each draw is
-    read once, with its gradient. Else all but the last are read without gradient before; the last one's gradient is
-    taken first, and it is not read again. All gradients but one are handed to `backward` here; that one is returned
-    with the loss's value for the caller to do so.
+    ∂loss/∂v_d needs them all. Where the values are given in `known` (the policy has not moved since they were read),
+    each draw is read once, with its gradient. Otherwise all draws but the last are first read without gradient; the
+    last one's gradient is taken first, and it is not read again. This function hands all gradients but one to
+    `backward`; that one is returned with the loss's value for the caller to do so.
     """
 
     def read(views: Sequence[View], share: Tensor | None) -> Tensor:

@@ -18,9 +18,9 @@ from remask.diffusion.token_loss import read_tokens
 def score_in_halves(
     reader: Reader, canvas: Canvas, u: Float[Tensor, "B L"], mask_id: int
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Whether the likeliest token is wrong, and −log p of the right one, with half of the response revealed.
+    """Return whether the likeliest token is wrong, and −log p of the right one, with half of the response revealed.
 
-    Half: ⌊n/2⌋ of a row's n tokens, those with the smallest u, are masked and scored, then the others.
+    Of a row's n tokens, ⌊n/2⌋, those with the smallest u, are masked and scored, then the others.
     """
     where = canvas.corruptible
     half = exact_count_mask(u, where.sum(-1) // 2, where)
@@ -33,7 +33,9 @@ def score_in_halves(
 def score_masked(
     reader: Reader, canvas: Canvas, mask: Bool[Tensor, "B L"], mask_id: int
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """The same where `mask` hides the tokens and the others are revealed; 0 where it does not."""
+    """Return the same as `score_in_halves` at the tokens that `mask` hides while the others are revealed; 0 at the
+    others.
+    """
     wrong, nll = torch.zeros_like(mask), torch.zeros(mask.shape, device=mask.device)
     if not mask.any():
         return wrong, nll

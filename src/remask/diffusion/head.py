@@ -22,7 +22,8 @@ from remask.diffusion.token_loss import blocks, chunk_rows, losses_and_errors, t
 
 T = TypeVar("T")
 Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
-"""(logits of a part of the positions, which part) → some tensors [n, …] about them. It may overwrite the logits."""
+"""A function (logits of a part of the positions, which part) → some tensors [n, …] about them. It may overwrite the
+logits."""
 
 
 class Matrix:
@@ -36,18 +37,18 @@ class Matrix:
         self.linear, self.out_features = linear, linear.out_features
 
     def whole(self, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
-        """compute(hidden), called while `linear` has its whole weight."""
+        """Return compute(hidden), called while `linear` has its whole weight."""
         return compute(hidden)
 
 
 Head = Matrix | Callable[[Tensor], Tensor]
-"""What gives the logits of hidden states. A plain `nn.Linear` is taken for its `Matrix`; all else is called."""
+"""A head gives the logits of hidden states. A plain `nn.Linear` is taken for its `Matrix`; all else is called."""
 
 
 def weighted_cross_entropy(
     head: Head, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"], weights: Float[Tensor, "N"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
-    """(Σ_i w_i·ce_i with its gradient, ce_i without), where ce_i = −log p(x_i), in nats.
+    """Return (Σ_i w_i·ce_i with its gradient, ce_i without), where ce_i = −log p(x_i), in nats.
 
     The gradient is formed together with the losses: each chunk's logits are computed once. The weights get none.
     """
@@ -68,10 +69,10 @@ def weighted_cross_entropy(
 
 
 def two_pass_cross_entropy(head: Head, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """ce_i = −log p(x_i), in nats, with gradient: for losses whose weights depend on the ce_i themselves.
+    """Return ce_i = −log p(x_i), in nats, with gradient: for losses whose weights depend on the ce_i themselves.
 
-    A trained head's logits are computed once more in the backward pass, when the weights are known; a frozen head's are
-    not, as the gradient of each hidden state is only scaled by its weight.
+    A trained head's logits are computed once more in the backward pass, when the weights have been computed; a frozen
+    head's are not, as the gradient of each hidden state is only scaled by its weight.
     """
     matrix = _matrix(head)
     if matrix is None:
@@ -90,8 +91,8 @@ def two_pass_cross_entropy(head: Head, hidden: Float[Tensor, "N D"], targets: In
 def with_gradient_of(
     loss: Float[Tensor, ""], ce: Float[Tensor, "N"], weights: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """ce with the gradient of loss = Σ w·ce, for a caller who takes another sum of them that weighs each in proportion
-    to w. One that does not raises RuntimeError in the backward pass.
+    """Return ce with the gradient of loss = Σ w·ce, for a caller who takes another sum of them that weighs each in
+    proportion to w. A sum that weighs them otherwise raises RuntimeError in the backward pass.
     """
     found: Tensor = _WithGradientOf.apply(loss, ce, weights.detach())
     return found
@@ -99,7 +100,7 @@ def with_gradient_of(
 
 @torch.no_grad()
 def look_at(head: Head, hidden: Float[Tensor, "N D"], look: Look) -> tuple[Tensor, ...]:
-    """What `look` says of all positions, asked part by part, without gradient."""
+    """Return what `look` gives for all positions, called part by part, without gradient."""
     matrix, rows = _matrix(head), chunk_rows(getattr(head, "out_features", hidden.shape[-1]))
 
     def seen(hidden: Tensor, apply: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
@@ -295,7 +296,7 @@ def _plus(total: Tensor | None, left: Float[Tensor, "n V"], right: Float[Tensor,
 
 
 def common_factor(gain: Float[Tensor, "N"], weights: Float[Tensor, "N"]) -> Float[Tensor, ""]:
-    """c with gain = c·weights, by least squares; 0 where all weights are."""
+    """Return c with gain = c·weights, by least squares; 0 where all weights are 0."""
     if not len(weights):
         return weights.new_zeros(())
     # Both times the same power of two, so that the squares of tiny weights are not 0: a ratio's may be e^−80.

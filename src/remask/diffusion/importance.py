@@ -30,7 +30,7 @@ TRANSFORMS: dict[TransformName, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Importance:
-    """β [B, L] (0 outside R) and β_i/β_ref [B, L] (1 where β_ref is 0, so that p falls back to t)."""
+    """Importance holds β [B, L] (0 outside R) and β_i/β_ref [B, L] (1 where β_ref is 0, so that p falls back to t)."""
 
     beta: Float[Tensor, "B L"]
     ratio: Float[Tensor, "B L"]
@@ -43,7 +43,9 @@ def probe(reader: Reader, canvas: Canvas, mask_id: int) -> TokenReading:
 
 
 def probe_signal(reader: Reader, canvas: Canvas, mask_id: int, signal: SignalName) -> Float[Tensor, "B L"]:
-    """The named signal over R, 0 elsewhere. `permuted_entropy` is read as entropy and shuffled in `importance`."""
+    """Return the named signal over R, 0 elsewhere. The signal `permuted_entropy` is read as entropy and shuffled in
+    `importance`.
+    """
     out = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
     if signal == "constant":
         return out.masked_fill(canvas.corruptible, 1.0)
@@ -59,7 +61,8 @@ def importance(
     reference: ReferenceName = "sequence",
     shuffle: Float[Tensor, "B L"] | None = None,
 ) -> Importance:
-    """β_i = transform(signal_i) and β_i/β_ref, β_ref the mean of β over each response (or over the batch's).
+    """Return β_i = transform(signal_i) and β_i/β_ref, where β_ref is the mean of β over each response (or over the
+    batch's).
 
     `shuffle` (uniform numbers) permutes β inside each response: the same rates on the wrong tokens. Means are taken in
     float64, so a constant β has the ratio 1 exactly.

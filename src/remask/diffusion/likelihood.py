@@ -28,15 +28,15 @@ from remask.diffusion.reader import Reader, reader_of
 from remask.errors import UserError
 
 COUPLED_RATES = (0.2, 0.8)
-"""Between which DiffuCoder draws the share of the answer that is masked."""
+"""The range of the share of the answer that DiffuCoder's draws mask."""
 ROWS_TOGETHER = 8
-"""Views of a draw that are this many rows in all are read in one forward pass. More rows keep the machine busy by
-themselves (docs/speed.md)."""
+"""The views of a draw are read in one forward pass if they have at most this many rows in all. More rows keep the
+machine busy by themselves (docs/speed.md)."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """An estimate of log p_θ(x), in nats.
+    """A likelihood is an estimate of log p_θ(x), in nats.
 
     token [B, L]: each token's share ℓ_i (0 where not scored). sequence [B]: Σ_i ℓ_i. scored [B]: n, the tokens that
     carry it.
@@ -49,7 +49,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class View:
-    """Of one forward, or of a part of one: Σ weight · log p_θ(x_i | ids) over the scored tokens."""
+    """A view is the value of one forward, or of a part of one: Σ weight · log p_θ(x_i | ids) over the scored tokens."""
 
     ids: Int[Tensor, "B L"]
     scored: Bool[Tensor, "B L"]
@@ -57,15 +57,15 @@ class View:
 
 
 Views = Callable[[Canvas, Noise, int], tuple[View, ...]]
-"""(batch, one draw's noise, mask id) → the views of that draw."""
+"""A function (batch, one draw's noise, mask id) → the views of that draw."""
 Draws = Sequence[Sequence[View]]
-"""The views of each draw."""
+"""The views of each draw, one entry per draw."""
 Combine = Callable[[Sequence[Tensor], Draws], Tensor]
-"""(the values of each draw, K times [B, L]; their views) → the likelihood's share of each token [B, L]."""
+"""A function (the values of each draw, K times [B, L]; their views) → the likelihood's share of each token [B, L]."""
 
 
 def mean(values: Sequence[Float[Tensor, "B L"]], draws: Draws = ()) -> Float[Tensor, "B L"]:
-    """The mean over draws, added up in their order."""
+    """Return the mean over draws, added up in their order."""
     total = torch.zeros_like(values[0])
     for value in values:
         total = total + value
@@ -74,7 +74,9 @@ def mean(values: Sequence[Float[Tensor, "B L"]], draws: Draws = ()) -> Float[Ten
 
 @dataclass(frozen=True)
 class Estimator:
-    """views: what the model is shown in a draw. combine: from the draws' values to the likelihood's, which may be other
+    """An estimator is a way to estimate a likelihood from draws.
+
+    views: what the model is shown in a draw. combine: from the draws' values to the likelihood's, which may be other
     than a mean (a logarithm of a mean of powers bounds from above).
     """
 
@@ -82,17 +84,18 @@ class Estimator:
     combine: Combine = mean
 
     def draws(self, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Draws:
-        """The views of each draw."""
+        """Return the views of each draw."""
         return [self.views(batch, draw, mask_id) for draw in noise]
 
 
 def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
+    """Return which tokens a likelihood is taken over: those that may be masked and may carry loss."""
     return batch.corruptible & batch.supervised
 
 
 def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """k = 1 + ⌊τ·n⌋ tokens of a row masked, each weighing n/k: unbiased for the ELBO, as k is uniform on 1..n and the k
-    tokens with the smallest u are a uniform choice. Of a block model, n, k and τ are each block's.
+    """Mask k = 1 + ⌊τ·n⌋ tokens of a row, each weighing n/k. This is unbiased for the ELBO, as k is uniform on 1..n and
+    the k tokens with the smallest u are a uniform choice. In a block model, n, k and τ are each block's.
     """
     scored = scored_tokens(batch)
     n = counts(scored, batch.block)
@@ -102,9 +105,9 @@ def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
 
 
 def elbo_coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """A mask and its complement (ESPO, arXiv 2512.03759): every token is scored in every draw. k = ⌊τ·(n+1)⌋ tokens are
-    masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k); the draw is the mean of the two. Of a block
-    model, n, k and τ are each block's, and so is the complement.
+    """Show a mask and its complement (ESPO, arXiv 2512.03759): every token is scored in every draw. k = ⌊τ·(n+1)⌋
+    tokens are masked with weight (n+1)/k, the other n−k with weight (n+1)/(n−k); the draw is the mean of the two. In a
+    block model, n, k and τ are each block's, and so is the complement.
     """
     scored = scored_tokens(batch)
     n = counts(scored, batch.block)
@@ -113,7 +116,7 @@ def elbo_coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View,
 
 
 def pair_views(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> tuple[View, ...]:
-    """½·(n+1)/k · log p on the mask, and ½·(n+1)/(n−k) · log p on its complement; an empty half counts 0."""
+    """Weigh log p by ½·(n+1)/k on the mask, and by ½·(n+1)/(n−k) on its complement; an empty half counts 0."""
     scored = scored_tokens(batch)
     n = counts(scored, batch.block)
     return tuple(
@@ -123,8 +126,8 @@ def pair_views(batch: Canvas, mask: Bool[Tensor, "B L"], mask_id: int) -> tuple[
 
 
 def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: float = 0.0) -> tuple[View, ...]:
-    """log p̂_i with the whole response masked, and each token of the prompt with probability `prompt_rate` (d1, arXiv
-    2504.12216: 0.15).
+    """Give log p̂_i with the whole response masked, and each token of the prompt with probability `prompt_rate` (d1,
+    arXiv 2504.12216: 0.15).
     """
     prompt = batch.attended & ~batch.corruptible
     hidden = prompt & (noise.u < prompt_rate)
@@ -134,8 +137,8 @@ def mean_field_views(batch: Canvas, noise: Noise, mask_id: int, *, prompt_rate: 
 
 
 def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
-    """½·(log p̂ with all masked + log p̂ with a part masked / its rate), the part and its complement with rates r and
-    1 − r, r ~ U(0.2, 0.8) (DiffuCoder, arXiv 2506.20639).
+    """Give ½·(log p̂ with all masked + log p̂ with a part masked / its rate), for the part and its complement, with
+    rates r and 1 − r, r ~ U(0.2, 0.8) (DiffuCoder, arXiv 2506.20639).
     """
     scored = scored_tokens(batch)
     low, high = COUPLED_RATES
@@ -158,14 +161,14 @@ ESTIMATORS: dict[LikelihoodName, Estimator] = {
 
 
 def mean_field(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Σ_i log p̂_i with the whole response masked (`mean_field_views`); draws differ in what is masked of the prompt,
-    which here is nothing.
+    """Return Σ_i log p̂_i with the whole response masked (`mean_field_views`). Nothing of the prompt is masked, so all
+    draws are equal.
     """
     return estimate(model, batch, [mean_field_views(batch, draw, mask_id) for draw in noise])
 
 
 def elbo(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Mean over draws of −(n/k)·Σ_masked ce_i (`elbo_views`): unbiased for the ELBO.
+    """Return the mean over draws of −(n/k)·Σ_masked ce_i (`elbo_views`), which is unbiased for the ELBO.
 
     A row without response tokens has likelihood 0. Raises UserError where there is no draw.
     """
@@ -173,22 +176,24 @@ def elbo(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_
 
 
 def elbo_coupled(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """Mean over draws of a mask's value and its complement's (`elbo_coupled_views`): unbiased."""
+    """Return the mean over draws of a mask's value and its complement's (`elbo_coupled_views`), which is unbiased for
+    the ELBO.
+    """
     return estimate(model, batch, [elbo_coupled_views(batch, draw, mask_id) for draw in noise])
 
 
 def coupled(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:
-    """DiffuCoder's mean of a fully masked and a partly masked reading (`coupled_views`)."""
+    """Return DiffuCoder's mean of a fully masked and a partly masked reading (`coupled_views`)."""
     return estimate(model, batch, [coupled_views(batch, draw, mask_id) for draw in noise])
 
 
 def estimate(model: nn.Module | Reader, batch: Canvas, draws: Draws, combine: Combine = mean) -> Likelihood:
-    """The likelihood from the views of each draw. Raises UserError where there is no draw."""
+    """Return the likelihood from the views of each draw. Raises UserError where there is no draw."""
     return likelihood(combine(draw_values(model, batch, draws), draws), batch)
 
 
 def draw_values(model: nn.Module | Reader, batch: Canvas, draws: Draws) -> list[Float[Tensor, "B L"]]:
-    """What each draw says of each token, in nats. Raises UserError where there is no draw."""
+    """Return each draw's value of each token, in nats. Raises UserError where there is no draw."""
     if not draws:
         raise UserError("an ELBO without draws", mend="give one Noise or more")
     reader = reader_of(model)
@@ -196,17 +201,20 @@ def draw_values(model: nn.Module | Reader, batch: Canvas, draws: Draws) -> list[
 
 
 def likelihood(token: Float[Tensor, "B L"], batch: Canvas) -> Likelihood:
+    """Return a likelihood from each token's share of it and the tokens that are scored."""
     return Likelihood(token, token.sum(-1), scored_tokens(batch).sum(-1))
 
 
 def token_log_p(
     reader: Reader, batch: Canvas, views: Sequence[View], gain: Float[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
-    """Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens. One forward for all views of few rows,
-    else one a view, also where nothing is scored: with sharded weights, all processes make the same number for batches
-    of as many rows.
+    """Return Σ over the views of weight · log p_θ(x_i | ids) on their scored tokens.
 
-    gain: what the caller's loss weighs each token's value with, where that is known: it saves work (`Reader.losses`).
+    The views of few rows are read in one forward, others in one each, also where nothing is scored: with sharded
+    weights, all processes make the same number for batches of as many rows.
+
+    gain: what the caller's loss weighs each token's value with, where the caller can say so: it saves work
+    (`Reader.losses`).
     """
     token = torch.zeros(batch.ids.shape, device=batch.ids.device)
     together = len(views) * len(batch.ids) <= ROWS_TOGETHER

@@ -34,12 +34,13 @@ STREAMS = {
     "rows": 0x0D,
     "answers": 0x0E,
 }
-"""What random numbers are for: `stream` gives each purpose numbers of its own. The values are part of every result."""
+"""The purposes of random numbers: `stream` gives each purpose a sequence that no other shares. The values are part of
+every result."""
 
 
 @dataclass(frozen=True)
 class Noise(Rows):
-    """The random numbers of a batch. Numbers outside a row's response are never looked at.
+    """Noise holds the random numbers of a batch. Numbers outside a row's response are never read.
 
     tau: where in the chain each token stands, in [0, 1): equal over a row, or over a block of it. A `times.Schedule`
     makes it a time t, which is the rate of uniform masking.
@@ -63,23 +64,27 @@ class Noise(Rows):
         s: Float[Tensor, "B"] | None = None,
         v: Float[Tensor, "B L"] | None = None,
     ) -> Noise:
-        """The noise of rows at known times t of the linear schedule, each the same over its row."""
+        """Return the noise of rows at given times t of the linear schedule, each the same over its row."""
         tau = (t.double() - MIN_TIME) / (1 - MIN_TIME)
         return cls(tau[:, None].expand(u.shape), u, s, v)
 
     def per_block(self, block: Int[Tensor, "B L"]) -> Noise:
-        """A τ of its own for each block of a row, stratified over them: τ + j·φ, cut to its fraction, of block j."""
+        """Return the noise with one τ for each block of a row, stratified over the blocks: the fractional part of τ +
+        j·φ in block j.
+        """
         return replace(self, tau=(self.tau.double() + block * GOLDEN_RATIO) % 1.0)
 
     @property
     def row_tau(self) -> Float[Tensor, "B"]:
-        """τ of a row whose tokens all have the same."""
+        """Return the τ of each row; all tokens of a row must have the same."""
         return self.tau.double().amax(-1).clamp(0, 1 - 1e-9)
 
 
 @dataclass(frozen=True)
 class RowNoise:
-    """One sample's noise before collation: `u`, `v` [n] over its n response tokens, `tau`, `s` numbers."""
+    """One sample's noise before collation: `u` and `v` are arrays [n] over its n response tokens, `tau` and `s` are
+    numbers.
+    """
 
     tau: float
     s: float
@@ -88,26 +93,27 @@ class RowNoise:
 
 
 def stream(name: str, *key: int) -> np.random.Generator:
-    """The random numbers of one purpose, a function of the key (seed first)."""
+    """Return the random numbers of one purpose, as a function of the key (seed first)."""
     return np.random.default_rng([*key, STREAMS[name]])
 
 
 def low_discrepancy_place(seed: int, visit: int, shift: float = 0.0) -> float:
-    """τ_n = frac(u₀ + n·φ + shift), φ the golden ratio, u₀ from the seed: consecutive visits are stratified.
+    """Return τ_n = frac(u₀ + n·φ + shift), with φ the golden ratio and u₀ from the seed: consecutive visits are
+    stratified.
 
     `visit` counts the samples drawn since the start of training, over all ranks. Two parts of the sequence, and the
-    sequences of two seeds, differ by a constant: what is to be drawn anew needs a shift of its own (`drawn_shift`).
+    sequences of two seeds, differ by a constant: what is to be drawn anew needs another shift (`drawn_shift`).
     """
     return float(low_discrepancy_places(seed, np.array([visit]), shift)[0])
 
 
 def low_discrepancy_places(seed: int, visits: NDArray[np.int64], shift: float = 0.0) -> NDArray[np.floating]:
-    """`low_discrepancy_place` of many visits."""
+    """Return the `low_discrepancy_place` of each of many visits."""
     return (_first_place(seed) + visits * GOLDEN_RATIO + shift) % 1.0
 
 
 def drawn_shift(*key: int) -> float:
-    """Uniform in [0, 1), a function of the key."""
+    """Return a number in [0, 1) that is uniform over keys and a function of the key."""
     return float(stream("shift", *key).random())
 
 
@@ -118,7 +124,7 @@ def _first_place(seed: int) -> float:
 
 
 def row_noise(seed: int, epoch: int, index: int, visit: int, length: int, shift: float = 0.0) -> RowNoise:
-    """The noise of sample `index` in `epoch`, for `length` response tokens; τ is that of the visit, shifted.
+    """Draw the noise of sample `index` in `epoch`, for `length` response tokens; τ is that of the visit, shifted.
 
     A longer response gets the same numbers and then more: extending a row with EOS changes nothing before.
     """

@@ -51,13 +51,13 @@ LIFT_RULES: dict[str, tuple[LiftRule, ...]] = {"lift2": ("easy", "hard"), "lift3
 
 @dataclass(frozen=True)
 class Objective:
-    """The four choices and their parameters. A subclass with fields of its own may weigh losses otherwise, or have
-    others than cross-entropies (docs/extending.md).
+    """An objective holds the four choices and their parameters. A subclass with further fields may weigh losses
+    otherwise, or have losses other than cross-entropies (docs/extending.md).
 
     rate: p_i. signal, transform, reference: β_i and β_ref. weight: w_i; alpha its exponent (1/p^α), keep the share of
     masked tokens Rho-1 keeps, cart_q the parameter of CART's geometric kernel. normaliser: N. schedule, rate_low,
-    rate_high: how times are drawn (`times.Schedule`). time_per: what has a time of its own in a block model.
-    complement: read every row a second time with the tokens masked that were not (`complement_of`).
+    rate_high: how times are drawn (`times.Schedule`). time_per: whether in a block model each row has one time, or each
+    block. complement: read every row a second time with the tokens masked that were not (`complement_of`).
     """
 
     rate: RateName = "uniform"
@@ -97,47 +97,47 @@ class Objective:
 
     @property
     def times(self) -> Schedule:
-        """The schedule of masking rates."""
+        """Return the schedule of masking rates."""
         return Schedule(self.schedule, self.rate_low, self.rate_high)
 
     @property
     def uses_importance(self) -> bool:
-        """Whether β is read at all."""
+        """Return whether β is read at all."""
         return self.rate == "importance" or self.weight == "importance"
 
     @property
     def uses_probe(self) -> bool:
-        """Whether β needs a forward of the model (a constant β does not)."""
+        """Return whether β needs a forward of the model (a constant β does not)."""
         return self.uses_importance and self.signal != "constant"
 
     @property
     def uses_reference_model(self) -> bool:
-        """Whether the weight needs a reference model's losses."""
+        """Return whether the weight needs a reference model's losses."""
         return self.weight == "rho1"
 
     @property
     def reads_losses(self) -> bool:
-        """Whether a weight depends on the losses it weighs."""
+        """Return whether a weight depends on the losses it weighs."""
         return self.weight in READ_LOSSES or type(self).weigh is not Objective.weigh
 
     @property
     def knows_weights(self) -> bool:
-        """Whether cross-entropies are weighed, by weights that are known before they are computed."""
+        """Return whether the losses are cross-entropies whose weights can be computed before them."""
         return not self.reads_losses and type(self).token_losses is Objective.token_losses
 
     def weigh(self, scored: Scored) -> Float[Tensor, "N"]:
-        """w_i of the scored tokens."""
+        """Return the weight w_i of each scored token."""
         return WEIGHTS[self.weight](scored)
 
     def token_losses(
         self, reader: Reader, canvas: Canvas, corrupted: Corrupted, where: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "N"]:
-        """What is weighed at the scored positions, with its gradient: −log p(x_i)."""
+        """Return the loss at each scored position that is weighed, with its gradient: −log p(x_i)."""
         return reader.losses(corrupted.ids, canvas, where)
 
 
 def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: Float[Tensor, "B L"]) -> Importance:
-    """β and β/β_ref from a probe's signal, shuffled for the permuted control."""
+    """Return β and β/β_ref from a probe's signal, shuffled for the permuted control."""
     shuffle = None
     if objective.signal == "permuted_entropy":
         if noise.v is None:
@@ -158,7 +158,7 @@ def corrupt(
     """Mask a canvas as the objective says.
 
     `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `reader` where the mask
-    depends on a forward of its own (LIFT). Raises UserError if the one needed is missing.
+    depends on a further forward (LIFT). Raises UserError if the one needed is missing.
     """
     if canvas.block is not None and objective.time_per == "block" and objective.rate not in LIFT_RULES:
         noise = noise.per_block(canvas.block)  # LIFT chooses a rule for a row by its one time
@@ -184,8 +184,8 @@ def corrupt(
 
 
 def complement_of(canvas: Canvas, corrupted: Corrupted, mask_id: int) -> Corrupted:
-    """The response's other tokens masked, at the rates 1 − p: of the pair every token is learned once (Fast-dLLM v2,
-    arXiv 2509.26328).
+    """Return the canvas with the response's other tokens masked, at the rates 1 − p: of the pair every token is learned
+    once (Fast-dLLM v2, arXiv 2509.26328).
     """
     mask = canvas.corruptible & ~corrupted.mask
     rate, time = ((1 - value).clamp(MIN_TIME, 1.0) for value in (corrupted.rate, corrupted.time))
@@ -211,7 +211,7 @@ def _lift(
 
 
 def scored_positions(canvas: Canvas, corrupted: Corrupted) -> Bool[Tensor, "B L"]:
-    """Where loss is taken: masked and supervised."""
+    """Return where loss is taken: at the tokens that are masked and supervised."""
     return corrupted.mask & canvas.supervised
 
 
@@ -222,7 +222,9 @@ def token_weights(
     ce: Float[Tensor, "N"],
     ce_reference: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, "N"]:
-    """w_i at the scored positions, without gradient. Raises UserError where a reference loss is needed and missing."""
+    """Return w_i at the scored positions, without gradient. Raises UserError where a reference loss is needed and
+    missing.
+    """
     if objective.uses_reference_model and ce_reference is None:
         raise UserError("this objective compares with a reference model", mend="pass ce_reference")
     where = scored_positions(canvas, corrupted)
@@ -258,7 +260,7 @@ def row_losses(
     ce: Float[Tensor, "N"],
     ce_reference: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, "B"]:
-    """Each row's share of the numerator: Σ_i w_i·m_i·ce_i, divided by its supervised tokens under `sequence`.
+    """Return each row's share of the numerator: Σ_i w_i·m_i·ce_i, divided by its supervised tokens under `sequence`.
 
     A row with nothing masked contributes 0. The loss of a global batch is the sum of its rows over its `denominator`.
     """
@@ -277,8 +279,8 @@ def _summed(
 
 @dataclass(frozen=True)
 class SftTerms:
-    """What a micro-batch adds to the numerator: `loss`, with its gradient, and without it each row's share `rows` and
-    the weight w_i of each scored token.
+    """The terms are what a micro-batch adds to the numerator: `loss`, with its gradient, and without gradient each
+    row's share `rows` and the weight w_i of each scored token.
     """
 
     loss: Float[Tensor, ""]
@@ -311,7 +313,7 @@ def sft_terms(
 
 
 def denominator(objective: Objective, canvas: Canvas, corrupted: Corrupted) -> Float[Tensor, ""]:
-    """This micro-batch's part of N: add it up over accumulation steps and ranks before dividing.
+    """Return this micro-batch's part of N, to be added up over accumulation steps and ranks before dividing.
 
     response: supervised tokens. masked: supervised tokens that were masked. sequence: rows with a supervised token.
     """

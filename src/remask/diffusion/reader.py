@@ -21,7 +21,7 @@ from remask.diffusion.token_loss import TokenReading, read_tokens, token_cross_e
 
 @runtime_checkable
 class Reader(Protocol):
-    """Whoever reads noised rows. `noised` are the rows of `canvas` with some of their tokens masked."""
+    """A reader is whatever reads noised rows. `noised` are the rows of `canvas` with some of their tokens masked."""
 
     def losses(
         self,
@@ -30,10 +30,10 @@ class Reader(Protocol):
         positions: Bool[Tensor, "B L"],
         weights: Float[Tensor, "N"] | None = None,
     ) -> Float[Tensor, "N"]:
-        """ce_i = −log p(x_i | noised) of the canvas's own tokens at the positions, in nats; carries gradient.
+        """Return ce_i = −log p(x_i | noised) of the canvas's tokens at the positions, in nats, with gradient.
 
-        weights: what the caller's loss weighs each ce_i with, up to a common factor, where that is known. Then logits
-        are computed once, and a loss that weighs them otherwise is an error in the backward pass.
+        weights: what the caller's loss weighs each ce_i with, up to a common factor, where the caller can say so. Then
+        logits are computed once, and a loss that weighs them otherwise is an error in the backward pass.
         """
 
     def weighted_loss(
@@ -43,17 +43,21 @@ class Reader(Protocol):
         positions: Bool[Tensor, "B L"],
         weights: Float[Tensor, "N"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
-        """(Σ_i w_i·ce_i with its gradient, ce_i without), logits computed once (`weighted_cross_entropy`)."""
+        """Return (Σ_i w_i·ce_i with its gradient, ce_i without); logits are computed once
+        (`weighted_cross_entropy`).
+        """
 
     def look(
         self, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"], look: Look
     ) -> tuple[Tensor, ...]:
-        """What `look` says of the logits at the positions, which it is shown part by part, without gradient."""
+        """Return what the function `look` gives for the logits at the positions, which it gets part by part, without
+        gradient.
+        """
 
 
 @dataclass(frozen=True)
 class ModelReader:
-    """A model of Remask's, which never keeps the logits of all positions.
+    """A model of Remask's as a reader. It never keeps the logits of all positions.
 
     Each call is made under `context`: a trainer's mixed precision.
     """
@@ -62,6 +66,7 @@ class ModelReader:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the losses that the model's prediction gives."""
         if weights is not None and torch.is_grad_enabled():
             loss, ce = self.weighted_loss(noised, canvas, positions, weights)
             return with_gradient_of(loss, ce, weights)
@@ -71,15 +76,17 @@ class ModelReader:
     def weighted_loss(
         self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the weighted loss and the losses that the model's prediction gives."""
         said = self.call(noised, canvas, positions, targets=canvas.ids[positions], weights=weights)
         return said.loss, said.token_loss
 
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
+        """Return what `look` gives for the model's logits."""
         seen: tuple[Tensor, ...] = self.call(noised, canvas, positions, look=look).seen
         return seen
 
     def call(self, noised: Tensor, canvas: Canvas, positions: Tensor, **wanted: Any) -> Any:
-        """The model's prediction at the positions. A block model reads the clean rows beside the noised ones."""
+        """Return the model's prediction at the positions. A block model reads the clean rows beside the noised ones."""
         with self.context():
             return self.model(
                 input_ids=noised,
@@ -91,7 +98,7 @@ class ModelReader:
             )
 
     def under(self, further: Callable[[], AbstractContextManager[Any]]) -> ModelReader:
-        """The same model, called under a further context."""
+        """Return the same model, called under a further context."""
 
         @contextmanager
         def both() -> Iterator[None]:
@@ -101,7 +108,7 @@ class ModelReader:
         return ModelReader(self.model, both)
 
     def read_only(self) -> ModelReader:
-        """The same module, called in evaluation mode and without gradient."""
+        """Return the same module, called in evaluation mode and without gradient."""
         module: Any = self.model
 
         @contextmanager
@@ -119,27 +126,30 @@ class ModelReader:
 
 @dataclass(frozen=True)
 class LogitsReader:
-    """A function (noised ids [B, L], attended [B, L], positions [B, L]) → logits [N, V] as a reader."""
+    """A function (noised ids [B, L], attended [B, L], positions [B, L]) → logits [N, V], used as a reader."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the cross-entropies of the function's logits."""
         return token_cross_entropy(self.function(noised, canvas.attended, positions), canvas.ids[positions])
 
     def weighted_loss(
         self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the function's cross-entropies, and the cross-entropies."""
         ce = self.losses(noised, canvas, positions)
         return (ce * weights.detach()).sum(), ce.detach()
 
     @torch.no_grad()
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
+        """Return what `look` gives for the function's logits, all at once."""
         logits = self.function(noised, canvas.attended, positions)
         return look(logits, slice(0, len(logits)))
 
 
 def reader_of(model: nn.Module | Reader) -> Reader:
-    """A model as a reader; a reader as it is."""
+    """Return a model as a reader, or a reader unchanged."""
     return ModelReader(model) if isinstance(model, nn.Module) else model
 
 
@@ -147,6 +157,6 @@ def reader_of(model: nn.Module | Reader) -> Reader:
 def token_reading(
     reader: Reader, noised: Int[Tensor, "B L"], canvas: Canvas, positions: Bool[Tensor, "B L"]
 ) -> TokenReading:
-    """Entropy and −log p(x_i | noised) of the canvas's tokens at the positions, without gradient."""
+    """Return the entropy and −log p(x_i | noised) of the canvas's tokens at the positions, without gradient."""
     gold = canvas.ids[positions]
     return TokenReading(*reader.look(noised, canvas, positions, lambda logits, part: read_tokens(logits, gold[part])))

@@ -19,12 +19,12 @@ from remask.choices import NoiseScheduleName, refuse_unknown
 from remask.errors import UserError
 
 MIN_TIME = 1e-3
-"""ε: times and masking rates live in [ε, 1] (docs/theory.md §1)."""
+"""The least time and masking rate ε: both live in [ε, 1] (docs/theory.md §1)."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """t(τ) = low + (high − low)·f(τ).
+    """A schedule turns a uniform τ into the time t(τ) = low + (high − low)·f(τ).
 
     shape: f(τ) = τ (linear: LLaDA, arXiv 2502.09992) or 1 − cos(πτ/2) (cosine, in which most steps of the chain mask
     little: MaskGIT, arXiv 2202.04200). low, high: the range of rates (BD3LM clips them, arXiv 2503.09573; LLaDA2 takes
@@ -44,12 +44,12 @@ class Schedule:
             )
 
     def rate(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """t, in float32."""
+        """Return the time t of each τ, in float32."""
         place = tau if self.shape == "linear" else 1 - torch.cos(tau * (math.pi / 2))
         return (self.low + (self.high - self.low) * place).float()
 
     def weight(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"] | None:
-        """f′(τ), in float32: a loss that is weighed with 1/t is weighed with this too. None: 1 everywhere.
+        """Return f′(τ), in float32: a loss that is weighed with 1/t is weighed with this too. None means 1 everywhere.
 
         The constant high − low is left out, as published clipped schedules leave it out.
         """

@@ -31,9 +31,10 @@ class Parameters(Protocol):
 def cart_weights(
     mask: Bool[Tensor, "B L"], attended: Bool[Tensor, "B L"], q: float, block: Int[Tensor, "B L"] | None = None
 ) -> Float[Tensor, "B L"]:
-    """CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream, 2508.15487).
+    """Return CART_i = Σ_{j unmasked} ½·q(1−q)^(|i−j|−1), over attended unmasked j ≠ i, prompt included (Dream,
+    2508.15487).
 
-    In a block model j runs over what token i sees: its own block, and all of the finished ones before it.
+    In a block model j runs over what token i attends to: its block, and all of the finished ones before it.
     """
     places = torch.arange(mask.shape[1], device=mask.device)
     distance = (places[:, None] - places[None, :]).abs()
@@ -47,9 +48,9 @@ def cart_weights(
 
 @dataclass(frozen=True)
 class Scored:
-    """What a weight may look at, at the N scored positions: rate p, time t, β/β_ref, the current loss (no gradient) and
-    the reference model's; and, for weights that look around, where the N stand, the whole mask, what is attended, and
-    the blocks.
+    """The values that a weight may read at the N scored positions: rate p, time t, β/β_ref, the current loss (no
+    gradient) and the reference model's. For weights that depend on other positions there are also where the N stand,
+    the whole mask, what is attended, and the blocks.
     """
 
     objective: Parameters
@@ -65,29 +66,29 @@ class Scored:
 
 
 def inverse_rate_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """1/p_i^α. At α = 1 the expected weight of every token is 1, whatever p."""
+    """Return 1/p_i^α. At α = 1 the expected weight of every token is 1, whatever p."""
     return scored.rate**-scored.objective.alpha
 
 
 def importance_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """β_i/(β_ref·t): "WeFT (SW)", a re-weighting under uniform masking."""
+    """Return β_i/(β_ref·t): "WeFT (SW)", a re-weighting under uniform masking."""
     assert scored.importance is not None
     return scored.importance / scored.time
 
 
 def cart_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """CART_i/t."""
+    """Return CART_i/t, of `cart_weights`."""
     return cart_weights(scored.mask, scored.attended, scored.objective.cart_q, scored.block)[scored.where] / scored.time
 
 
 def dft_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """sg[p_θ(x_i)]/t (DFT, 2508.05629)."""
+    """Return sg[p_θ(x_i)]/t, without gradient (DFT, 2508.05629)."""
     return torch.exp(-scored.ce) / scored.time
 
 
 def rho1_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """1/t on the `keep` share of each row's masked tokens with the largest excess loss ce_i − ce_i^ref, 0 on the rest
-    (Rho-1, 2404.07965). At least one token of a row is kept.
+    """Return 1/t on the `keep` share of each row's masked tokens with the largest excess loss ce_i − ce_i^ref, 0 on the
+    rest (Rho-1, 2404.07965). At least one token of a row is kept.
     """
     assert scored.ce_reference is not None
     rows = scored.where.nonzero()[:, 0]
@@ -101,7 +102,7 @@ def rho1_weight(scored: Scored) -> Float[Tensor, "N"]:
 
 
 def no_weight(scored: Scored) -> Float[Tensor, "N"]:
-    """1: what is masked more often counts more. Not a bound (LLaDA2, Fast-dLLM v2)."""
+    """Return 1: what is masked more often counts more. This is not a bound (LLaDA2, Fast-dLLM v2)."""
     return torch.ones_like(scored.rate)
 
 
@@ -114,4 +115,4 @@ WEIGHTS: dict[WeightName, Callable[[Scored], Tensor]] = {
     "none": no_weight,
 }
 READ_LOSSES: tuple[WeightName, ...] = ("dft", "rho1")
-"""Weights that depend on the current losses."""
+"""The weights that depend on the current losses."""

@@ -21,14 +21,14 @@ from remask.files import from_json
 
 KIND, FORMAT = "remask.evaluation", 1
 START = "start"
-"""The arm of the model before any training."""
+"""The name of the arm of the model before any training."""
 
 ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded problem. `metrics` are further scores of it, as shares."""
+    """One graded problem of a task. `metrics` are further scores of it, as shares."""
 
     id: str
     prompt: str
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All problems of one task in one evaluation; `source` says where they came from.
+    """A result holds all problems of one task in one evaluation; `source` says where they came from.
 
     lead is the metric that the task is judged by: accuracy, but where nothing is answered (likelihoods of rows).
     """
@@ -56,12 +56,12 @@ class TaskResult:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The leading metric, then the further ones that every problem has."""
+        """Return the leading metric, then the further ones that every problem has."""
         shared = [name for name in self.problems[0].metrics if all(name in p.metrics for p in self.problems)]
         return (self.lead, *(name for name in shared if name != self.lead))
 
     def scores(self, metric: str) -> dict[str, float]:
-        """Problem id → score, in the file's order."""
+        """Return the score of each problem id, in the file's order."""
         if metric == ACCURACY:
             return {p.id: float(p.correct) for p in self.problems}
         return {p.id: float(p.metrics[metric]) for p in self.problems}
@@ -69,7 +69,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation file: one trained model, one decoding setting, any number of tasks."""
+    """The content of one evaluation file: one trained model, one decoding setting, any number of tasks."""
 
     path: Path
     model: str
@@ -85,7 +85,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Arm:
-    """The evaluations of one arm, at most one per task and seed, on the same problems with the same decoding."""
+    """An arm holds evaluations of one name, at most one per task and seed, on the same problems with the same
+    decoding.
+    """
 
     name: str
     evaluations: tuple[Evaluation, ...]
@@ -93,29 +95,32 @@ class Arm:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Return the names of the tasks, in the order in which they came."""
         return tuple(dict.fromkeys(task for evaluation in self.evaluations for task in evaluation.tasks))
 
     def results(self, task: str) -> list[TaskResult]:
-        """The task's results, one per seed, in the order of `seeds(task)`."""
+        """Return the task's results, one per seed, in the order of `seeds(task)`."""
         return [evaluation.tasks[task] for evaluation in self.evaluations if task in evaluation.tasks]
 
     def seeds(self, task: str) -> tuple[int | None, ...]:
+        """Return the training seeds of a task's results."""
         return tuple(evaluation.run_seed for evaluation in self.evaluations if task in evaluation.tasks)
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """The metrics that all of the task's results have, accuracy first."""
+        """Return the metrics that all of the task's results have, accuracy first."""
         first, *rest = self.results(task)
         return tuple(name for name in first.metrics if all(name in result.metrics for result in rest))
 
     def lead(self, task: str) -> str:
-        """The metric that the task is judged by."""
+        """Return the metric that the task is judged by."""
         return self.results(task)[0].lead
 
     def problem_ids(self, task: str) -> list[str]:
+        """Return the ids of a task's problems."""
         return [problem.id for problem in self.results(task)[0].problems]
 
     def scores(self, task: str, metric: str | None = None) -> Scores:
-        """Scores [S, P] by a metric (the leading one): rows as `seeds(task)`, columns as `problem_ids(task)`."""
+        """Return scores [S, P] by a metric (the leading one): rows as `seeds(task)`, columns as `problem_ids(task)`."""
         metric = metric or self.lead(task)
         ids = self.problem_ids(task)
         by_seed = [result.scores(metric) for result in self.results(task)]
@@ -124,7 +129,9 @@ class Arm:
     def interval(
         self, task: str, metric: str | None = None, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
     ) -> Interval:
-        """Wilson's interval for one seed's accuracy, else the bootstrap over problems (and seeds, if several)."""
+        """Return Wilson's interval for one seed's accuracy, else the bootstrap over problems (and seeds, if
+        several).
+        """
         metric = metric or self.lead(task)
         scores = self.scores(task, metric)
         if metric == ACCURACY and len(scores) == 1:
@@ -142,7 +149,7 @@ def load_evaluation(path: Path | str) -> Evaluation:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a file. Raises UserError where it cannot be read or is not JSON."""
+    """Return the JSON of a file. Raises UserError where it cannot be read or is not JSON."""
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -152,7 +159,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_evaluation(data: Mapping[str, Any], path: Path) -> Evaluation:
-    """The typed form of an evaluation file's content; `path` is only for messages and for the record."""
+    """Return the typed form of an evaluation file's content; `path` is only for messages and for the record."""
     if data.get("format", FORMAT) != FORMAT:
         raise UserError(
             f"evaluation format {data['format']!r} is not known (this version reads {FORMAT})",
@@ -215,7 +222,7 @@ def _answer(problem: Mapping[str, Any], lead: str) -> Answer:
 
 
 def find_evaluations(run_dir: Path | str) -> list[Evaluation]:
-    """The evaluation files directly inside a run's folder, by name; other JSON files are passed over."""
+    """Return the evaluation files directly inside a run's folder, by name; other JSON files are passed over."""
     found = []
     for path in sorted(Path(run_dir).glob("*.json")):
         data = read_json(path)

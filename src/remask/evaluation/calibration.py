@@ -25,7 +25,7 @@ from remask.evaluation.clusters import LEAST_ROWS, RowBootstrap
 from remask.evaluation.statistics import Interval, Scores, cluster_interval, wilson
 
 LEAST_PROBABILITY = 1e-30
-"""Below this a probability counts as this: a token that was revealed at 0 has a logarithm."""
+"""The probability that lower ones are raised to: a token that was revealed at 0 then has a logarithm."""
 
 MOST_BINS, LEAST_IN_BIN = 10, 20
 CHANCE_DRAWS = 200
@@ -35,12 +35,14 @@ SCORES = {
     "least": "the least sure token of the final answer",
     "text": "the geometric mean over the whole text",
 }
-"""What answers are put in order by."""
+"""The scores that answers are put in order by."""
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What some revealed tokens say: how many, the geometric mean of their probabilities, and the least."""
+    """The confidence of some revealed tokens: how many they are, the geometric mean of their probabilities, and the
+    least.
+    """
 
     tokens: int
     mean: float
@@ -48,7 +50,7 @@ class Confidence:
 
     @classmethod
     def of(cls, probabilities: Sequence[float]) -> Confidence | None:
-        """None where there are no tokens."""
+        """Return the confidence of tokens with these probabilities, or None where there are no tokens."""
         if not probabilities:
             return None
         logs = [math.log(max(p, LEAST_PROBABILITY)) for p in probabilities]
@@ -56,10 +58,12 @@ class Confidence:
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Confidence:
+        """Read the value from a record's JSON."""
         return cls(int(data["tokens"]), float(data["mean"]), float(data["least"]))
 
     @property
     def product(self) -> float:
+        """Return the product of the probabilities."""
         return float(self.mean**self.tokens)
 
 
@@ -70,19 +74,21 @@ def _short(value: float) -> float:
 
 @dataclass(frozen=True)
 class Sureness:
-    """Confidence in a whole text, its stop token included, and in its final answer where one is marked."""
+    """The confidence in a whole text, its stop token included, and in its final answer where one is marked."""
 
     text: Confidence
     answer: Confidence | None
 
     @property
     def own(self) -> Confidence:
-        """In the final answer; in the text where none is marked."""
+        """Return the confidence in the final answer, or in the text where none is marked."""
         return self.answer or self.text
 
     @classmethod
     def parse(cls, data: Mapping[str, Any] | None) -> Sureness | None:
-        """The value from a record's JSON; older records have none. Raises KeyError or TypeError for what is none."""
+        """Read the value from a record's JSON; older records have none. Raises KeyError or TypeError for what is no
+        such value.
+        """
         if data is None:
             return None
         answer = data["answer"]
@@ -96,7 +102,8 @@ def sureness(
     confidence: Sequence[float],
     stops: Collection[int],
 ) -> Sureness | None:
-    """Of a canvas [C]: tokens, the steps that revealed them (−1: filled), their probabilities then.
+    """Return the confidence in a canvas [C], given its tokens, the steps that revealed them (−1: filled), and their
+    probabilities then.
 
     The final answer is what `token_classes` takes for it. None where the text has no revealed token.
     """
@@ -111,7 +118,7 @@ def sureness(
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of like confidence: what was claimed of them in the mean, and the share that is right."""
+    """A bin holds answers of like confidence: what was claimed of them in the mean, and the share that is right."""
 
     claimed: float
     right: Interval
@@ -119,9 +126,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of S × P answers. claimed: the mean product; excess: claimed minus the share right; error: Σ_b n_b/N |claimed_b
-    − right_b| over the bins (expected calibration error); chance: what it would be in the mean, were every claim true;
-    auc: of each of `SCORES`, P(a right answer's is higher than a wrong one's), None where all or none is right.
+    """A calibration says how well confidence agrees with results over S × P answers.
+
+    claimed: the mean product. excess: claimed minus the share right. error: Σ_b n_b/N |claimed_b − right_b| over the
+    bins (expected calibration error). chance: what it would be in the mean, were every claim true. auc: of each of
+    `SCORES`, P(a right answer's is higher than a wrong one's), None where all or none is right.
     """
 
     answers: int
@@ -135,8 +144,8 @@ class Calibration:
 
 
 def calibration(right: Scores, sure: Sequence[Sequence[Sureness]], *, level: float = 0.95) -> Calibration | None:
-    """right [S, P], 0 or 1, and the confidence in each answer. Intervals resample problems; a bin of one seed has
-    Wilson's. None for a single problem.
+    """Return the calibration of answers that are right [S, P], 0 or 1, given the confidence in each. Intervals resample
+    problems; a bin of one seed has Wilson's. None for a single problem.
     """
     S, P = right.shape
     if P < LEAST_ROWS:
@@ -174,7 +183,7 @@ def calibration(right: Scores, sure: Sequence[Sequence[Sureness]], *, level: flo
 
 
 def bin_starts(ordered: NDArray) -> NDArray[np.intp]:
-    """Where bins of about equal size begin in rising values [N]: at most MOST_BINS, equal values in one bin."""
+    """Return where bins of about equal size begin in rising values [N]: at most MOST_BINS, equal values in one bin."""
     N = len(ordered)
     count = max(1, min(MOST_BINS, N // LEAST_IN_BIN))
     ends = np.linspace(0, N, count + 1).round().astype(int)[:-1]
@@ -182,13 +191,15 @@ def bin_starts(ordered: NDArray) -> NDArray[np.intp]:
 
 
 def binned_error(claimed: NDArray, right: NDArray, starts: NDArray[np.intp]) -> NDArray:
-    """Σ_b n_b/N |mean claimed − mean right| = Σ_b |Σ (claimed − right)| / N, of [..., N] in bins of its last axis."""
+    """Return Σ_b n_b/N |mean claimed − mean right| = Σ_b |Σ (claimed − right)| / N, of [..., N] in bins of its last
+    axis.
+    """
     return np.asarray(np.abs(np.add.reduceat(claimed - right, starts, axis=-1)).sum(-1) / claimed.shape[-1])
 
 
 def chance_error(claimed: NDArray, starts: NDArray[np.intp], *, seed: int = 0, draws: int = CHANCE_DRAWS) -> float:
-    """The mean error of answers that are right with just the probabilities claimed [N]: few answers in a bin alone
-    make one.
+    """Return the mean error of answers that are right with just the probabilities claimed [N]: few answers in a bin
+    alone make an error.
     """
     rng = np.random.default_rng(seed)
     errors = [binned_error(claimed, rng.random(len(claimed)) < claimed, starts) for _ in range(draws)]

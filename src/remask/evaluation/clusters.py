@@ -16,14 +16,14 @@ from remask.evaluation.statistics import Interval, Scores, percentiles, resample
 
 RESAMPLES = 2000
 LEAST_ROWS = 2
-"""Rows below which there is no interval."""
+"""The number of rows below which there is no interval."""
 
 Sums = tuple[ArrayLike, ArrayLike]
-"""(total [R], count [R]) of a quantity over some of each row's tokens."""
+"""The (total [R], count [R]) of a quantity over some of each row's tokens."""
 
 
 class RowBootstrap:
-    """K resamples of R rows, the same for everything asked of it.
+    """A bootstrap of K resamples of R rows, the same for everything asked of it.
 
     Raises UserError where there are fewer than two rows.
     """
@@ -35,12 +35,12 @@ class RowBootstrap:
         self.draws = resampled(np.random.default_rng(seed), resamples, rows)
 
     def sums(self, values: ArrayLike, row: ArrayLike) -> Scores:
-        """[N] values, and the row of each → their total in each row [R]."""
+        """Return the total of values [N] in each row [R], given the row of each."""
         weights = np.asarray(values, dtype=np.float64)
         return np.bincount(np.asarray(row), weights=weights, minlength=self.rows).astype(np.float64)
 
     def mean(self, of: Sums) -> Interval | None:
-        """Σ total / Σ count. None where nothing was counted."""
+        """Return Σ total / Σ count, or None where nothing was counted."""
         total, count = (np.asarray(part, dtype=np.float64) for part in of)
         if not count.any():
             return None
@@ -49,7 +49,7 @@ class RowBootstrap:
         return self._interval(float(total.sum() / count.sum()), drawn, count)
 
     def share(self, of: Sums) -> Interval | None:
-        """The mean of values that are 0 or 1. Where all are 0, or all are 1, a bootstrap has no width: Wilson's
+        """Return the mean of values that are 0 or 1. Where all are 0, or all are 1, a bootstrap has no width: Wilson's
         interval is given instead, for one answer a row.
         """
         found = self.mean(of)
@@ -58,7 +58,7 @@ class RowBootstrap:
         return wilson(int(found.mean) * found.n, found.n, self.level)
 
     def difference(self, a: Sums, b: Sums) -> Interval | None:
-        """Mean of a minus mean of b. None where one of them counts nothing."""
+        """Return the mean of a minus the mean of b, or None where one of them counts nothing."""
         parts = [np.asarray(part, dtype=np.float64) for part in (*a, *b)]
         if not parts[1].any() or not parts[3].any():
             return None
@@ -68,8 +68,8 @@ class RowBootstrap:
         return self._interval(float(value), left - right, parts[1])
 
     def share_difference(self, a: Sums, b: Sums) -> Interval | None:
-        """`difference` of values that are 0 or 1. Where every row shows the same one, a bootstrap has no width: what
-        other rows could show is given instead.
+        """Return the `difference` of values that are 0 or 1. Where every row shows the same one, a bootstrap has no
+        width: what other rows could show is given instead.
         """
         found = self.difference(a, b)
         if found is None or not found.high - found.low < 1e-12:
@@ -77,7 +77,8 @@ class RowBootstrap:
         return Interval(found.mean, *unseen_bounds(found.mean, found.n, self.level)[:2], found.n)
 
     def auc(self, scores: ArrayLike, positive: ArrayLike, row: ArrayLike) -> Interval | None:
-        """P(score of a positive token > score of another) + ½ P(equal), over all pairs: the area under the ROC curve.
+        """Return P(score of a positive token > score of another) + ½ P(equal), over all pairs: the area under the ROC
+        curve.
 
         2·AUC − 1 is Cliff's δ. None where all tokens are positive, or none is.
         """
@@ -91,7 +92,7 @@ class RowBootstrap:
         return self._interval(float(won.sum() / (own.sum() * other.sum())), drawn, own)
 
     def rank_correlation(self, x: ArrayLike, y: ArrayLike, row: ArrayLike) -> Interval | None:
-        """Spearman's ρ, ties at their mean rank. Resamples keep the ranks that tokens have among all of them.
+        """Return Spearman's ρ, ties at their mean rank. Resamples keep the ranks that tokens have among all of them.
 
         None where x or y is the same everywhere.
         """
@@ -120,7 +121,7 @@ class RowBootstrap:
 
 
 def ranks(values: ArrayLike) -> Scores:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """Return the rank of each value, 1 for the smallest; equal values share the mean of their ranks."""
     array = np.asarray(values)
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

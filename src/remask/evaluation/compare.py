@@ -20,7 +20,9 @@ from remask.evaluation.statistics import (
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """One metric of one task in two arms; `gain` has a second meaning only where a starting model was given."""
+    """A comparison of one metric of one task in two arms; `gain` has a second meaning only where a starting model was
+    given.
+    """
 
     task: str
     metric: str
@@ -29,7 +31,7 @@ class TaskComparison:
     difference: Difference
     gain: RelativeGain
     leads: bool
-    """Whether it is the metric that the task is judged by."""
+    """True where the metric is the one that the task is judged by."""
 
 
 def compare_arms(
@@ -42,7 +44,8 @@ def compare_arms(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[TaskComparison]:
-    """candidate − baseline for each task and metric both arms have, paired by problem (`unshared` names the others).
+    """Return candidate − baseline for each task and metric both arms have, paired by problem (`unshared` names the
+    others).
 
     Seeds are paired too where both sides were trained with the same ones. Raises UserError where the arms share no
     task, answered different problems, or decoded differently (unless allowed), saying what differs.
@@ -88,7 +91,9 @@ def compare_arms(
 
 
 def told_apart(a: Arm, b: Arm) -> tuple[str, str]:
-    """What to call two arms: their names; where they are equal, each with its first file, from where the paths part."""
+    """Return names for two arms that differ: the arms' names; where they are equal, each with its first file, from
+    where the paths part.
+    """
     if a.name != b.name:
         return a.name, b.name
     paths = [arm.evaluations[0].path.resolve() for arm in (a, b)]
@@ -98,7 +103,7 @@ def told_apart(a: Arm, b: Arm) -> tuple[str, str]:
 
 
 def unshared(a: Arm, b: Arm) -> tuple[list[str], list[str]]:
-    """The tasks that a alone has, and those that b alone has."""
+    """Return the tasks that a alone has, and those that b alone has."""
     return [task for task in a.tasks if task not in b.tasks], [task for task in b.tasks if task not in a.tasks]
 
 

@@ -32,14 +32,14 @@ from remask.sandbox import Sandbox
 from remask.tasks.benchmark import Asking, Benchmark, named, read_template
 
 MOST = 1_000_000
-"""Problems of a task."""
+"""The most problems of a task."""
 
 
 def evaluate_model(config: EvalConfig, *, quiet: bool = False, label: str = "evaluating") -> dict[str, Any] | None:
-    """Evaluate as the config says and write the record where it says. None in all processes but the first.
+    """Evaluate as the config says and write the record where it says. All processes but the first return None.
 
-    Where that evaluation is there already, its record is what is given, and nothing is done. Raises UserError where the
-    file holds anything else, or another process is at it.
+    Where that evaluation exists already, its record is returned, and nothing is done. Raises UserError where the file
+    holds anything else, or another process is writing it.
     """
     if config.n is not None and config.n < 1:
         raise UserError(f"n = {config.n}", mend="give 1 or more")
@@ -167,13 +167,13 @@ def _likelihood(config: EvalConfig, model: Any, tokenizer: Any, *, quiet: bool, 
 
 
 MAKE_NO_OTHER = ("json", "overwrite", "processes", "device", "batch_size", "allow_code_execution")
-"""Settings that make no other evaluation."""
+"""The settings that do not make an evaluation another one."""
 IN_PROBLEMS = ("tasks", "n", "split", "problem_seed", "prompt_template")
-"""Settings that decide what is asked, which is compared instead."""
+"""The settings that decide what is asked, which is compared instead."""
 
 
 ADDED_LATER = {"engine": "local"}
-"""Settings that records of 0.1 do not know, and the values that mean what those records did."""
+"""The settings that records of 0.1 do not have, and the values that mean what those records did."""
 
 
 def _asked(config: EvalConfig) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _benchmarks(config: EvalConfig) -> list[Benchmark]:
 
 
 def device_of(device: str, local_rank: int) -> str:
-    """The device of one of several processes. Raises UserError where there are more of them than GPUs."""
+    """Return the device of one of several processes. Raises UserError where there are more of them than GPUs."""
     picked = pick_device(device)
     if picked != "cuda":
         return picked

@@ -23,16 +23,16 @@ MODEL_FILES = (
     *("*.safetensors", "*.bin", "*config.json"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
 )
-"""What decides a checkpoint's answers: weights and configs, tokenizer and chat template."""
+"""The files that decide a checkpoint's answers: weights and configs, tokenizer and chat template."""
 
 Key = tuple[str, str]
-"""Task and problem."""
+"""The key of an answer: its task and its problem."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """One answer. `tokens` were revealed by the model; `ended` says that a stop token was among them; `confidence` is
-    a `calibration.Sureness`.
+    """An answer as it was written. `tokens` were revealed by the model; `ended` says that a stop token was among them;
+    `confidence` is a `calibration.Sureness`.
     """
 
     task: str
@@ -47,11 +47,12 @@ class Written:
 
     @property
     def key(self) -> Key:
+        """Return the answer's task and problem."""
         return self.task, self.id
 
 
 class Journal:
-    """The answers of one evaluation. Without a path they are kept in memory alone."""
+    """A journal keeps the answers of one evaluation. Without a path they are kept in memory alone."""
 
     def __init__(self, record: Path | None, fingerprint: str, *, rank: int = 0, overwrite: bool = False) -> None:
         self.record, self.fingerprint, self.rank, self.overwrite = record, fingerprint, rank, overwrite
@@ -72,7 +73,7 @@ class Journal:
         return sorted(self.record.parent.glob(f"{glob.escape(self.record.name)}.answers-*.jsonl"))
 
     def read(self) -> None:
-        """Take in what all processes have written so far.
+        """Read what all processes have written so far.
 
         Raises UserError for answers of another evaluation; with `overwrite` they are passed over.
         """
@@ -113,6 +114,7 @@ class Journal:
         return True
 
     def add(self, answers: list[Written]) -> None:
+        """Add answers, and write them to this process's file."""
         self.answers |= {answer.key: answer for answer in answers}
         if self.record is not None:
             head = [] if self.begun else [{"evaluation": self.fingerprint}]
@@ -134,12 +136,15 @@ class Journal:
             ) from None
 
     def wait_for(self, keys: set[Key], *, every: float = 0.2) -> None:
-        """Until the other processes have written what is missing of `keys`. (Their launcher ends all if one dies.)"""
+        """Wait until the other processes have written what is missing of `keys`. Their launcher ends all if
+        one dies.
+        """
         while keys - set(self.answers):
             time.sleep(every)
             self.read()
 
     def remove(self) -> None:
+        """Delete the journal's files."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
@@ -151,12 +156,13 @@ def _whole(path: Path) -> bytes:
 
 
 def fingerprint(parts: Any) -> str:
-    """One short name for everything that decides the answers."""
+    """Return one short name for everything that decides the answers."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def weights_stamp(folder: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files of a local checkpoint: a folder, or a GGUF file and what lies beside it.
+    """Return names, sizes and times of the files of a local checkpoint: a folder, or a GGUF file and what lies beside
+    it.
 
     Another training in the same folder is another model. What else people keep there (records of evaluations, logs)
     makes no difference.

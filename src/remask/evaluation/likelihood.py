@@ -29,7 +29,7 @@ from remask.tasks.generator import digest
 
 TASK = "likelihood"
 NOISE_SEED = 1 << 22
-"""Seeds the noise that rows are read on, the same for every model."""
+"""The seed of the noise that rows are read on, the same for every model."""
 
 
 def evaluate_likelihood(
@@ -43,7 +43,7 @@ def evaluate_likelihood(
     quiet: bool = False,
     label: str = "reading",
 ) -> dict[str, Any]:
-    """The task block of an evaluation record: the likelihood of each row's answer, its end token included.
+    """Return the task block of an evaluation record: the likelihood of each row's answer, its end token included.
 
     `likelihood` is exp(ELBO / tokens), the geometric mean of the tokens' probabilities, and `nats_per_token` of the
     block is −ΣELBO / Σtokens over all rows. Each draw reads a mask and its complement (`elbo_coupled_views`). Raises

@@ -37,12 +37,13 @@ from remask.sampling.schedule import Decoding
 
 Tick = Callable[[int], None]
 Pair = tuple[list[int], list[int]]
-"""Token ids of a context and of what follows it."""
+"""The token ids of a context and of what follows it."""
 
 
 @register_model("remask")
 class RemaskLM(TemplateLM):
-    """`--model_args pretrained=…,steps=…`: what `remask.load` takes, any decoding setting, and these.
+    """A model of lm-eval. `--model_args pretrained=…,steps=…` takes what `remask.load` takes, any decoding setting, and
+    these.
 
     draws: noise draws per text (Monte-Carlo samples of the ELBO). seed: of draws and of sampling. check_greedy: also
     find out whether greedy decoding would give the ending (one forward a token; tasks such as LAMBADA need it).
@@ -124,7 +125,7 @@ class RemaskLM(TemplateLM):
             ) from error
 
     def get_model_info(self) -> dict[str, Any]:
-        """What decides the numbers, kept in the harness's results."""
+        """Return what decides the numbers, which the harness keeps in its results."""
         return {
             "remask": {
                 "pretrained": self.name,
@@ -136,9 +137,9 @@ class RemaskLM(TemplateLM):
         }
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A canvas for each context, cut at the first of the task's `until` strings.
+        """Answer each context on a canvas, and cut the answer at the first of the task's `until` strings.
 
-        The canvas is `max_new_tokens` of the model_args, else the task's `max_gen_toks`, else the checkpoint's own; any
+        The canvas is `max_new_tokens` of the model_args, else the task's `max_gen_toks`, else the checkpoint's; any
         other decoding setting may stand in --gen_kwargs too.
         """
         texts: dict[int, str] = {}
@@ -160,7 +161,7 @@ class RemaskLM(TemplateLM):
         return [texts[number] for number in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The ELBO of whole texts, in windows of `max_length` that each begin anew."""
+        """Return the ELBO of whole texts, in windows of `max_length` that each begin anew."""
         pairs: list[Pair] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -285,7 +286,7 @@ class RemaskLM(TemplateLM):
 
 
 def cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the strings that end it."""
+    """Return the text before the first of the strings that end it."""
     for stop in [until] if isinstance(until, str) else until or []:
         if stop:
             text = text.partition(stop)[0]

@@ -30,7 +30,7 @@ from remask.tasks.benchmark import Asking, Benchmark, problem_seed
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of how many processes this one is, as launchers such as torchrun say it."""
+    """A shard says which of how many processes this one is, as launchers such as torchrun set it."""
 
     rank: int = 0
     world: int = 1
@@ -38,13 +38,14 @@ class Shard:
 
     @classmethod
     def from_environment(cls) -> Shard:
+        """Read it from the variables that launchers set."""
         read = os.environ.get
         return cls(int(read("RANK", 0)), int(read("WORLD_SIZE", 1)), int(read("LOCAL_RANK", 0)))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One problem to answer."""
+    """An item is one problem to answer."""
 
     benchmark: Benchmark
     problem: Problem
@@ -53,6 +54,7 @@ class Item:
 
     @property
     def key(self) -> Key:
+        """Return the item's task and problem."""
         return self.benchmark.task.name, self.problem.key
 
 
@@ -75,7 +77,7 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Answer and grade every problem; the record is what `remask compare` and `remask report` read.
 
-    engine: who answers, with this model's weights (None: the model itself). Answers that the journal holds are not
+    engine: what answers, with this model's weights (None: the model itself). Answers that the journal holds are not
     asked for again. Of several processes each answers its share and the first one grades (the others return None).
     Accuracy has a Wilson interval, the other metrics a bootstrap interval over problems, both of 95 %.
     """
@@ -212,7 +214,9 @@ def _sureness(tokenizer: PreTrainedTokenizerBase, row: Row, stops: Sequence[int]
 
 
 def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[str, Any]:
-    """One canvas being unmasked: its final tokens, the step that revealed each (None: filled), and how sure it was."""
+    """Return one canvas being unmasked: its final tokens, the step that revealed each (None: filled), and how sure it
+    was.
+    """
     return {
         "prompt": prompt,
         "tokens": [tokenizer.decode([token]) for token in row.token_ids],
@@ -225,7 +229,7 @@ def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[
 
 
 def identity(model_path: str) -> tuple[str, int | None]:
-    """(arm, training seed) of a model: those of its run where it is one, else the starting model."""
+    """Return (arm, training seed) of a model: those of its run where it is one, else the starting model."""
     folder = Path(model_path)
     record = folder / "run.json"
     if folder.name.startswith("checkpoint-") and not record.is_file():

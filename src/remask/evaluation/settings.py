@@ -9,17 +9,17 @@ from typing import Any
 from remask.errors import UserError
 
 FREE_DECODING_KEYS = frozenset({"batch_size", "seed"})
-"""Decoding entries that may differ between comparable evaluations: one row of a batch decodes as it would alone, and
-the seed of sampling is chance, not a setting."""
+"""The decoding entries that may differ between comparable evaluations: one row of a batch decodes as it would alone,
+and the seed of sampling is chance, not a setting."""
 
 OFF = {"guidance": 0.0, "suppress_eos": False, "stop_last": False, "cache": "none"}
-"""Settings that change nothing at these values."""
+"""The settings that change nothing at these values."""
 NEWER = frozenset({"cache"})
-"""Settings that records of before do not name: they were as good as off."""
+"""The settings that older records do not name: they were as good as off."""
 
 
 def in_force(decoding: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that have an effect, for people to read; the record holds them all."""
+    """Return the settings that have an effect, for people to read; the record holds them all."""
     shown = {key: value for key, value in decoding.items() if value is not None and OFF.get(key, ...) != value}
     if decoding.get("schedule") != "t":
         shown.pop("eps", None)
@@ -27,12 +27,13 @@ def in_force(decoding: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoding setting without what may differ between comparable evaluations."""
+    """Return the decoding setting without what may differ between comparable evaluations."""
     kept = {key: value for key, value in decoding.items() if key not in FREE_DECODING_KEYS}
     return {key: value for key, value in kept.items() if key not in NEWER or OFF[key] != value}
 
 
 def same_decoding(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> None:
+    """Raises UserError naming what differs where two decoding settings are not comparable."""
     left, right = comparable_decoding(a), comparable_decoding(b)
     differing = [
         f"{key} {json.dumps(left.get(key))} against {json.dumps(right.get(key))}"

@@ -32,12 +32,12 @@ Scores = NDArray[np.float64]
 
 RESAMPLES = 10_000
 CHUNK = 2_000_000
-"""Most cells of one resampling block: bounds memory, whatever the number of problems."""
+"""The most cells of one resampling block: it bounds memory, whatever the number of problems."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval, over `n` problems."""
+    """An interval is a mean and its confidence interval, over `n` problems."""
 
     mean: float
     low: float
@@ -47,7 +47,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a minus mean of b over `n` shared problems; `seeds` is the smaller number of seeds of the two sides."""
+    """A difference is the mean of a minus the mean of b over `n` shared problems; `seeds` is the smaller number of
+    seeds of the two sides.
+    """
 
     mean: float
     low: float
@@ -58,20 +60,23 @@ class Difference:
 
     @property
     def found(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Return whether the interval leaves 0 out."""
         return self.low > 0.0 or self.high < 0.0
 
 
 @dataclass(frozen=True)
 class RelativeGain:
-    """Shares (0.026 is 2.6 %): over the baseline's score, and over the baseline's own gain on the starting model."""
+    """A gain in shares (0.026 is 2.6 %): over the baseline's score, and over the baseline's gain on the
+    starting model.
+    """
 
     over_score: float | None
     over_delta: float | None
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share k/n:  (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),  z = Φ⁻¹((1+level)/2).
+    """Return Wilson's interval of a share k/n: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), z =
+    Φ⁻¹((1+level)/2).
 
     Raises UserError where n < 1 or `correct` is not in 0…n.
     """
@@ -93,7 +98,7 @@ def mean_interval(
     seed: int | np.random.Generator = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of one run's scores [P], over problems."""
+    """Return the percentile bootstrap interval of the mean of one run's scores [P], over problems."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1:
         raise UserError(
@@ -109,7 +114,8 @@ def cluster_interval(
     seed: int | np.random.Generator = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of [S, P], resampling problems and seeds (see the head of this file).
+    """Return the percentile bootstrap interval of the mean of [S, P], resampling problems and seeds (see the head of
+    this file).
 
     Where every score is 0, or every score is 1, a bootstrap has no width; Wilson's interval for P answers is given
     instead. A single problem, or one value everywhere, gives that value with no width.
@@ -136,7 +142,7 @@ def paired_difference(
     seed: int | np.random.Generator = 0,
     paired_seeds: bool | None = None,
 ) -> Difference:
-    """mean(a) − mean(b) for a [S_a, P], b [S_b, P] scored on the same problems in the same order.
+    """Return mean(a) − mean(b) for a [S_a, P], b [S_b, P] scored on the same problems in the same order.
 
     Each resample takes the same problems on both sides. Rows are paired too where `paired_seeds` is true (by default
     where S_a = S_b: row s of both was trained with the same seed, hence the same data order and noise); else each side
@@ -190,8 +196,9 @@ def paired_difference(
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided mid-p of McNemar's exact test (Fagerland, Lydersen and Laake 2013): of so many problems that only one
-    of two models solved, each is either's with probability ½; an outcome as extreme as the observed one counts half.
+    """Return the two-sided mid-p of McNemar's exact test (Fagerland, Lydersen and Laake 2013): of so many problems that
+    only one of two models solved, each is either's with probability ½; an outcome as extreme as the observed one counts
+    half.
     """
     n, k = wins + losses, max(wins, losses)
     log_factorial = np.concatenate([[0.0], np.log(np.arange(1, n + 1)).cumsum()])
@@ -200,11 +207,11 @@ def mcnemar(wins: int, losses: int) -> float:
 
 
 def unseen_bounds(difference: float, n: int, level: float) -> tuple[float, float, float]:
-    """(low, high, p) of a mean difference d that all of n problems show alike.
+    """Return (low, high, p) of a mean difference d that all of n problems show alike.
 
     Problems that show another one, in [−1, 1], are at most a share q = 1 − ((1−level)/2)^(1/n) of all: were they more,
-    n problems without any would be rarer than (1−level)/2. Hence d − q(1+d) … d + q(1−d), the "rule of three" of
-    nothing seen. p is the sign test's, 2·2⁻ⁿ, and never says more than the interval.
+    n problems without any would be rarer than (1−level)/2. Hence d − q(1+d) … d + q(1−d), the "rule of three" for what
+    was never observed. p is the sign test's, 2·2⁻ⁿ, and never says more than the interval.
     """
     share = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / n)
     low, high = difference - share * (1.0 + difference), difference + share * (1.0 - difference)
@@ -213,7 +220,7 @@ def unseen_bounds(difference: float, n: int, level: float) -> tuple[float, float
 
 
 def relative_gain(candidate: float, baseline: float, start: float | None = None) -> RelativeGain:
-    """Both meanings of "relative gain":  (c − b)/b  and  (c − s)/(b − s) − 1 = (c − b)/(b − s).
+    """Return both meanings of "relative gain": (c − b)/b and (c − s)/(b − s) − 1 = (c − b)/(b − s).
 
     The first is None where b = 0; the second where there is no starting score s, or where the baseline did not gain
     on it (b ≤ s), which leaves nothing to take a share of.
@@ -227,8 +234,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """p-values corrected for their number m (Holm 1979): the k-th smallest times m − k + 1, never less than the one
-    before, at most 1.
+    """Return p-values corrected for their number m (Holm 1979): the k-th smallest times m − k + 1, never less than the
+    one before, at most 1.
     """
     corrected: dict[Key, float] = {}
     floor = 0.0
@@ -282,7 +289,7 @@ def _variance(arms: Sequence[Scores]) -> float:
 
 
 def resampled(rng: np.random.Generator, resamples: int, k: int) -> Scores:
-    """Shares [resamples, k] that each of k units gets when k−1 are drawn with replacement; rows sum to 1."""
+    """Return the shares [resamples, k] that each of k units gets when k−1 are drawn with replacement; rows sum to 1."""
     if k == 1:
         return np.ones((resamples, 1))
     drawn = rng.integers(0, k, size=(resamples, k - 1))
@@ -292,6 +299,7 @@ def resampled(rng: np.random.Generator, resamples: int, k: int) -> Scores:
 
 
 def percentiles(draws: Scores, level: float) -> tuple[float, float]:
+    """Return the interval (low, high) of this level as quantiles of the draws."""
     low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 

@@ -14,18 +14,18 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS = 8192, 16
-"""Logits taken at once, and the warps that do so."""
+"""The logits taken at once, and the warps that do so."""
 
 
 def losses(logits: Tensor, targets: Tensor, *, overwrite: bool) -> Tensor:
-    """ce [n] of logits [n, V], whose rows are contiguous. With `overwrite` they become p − onehot(target)."""
+    """Return ce [n] of logits [n, V], whose rows are contiguous. With `overwrite` they become p − onehot(target)."""
     ce = torch.empty(len(logits), device=logits.device)
     _launch(_losses, logits, targets, ce, overwrite)
     return ce
 
 
 def readings(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(entropy [n], −log p of the target [n]) in nats."""
+    """Return (entropy [n], −log p of the target [n]) in nats."""
     entropy, nll = (torch.empty(len(logits), device=logits.device) for _ in range(2))
     _launch(_readings, logits, targets, entropy, nll)
     return entropy, nll

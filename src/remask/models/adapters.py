@@ -26,7 +26,9 @@ from remask.models.patches import Mixin, derive
 
 
 def lean(model: Any) -> Any:
-    """The same model; its linear layers with plain adapters do as this module says, the others as peft does."""
+    """Return the same model with lean layers: linear layers with plain adapters compute as this module says, the others
+    as peft does.
+    """
     for module in model.modules():
         if not isinstance(module, Linear) or type(module.base_layer) is not nn.Linear:
             continue
@@ -40,7 +42,9 @@ def lean(model: Any) -> Any:
 
 
 class LeanAdapter(Mixin):
-    """A mixin that stands before peft's layer. What has variants, or comes with further arguments, is left to that."""
+    """A mixin that stands before peft's layer. A layer with variants, or a call with further arguments, is left to
+    peft.
+    """
 
     def forward(self, x: Float[Tensor, "... D"], *given: Any, **keywords: Any) -> Float[Tensor, "... E"]:
         layer: Any = self
@@ -59,7 +63,9 @@ class LeanAdapter(Mixin):
 
 
 class LeanDown(Mixin):
-    """A mixin before the first product's module, which engines that shard or offload weights want to be called."""
+    """A mixin before the first product's module; engines that shard or offload weights need that module to be
+    called.
+    """
 
     weight: Tensor
 
@@ -75,7 +81,7 @@ class LeanUp(Mixin):
     def forward(
         self, low: Float[Tensor, "N r"], onto: Float[Tensor, "N E"] | None = None, scale: float = 1.0
     ) -> Float[Tensor, "N E"]:
-        """Times the scale, added to `onto` in place, where that is given."""
+        """Return the product times the scale, added to `onto` in place, where that is given."""
         if onto is None:
             plain: Tensor = super().forward(low)
             return plain

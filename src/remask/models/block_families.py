@@ -30,7 +30,7 @@ from remask.models.bidirectional import Bidirectional, OfficialKeys
 
 @strict
 class SDARConfig(OfficialKeys, Qwen3Config):
-    """SDAR's config: Qwen3's keys and the tokens of a block."""
+    """The config of SDAR has Qwen3's keys and the tokens of a block."""
 
     model_type = "sdar"
 
@@ -49,7 +49,7 @@ class SDARConfig(OfficialKeys, Qwen3Config):
 
 
 class SDARForCausalLM(Bidirectional, Qwen3ForCausalLM):
-    """Qwen3 by blocks. The class carries the official name, as all of this module do."""
+    """A Qwen3 that attends by blocks. The class carries the official name, as all classes of this module do."""
 
     config_class = SDARConfig
     config: Any
@@ -57,7 +57,7 @@ class SDARForCausalLM(Bidirectional, Qwen3ForCausalLM):
 
 @strict
 class SDARMoeConfig(OfficialKeys, Qwen3MoeConfig):
-    """The mixture of experts among the SDAR models: Qwen3-MoE's keys and the tokens of a block."""
+    """The config of SDAR's mixtures of experts has Qwen3-MoE's keys and the tokens of a block."""
 
     model_type = "sdar_moe"
 
@@ -76,7 +76,7 @@ class SDARMoeConfig(OfficialKeys, Qwen3MoeConfig):
 
 
 class SDARMoeForCausalLM(Bidirectional, Qwen3MoeForCausalLM):
-    """Qwen3-MoE by blocks. Experts are trained by the token losses alone: no balancing loss is added."""
+    """A Qwen3-MoE that attends by blocks. Experts are trained by the token losses alone: no balancing loss is added."""
 
     config_class = SDARMoeConfig
     config: Any
@@ -84,7 +84,9 @@ class SDARMoeForCausalLM(Bidirectional, Qwen3MoeForCausalLM):
 
 @strict
 class FastDLLMQwenConfig(OfficialKeys, Qwen2Config):
-    """Fast-dLLM v2's config: Qwen2's keys and the tokens of a block (`bd_size`). Its mask token stands in its code."""
+    """The config of Fast-dLLM v2 has Qwen2's keys and the tokens of a block (`bd_size`). Its mask token stands in its
+    code.
+    """
 
     model_type = "Fast_dLLM_Qwen"
 
@@ -103,7 +105,7 @@ class FastDLLMQwenConfig(OfficialKeys, Qwen2Config):
 
 
 class Fast_dLLM_QwenForCausalLM(Bidirectional, Qwen2ForCausalLM):  # noqa: N801
-    """Qwen2 by blocks, shifted."""
+    """A Qwen2 that attends by blocks and is shifted."""
 
     config_class = FastDLLMQwenConfig
     config: Any
@@ -121,13 +123,13 @@ LLADA2_SETTINGS: dict[str, tuple[Any, ...]] = {
     "embedding_dropout": (0, 0.0, None),
     "output_dropout": (0, 0.0, None),
 }
-"""What of the official config changes the computation, and the values this class computes."""
+"""The settings of the official config that change the computation, and the values this class computes."""
 
 
 @strict
 class LLaDA2MoeConfig(OfficialKeys, Glm4MoeConfig):
-    """LLaDA2's config under its own key names. Mask token and EOS stand in its code where the file is silent, and so
-    does the block: its sampler's 32.
+    """The config of LLaDA2 under its official key names. Mask token and EOS stand in its code where the file is silent,
+    and so does the block: its sampler's 32.
     """
 
     model_type = "llada2_moe"
@@ -173,14 +175,14 @@ class LLaDA2MoeConfig(OfficialKeys, Glm4MoeConfig):
 
 
 class LLaDA2MoeModelLM(Bidirectional, Glm4MoeForCausalLM):
-    """GLM-4-MoE by blocks. Experts are trained by the token losses alone: no balancing loss is added."""
+    """A GLM-4-MoE that attends by blocks. Experts are trained by the token losses alone: no balancing loss is added."""
 
     config_class = LLaDA2MoeConfig
     config: Any
 
 
 def llada2_mapping() -> list[WeightRenaming | WeightConverter]:
-    """From LLaDA2's weight names to GLM-4-MoE's; transformers goes the way back in saving."""
+    """Return the mapping from LLaDA2's weight names to GLM-4-MoE's; transformers goes the way back in saving."""
     renamed = (
         (r"model\.word_embeddings\.", "model.embed_tokens."),
         (r"attention\.dense\.", "self_attn.o_proj."),

@@ -15,8 +15,8 @@ from remask.models.lora import is_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, model_class
 
 FILL = "multiple:32"
-"""How far a converted model's answers are extended with EOS. Nothing has taught it yet to fill longer canvases, as
-LLaDA was; filled up to a batch's longest row, about half of all tokens of rows like GSM8K's are EOS."""
+"""The rule by which a converted model's answers are extended with EOS. It has not learned yet to fill longer canvases,
+as LLaDA has; filled up to a batch's longest row, about half of all tokens of rows like GSM8K's are EOS."""
 
 
 def to_diffusion(
@@ -27,12 +27,12 @@ def to_diffusion(
     dtype: str = "auto",
     attention: str = "full",
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
+    """Return a causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
 
-    attention: `full` (every token sees every other) or `block:32` (its own block of so many tokens, and those before).
-    There is a mask token, whose embedding starts as the mean of all others. With `shift` (as Dream and DiffuLLaMA do)
-    the output at i−1 goes on predicting token i, as the causal model learned to.
-    Raises UserError where the model is of another family or is a diffusion model already.
+    attention: `full` (every token attends to every other) or `block:32` (each attends to its block of so many tokens,
+    and to those before). The model has a mask token, whose embedding starts as the mean of all others. With `shift` (as
+    Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to. Raises
+    UserError where the model is of another family or is a diffusion model already.
     """
     config = load_config(folder)
     if model_class(config) is not None:
@@ -73,7 +73,7 @@ def to_diffusion(
 
 
 def merged(adapter: str, *, base: str | None = None, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base with the adapter's change added to its weights. Raises UserError where `adapter` is none."""
+    """Return the base with the adapter's change added to its weights. Raises UserError where `adapter` is none."""
     if base is None and not is_adapter(adapter):
         raise UserError("no LoRA adapter there", where=adapter, mend="give a folder with adapter_config.json")
     model, tokenizer = load(base or adapter, adapter=adapter if base else None, dtype=dtype, device="cpu")

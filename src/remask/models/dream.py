@@ -16,7 +16,7 @@ from remask.models.bidirectional import Bidirectional, OfficialKeys
 
 @strict
 class DreamConfig(OfficialKeys, Qwen2Config):
-    """Dream's config: Qwen2's keys, a mask token, and the shift that its files leave unsaid."""
+    """The config of Dream has Qwen2's keys, a mask token, and the shift that its files leave unsaid."""
 
     model_type = "Dream"
 
@@ -29,7 +29,9 @@ class DreamConfig(OfficialKeys, Qwen2Config):
 
 
 class DreamModel(Bidirectional, Qwen2ForCausalLM):
-    """The class carries the official name, so a saved `config.json` names an architecture that other tools know."""
+    """A Dream model: a bidirectional Qwen2, shifted where its config says so. The class carries the official name, so a
+    saved `config.json` names an architecture that other tools know.
+    """
 
     config_class = DreamConfig
     config: Any

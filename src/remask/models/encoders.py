@@ -16,7 +16,7 @@ from remask.models.prediction import Prediction, predicted
 
 
 class Encoder:
-    """A mixin before an encoder's class: its base model, then the head where logits are asked for."""
+    """A mixin before an encoder's class: it calls its base model, then the head where logits are asked for."""
 
     base_model: Any
     if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Encoder:
         def get_output_embeddings(self) -> Any: ...
 
     def before_head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] to what the output matrix is applied to."""
+        """Turn hidden states [..., D] into what the output matrix is applied to."""
         raise NotImplementedError
 
     def forward(
@@ -40,7 +40,9 @@ class Encoder:
         answer: Tensor | None = None,
         **kwargs: Any,
     ) -> Prediction:
-        """Logits as `Bidirectional.forward` gives them: every token looks at every other, clean rows are not read."""
+        """Return logits as `Bidirectional.forward` gives them: every token attends to every other, clean rows are not
+        read.
+        """
         hidden = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -52,13 +54,15 @@ class Encoder:
 
 
 class DiffusionBert(Encoder, BertForMaskedLM):
-    """BERT with learned absolute positions, counted from each row's first attended token."""
+    """A BERT with learned absolute positions, counted from each row's first attended token."""
 
     def before_head(self, hidden: Tensor) -> Tensor:
         return self.cls.predictions.transform(hidden)
 
 
 class DiffusionModernBert(Encoder, ModernBertForMaskedLM):
+    """A ModernBERT that predicts the token standing at each position."""
+
     def before_head(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 

@@ -18,12 +18,12 @@ from remask.diffusion.attention import named as read_attention
 from remask.errors import UserError
 
 MASK_TOKENS = {"sdar": "<|MASK|>", "sdar_moe": "<|MASK|>"}
-"""The mask token of a model type whose config may be silent, and whose tokenizer has it among others."""
+"""The mask token of each model type whose config may be silent, and whose tokenizer has it among others."""
 
 
 @dataclass(frozen=True)
 class OwnKeys:
-    """What Remask reads of a config.json besides the architecture's own keys."""
+    """The keys of a config.json that Remask reads besides those of the architecture."""
 
     __pydantic_config__ = STRICT
 
@@ -38,13 +38,13 @@ class OwnKeys:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says of itself.
+    """Facts are what a checkpoint says of itself.
 
     mask_id: the token that masks. eos_ids: what ends and fills a canvas, the first one filling. stop_ids: all that ends
     a text: the EOS ids, and the token with which the chat template closes a turn. fill: how far answers are extended
-    with EOS in training (`usual_fill` where the config is silent). shift: the network's output at i−1 predicts
-    token i. prompt_style: which wording of a task's prompt the model knows. decoding: settings it was made for.
-    attention: how its tokens look at each other, as `diffusion.attention.named` reads it.
+    with EOS in training (`usual_fill` where the config is silent). shift: the network's output at i−1 predicts token i.
+    prompt_style: which wording of a task's prompt the model was trained on. decoding: settings it was made for.
+    attention: which tokens attend to which, as `diffusion.attention.named` reads it.
     """
 
     mask_id: int
@@ -58,7 +58,7 @@ class Facts:
 
 
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
-    """Read the facts, and write into the config those that only the tokenizer knew.
+    """Read the facts, and write those into the config that only the tokenizer has.
 
     Raises UserError naming the one that is missing, of the wrong type, or contradicted by the tokenizer.
     """
@@ -104,7 +104,7 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
 
 
 def usual_fill(attention: AttentionOf) -> str:
-    """Whole blocks of a block model, else LLaDA's way: up to the batch's longest row."""
+    """Return the usual fill: whole blocks for a block model, else LLaDA's rule: up to the batch's longest row."""
     if not isinstance(attention, BlockCausal):
         return "batch"
     return f"{'block' if attention.alignment == 'row' else 'multiple'}:{attention.block}"
@@ -131,15 +131,16 @@ def _mask_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, where: str)
 
 
 def eos_token_ids(config: Any) -> list[int]:
+    """Return the EOS ids of a config, as a list."""
     eos = config.eos_token_id
     return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
 
 
 def first_eos(config: Any) -> int:
-    """The EOS that fills a canvas."""
+    """Return the EOS that fills a canvas."""
     return eos_token_ids(config)[0]
 
 
 def stop_token_ids(config: Any) -> list[int]:
-    """Every token that ends a text: the EOS ids and the model's further stop tokens."""
+    """Return every token that ends a text: the EOS ids and the model's further stop tokens."""
     return eos_token_ids(config) + list(getattr(config, "stop_token_ids", None) or [])

@@ -34,12 +34,12 @@ def _liger() -> Any:
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether a tensor is worked on by Liger's kernels: in half precision, or in a run of mixed precision."""
+    """Return whether Liger's kernels work on a tensor: it is in half precision, or in a run of mixed precision."""
     return kernels.serve(x) and computed_in(x) in HALF and _liger() is not None
 
 
 def fuse(layers: nn.Module) -> None:
-    """Make every norm and gate in it use them where they can be used."""
+    """Make every norm and gate in the layers use the kernels where they can be used."""
     for module in list(layers.modules()):
         names = set(dict(module.named_children()))
         if hasattr(module, "variance_epsilon") and not names:
@@ -49,7 +49,7 @@ def fuse(layers: nn.Module) -> None:
 
 
 class FusedNorm(Mixin):
-    """RMS norm."""
+    """A mixin that computes the RMS norm with Liger's kernel."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not fuses(hidden_states):
@@ -64,7 +64,9 @@ class FusedNorm(Mixin):
 
 
 class FusedGate(Mixin):
-    """SwiGLU. The kernel's backward pass writes over what it kept: there is one for each forward pass."""
+    """A mixin that computes SwiGLU with Liger's kernel. The kernel's backward pass writes over what it kept, so there
+    is one for each forward pass.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         mlp: Any = self
@@ -74,7 +76,9 @@ class FusedGate(Mixin):
 
 
 class GatedProduct(torch.autograd.Function):
-    """silu(gate)·up. Autograd would keep silu(gate) too, which is as large as they: it is computed again."""
+    """The product silu(gate)·up as a function of autograd. By itself autograd would keep silu(gate) too, which is as
+    large as the inputs: here it is computed again.
+    """
 
     generate_vmap_rule = True
 

@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, Any] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
 }
-"""llama.cpp's names, and the configs here. The last three are causal unless the file says otherwise."""
+"""The config class of each of llama.cpp's names. The last three are causal unless the file says otherwise."""
 PERMUTED = ("llada", "llama")
 ALWAYS_DIFFUSION = ("llada", "dream")
 NAMES = {
@@ -59,7 +59,7 @@ SIZES = {
     "attention.head_count": "num_attention_heads",
     "feed_forward_length": "intermediate_size",
 }
-"""What a file must say, and what it is called in a config."""
+"""The keys that a file must have, and what each is called in a config."""
 SETTINGS = {
     "attention.head_count_kv": "num_key_value_heads",
     "context_length": "max_position_embeddings",
@@ -76,13 +76,13 @@ READ = {
     "vocab_size",
     "pooling_type",
 }
-"""Keys under the architecture's name that change nothing, or change what is read here."""
+"""The keys under the architecture's name that change nothing, or change something that `gguf_config` reads."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
 def gguf_file(place: str | Path) -> Path | None:
-    """The GGUF file that a path names: the file itself, or the only one (of a split model the first) in a folder that
-    has no other weights. Raises UserError where a folder holds several models.
+    """Return the GGUF file that a path names: the file itself, or the only one (of a split model the first) in a folder
+    that has no other weights. Raises UserError where a folder holds several models.
     """
     path = Path(place)
     if path.is_file():
@@ -104,7 +104,7 @@ def gguf_file(place: str | Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Stored:
-    """A file's metadata by key, and its tensors as the `gguf` package gives them, of all parts of a split model."""
+    """A file's metadata by key, and its tensors as the `gguf` package gives them, over all parts of a split model."""
 
     path: Path
     metadata: dict[str, Any]
@@ -112,18 +112,22 @@ class Stored:
 
     @property
     def architecture(self) -> str:
+        """Return llama.cpp's name of the architecture."""
         return str(self.metadata.get("general.architecture"))
 
     def own(self, key: str) -> Any:
-        """What is said under the architecture's name."""
+        """Return the value of a key under the architecture's name."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def names(self) -> set[str]:
+        """Return the names of all tensors."""
         return {tensor.name for tensor in self.tensors}
 
 
 def read_gguf(path: Path) -> Stored:
-    """Raises UserError where the file is damaged, one of its parts is not there, or the package `gguf` is missing."""
+    """Read a GGUF file. Raises UserError where the file is damaged, one of its parts is not there, or the package
+    `gguf` is missing.
+    """
     stats = [part.stat() for part in gguf_parts(path)]
     return _read(path, tuple((one.st_size, one.st_mtime_ns) for one in stats))
 
@@ -162,7 +166,7 @@ def _read(path: Path, as_of: tuple[Any, ...]) -> Stored:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """All files of a split model, or the one. Raises UserError naming those that are not there."""
+    """Return all files of a split model, or the one. Raises UserError naming those that are not there."""
     named = SHARD.fullmatch(path.name)
     if named is None:
         return [path]
@@ -177,7 +181,9 @@ def gguf_parts(path: Path) -> list[Path]:
 
 
 def gguf_config(path: Path) -> Any:
-    """The model's config, from the metadata. Raises UserError where they say too little, or more than is read here."""
+    """Return the model's config, from the metadata. Raises UserError where they say too little, or something that this
+    function does not read.
+    """
     stored = read_gguf(path)
     where = str(path)
     _refuse_unread(stored)
@@ -252,7 +258,7 @@ def _tokens(stored: Stored) -> dict[str, Any]:
 
 
 def gguf_weights(path: Path, config: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The weights under the layout's names, dequantised, in `dtype` (None: `own_dtype`).
+    """Return the weights under the layout's names, dequantised, in `dtype` (None: `own_dtype`).
 
     Raises UserError for a tensor that has no place in the layout or is stored in a way that is not read, and for a
     config (one that lies beside the file) of another layout.
@@ -268,7 +274,7 @@ def gguf_weights(path: Path, config: Any, dtype: torch.dtype | None) -> dict[str
 
 
 def own_dtype(stored: Stored) -> torch.dtype:
-    """The least precise that a file's matrices are stored in; bfloat16 where some are quantised."""
+    """Return the least precise dtype that a file's matrices are stored in; bfloat16 where some are quantised."""
     kinds = {tensor.tensor_type.name for tensor in stored.tensors if len(tensor.shape) > 1}
     if kinds == {"F32"}:
         return torch.float32
@@ -307,14 +313,16 @@ def _weights(stored: Stored, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]
 
 
 def in_halves(values: Tensor, heads: int, stored: Stored, name: str) -> Tensor:
-    """Rows of queries or keys [heads·d, …] from interleaved pairs (r0 i0 r1 i1 …) to halves (r0 r1 … i0 i1 …)."""
+    """Reorder rows of queries or keys [heads·d, …] from interleaved pairs (r0 i0 r1 i1 …) to halves (r0 r1 …
+    i0 i1 …).
+    """
     if not heads or len(values) % (2 * heads):
         raise UserError(f"{name} has {len(values)} rows, for {heads} heads", where=str(stored.path), mend=WHOLE)
     return values.unflatten(0, (heads, len(values) // heads // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer that a file holds, as transformers reads it; not for files beside which there is one.
+    """Return the tokenizer that a file holds, as transformers reads it; not for files beside which there is one.
 
     Raises UserError where the file does not say how text is split before it is merged into tokens: it has but a name
     for that.

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from remask.models.patches import Mixin, applies, derive
 
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-"""Of the layers of transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""
+"""The names of the parts of the layers in transformers' Llama, Qwen2, Qwen3 and their mixtures of experts."""
 
 
 def narrow(layer: nn.Module) -> bool:
-    """Make it take `outputs_at`; false for a layer that is not built of `PARTS`, or is to be left as it is."""
+    """Make a layer take `outputs_at`. Return false for a layer that is not built of `PARTS`, or is to be left
+    as it is.
+    """
     if set(dict(layer.named_children())) != PARTS or not applies("last-layer"):
         return False
     derive("last-layer", layer, NarrowLayer)
@@ -33,7 +35,7 @@ class NarrowLayer(Mixin):
     def forward(
         self, hidden_states: Float[Tensor, "B L D"], outputs_at: Int[Tensor, "N"] | None = None, **keywords: Any
     ) -> Float[Tensor, "..."]:
-        """[1, N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
+        """Return [1, N, D] at those tokens, counted through the rows, or [B, L, D] where none are named."""
         if outputs_at is None:
             whole: Tensor = super().forward(hidden_states, **keywords)
             return whole

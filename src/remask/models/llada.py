@@ -34,7 +34,7 @@ FIXED_SETTINGS: dict[str, Any] = {
 
 @strict
 class LLaDAConfig(OfficialKeys, PreTrainedConfig):
-    """LLaDA's config under its own key names; transformers reads them through `attribute_map`.
+    """The config of LLaDA under its official key names; transformers reads them through `attribute_map`.
 
     `fill` and `stop_token_ids` are Remask's additions: how far an answer is extended with EOS (docs/theory.md §6) and
     which tokens besides `eos_token_id` end a text.
@@ -123,7 +123,7 @@ RENAMINGS = [
 
 
 def native_name(official: str) -> str:
-    """A weight's name in this class, from its name in LLaDA's own files."""
+    """Return a weight's name in this class, from its name in LLaDA's official files."""
     for pattern, native in RENAMINGS:
         official = re.sub(f"^{pattern}", native, official)
     return official

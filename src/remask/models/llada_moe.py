@@ -29,12 +29,12 @@ FIXED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "router_topk_group": (None,),
     "shared_expert_intermediate_size": (None,),
 }
-"""What of the official config changes the computation, and the values this class computes."""
+"""The settings of the official config that change the computation, and the values this class computes."""
 
 
 @strict
 class LLaDAMoEConfig(OfficialKeys, Qwen3MoeConfig):
-    """LLaDA-MoE's config under its own key names.
+    """The config of LLaDA-MoE under its official key names.
 
     Checkpoints on the hub say `model_type: llada` like the dense ones; `published_type` keeps what was said, and it is
     what is saved.
@@ -83,7 +83,9 @@ class LLaDAMoEConfig(OfficialKeys, Qwen3MoeConfig):
 
 
 class LLaDAMoEModelLM(Bidirectional, Qwen3MoeForCausalLM):
-    """Experts are trained by the token losses alone: no auxiliary balancing loss is added."""
+    """A bidirectional mixture of experts. Its experts are trained by the token losses alone: no auxiliary balancing
+    loss is added.
+    """
 
     config_class = LLaDAMoEConfig
     config: Any

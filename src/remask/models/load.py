@@ -36,17 +36,19 @@ from remask.models.lora import attention_of_base, base_of, is_adapter, load_adap
 from remask.models.registry import convertible_types, is_convertible, known_types, model_class
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
-"""Models that come with the package, by the names they are loaded by."""
+"""The models that come with the package, by the names they are loaded by."""
 
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
-"""Model types whose tokenizer files name a class of their own, and the class of transformers that reads them."""
+"""The model types whose tokenizer files name a class of theirs, and the class of transformers that reads them."""
 
 LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
-"""What LLaDA-MoE checkpoints call themselves; those with experts are read as LLaDA-MoE."""
+"""The model types that LLaDA-MoE checkpoints give; those with experts are read as LLaDA-MoE."""
 
 
 def resolve(path: str | Path) -> str:
-    """`tiny` and `tiny-direct` are embedded; anything else is itself. Raises UserError for a path that is not there."""
+    """Return the folder of an embedded model (`tiny`, `tiny-direct`), or the path unchanged. Raises UserError for a
+    path that is not there.
+    """
     text = str(path)
     if text in EMBEDDED:
         return str(EMBEDDED[text])
@@ -66,13 +68,12 @@ def load(
     quantization: Quantization | None = None,
     attention: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode, and its tokenizer.
+    """Load the model, in evaluation mode, and its tokenizer.
 
     `path`: a hub id, a local folder in the hub's layout, a run of `remask sft` (full or LoRA), or an embedded model's
     name. `adapter`: a folder or hub id with a LoRA adapter to put on it. `quantization`: load the weights in 4 or 8
-    bits (bitsandbytes). `attention`: how its tokens look at each other (`full`, `block:32`), where the checkpoint does
-    not say or is to be read otherwise.
-    Raises UserError naming what is missing.
+    bits (bitsandbytes). `attention`: which tokens attend to which (`full`, `block:32`), where the checkpoint does not
+    say or is to be read otherwise. Raises UserError naming what is missing.
     """
     folder = resolve(path)
     if adapter is None and is_adapter(folder):
@@ -112,9 +113,9 @@ def load_model(
     attention: str | None = None,
     config: Any = None,
 ) -> PreTrainedModel:
-    """The bare model, by its own config or a changed one.
+    """Load the bare model, with the config of the folder or a changed one.
 
-    Raises UserError where the folder is not a checkpoint that Remask knows.
+    Raises UserError where the folder is not a checkpoint of a model type that Remask has.
     """
     config = load_config(folder) if config is None else config
     kind: Any = model_class(config)
@@ -185,21 +186,22 @@ def _refuse_other_weights(info: dict[str, Any], folder: str, *, further_heads: b
 
 
 UNSAID = tuple(model.config_class.model_type for model in A2D)
-"""Model types of which there are models of full attention and block models, and the config does not say which."""
+"""The model types that have both models of full attention and block models, and whose config does not say which."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-"""What is read before the tokenizer that a GGUF file holds."""
+"""The files that are read before the tokenizer that a GGUF file holds."""
 
 SIZES = (
     ("hidden_size", "d_model", "dim", "n_embd"),
     ("num_hidden_layers", "n_layers", "n_layer"),
     ("num_attention_heads", "n_heads", "n_head"),
 )
-"""What a config must say, under one of these names: transformers would take a published model's size instead."""
+"""The sizes that a config must have, each under one of these names: transformers would take a published model's size
+instead."""
 
 
 def load_config(folder: str) -> Any:
-    """A checkpoint's config. Raises UserError where there is none or its model type is unknown."""
+    """Return a checkpoint's config. Raises UserError where there is none or its model type is unknown."""
     stored = gguf_file(folder)
     if stored is not None:
         if not (stored.parent / CONFIG_NAME).is_file():
@@ -288,7 +290,7 @@ def _refuse_odd_sizes(model: Any, folder: str) -> None:
 
 
 class quiet_transformers:  # noqa: N801
-    """No progress bars of transformers' own."""
+    """A context in which transformers shows no progress bars."""
 
     def __enter__(self) -> None:
         self.was = transformers_logging.is_progress_bar_enabled()
@@ -300,8 +302,7 @@ class quiet_transformers:  # noqa: N801
 
 
 def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, by a class of transformers' own (its `model_type` is read where it is not given).
-
+    """Return a checkpoint's tokenizer, by a class of transformers (its `model_type` is read where it is not given).
     Raises UserError where there is none.
     """
     if (stored := gguf_file(folder)) is not None:
@@ -327,16 +328,15 @@ def load_tokenizer(folder: str, model_type: str | None = None) -> PreTrainedToke
 
 
 def copy_code(source: str, target: str | Path) -> None:
-    """Take a local checkpoint's own Python files along, which its config names, for other tools to load the copy with.
-
-    They are never run here.
+    """Copy the Python files that a local checkpoint's config names, for other tools to load the copy with. Remask never
+    runs them.
     """
     for file in sorted(Path(source).glob("*.py")) if Path(source).is_dir() else ():
         shutil.copy(file, target)
 
 
 def pick_device(device: str) -> str:
-    """`auto` is CUDA where there is one."""
+    """Return the device that a name says; `auto` is CUDA where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,7 @@ from remask.models.llada import native_name
 
 PEFT_PREFIX = "base_model.model."
 OFFICIAL = f"{PEFT_PREFIX}model.transformer."
-"""What a tensor's name starts with in an adapter made for LLaDA's official code."""
+"""The prefix of a tensor's name in an adapter made for LLaDA's official code."""
 
 
 def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
@@ -68,8 +68,8 @@ def _without_deprecations() -> Iterator[None]:
 
 
 def merge(model: Any, *, where: str) -> Any:
-    """The base model with its adapters' change added to its weights. Says on stderr where rounding takes a hundredth
-    of the change or more.
+    """Return the base model with its adapters' change added to its weights. It says on stderr where rounding takes a
+    hundredth of the change or more.
     """
     _untie_adapted(model)
     merged, lost = merged_and_lost(model)
@@ -95,7 +95,8 @@ def _untie_adapted(model: Any) -> None:
 
 
 def merged_and_lost(model: Any) -> tuple[Any, float]:
-    """(merged, lost): the norm of what rounding took of the change ΔW over that of ΔW, over all plainly adapted layers.
+    """Return (merged, lost): the norm of what rounding took of the change ΔW over that of ΔW, over all plainly adapted
+    layers.
 
     bfloat16 has 8 bits: where a weight's change is smaller than half of its last one, it is lost altogether.
     """
@@ -119,12 +120,12 @@ def merged_and_lost(model: Any) -> tuple[Any, float]:
 
 
 def is_adapter(folder: str) -> bool:
-    """Whether a local folder holds an adapter rather than a model."""
+    """Return whether a local folder holds an adapter rather than a model."""
     return (Path(folder) / "adapter_config.json").exists()
 
 
 def base_of(folder: str) -> str:
-    """The base model that an adapter names. Raises UserError where it names none."""
+    """Return the base model that an adapter names. Raises UserError where it names none."""
     try:
         base = from_json((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (KeyError, ValueError, TypeError) as error:
@@ -135,8 +136,8 @@ def base_of(folder: str) -> str:
 
 
 def attention_of_base(adapter: str) -> str | None:
-    """How the base's tokens looked at each other where the run that made the adapter was told so: run.json in its
-    folder, or in that of its checkpoint.
+    """Return the attention that the run which made the adapter set for its base, where it set one: run.json in the
+    adapter's folder, or in that of its checkpoint, says so.
     """
     folder = Path(adapter)
     for place in (folder, folder.parent):

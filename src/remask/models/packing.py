@@ -25,19 +25,19 @@ from transformers.masking_utils import sdpa_mask
 from remask.diffusion.precision import HALF, computed_in
 
 NAME = "sdpa_packed"
-"""An attention of transformers: its `sdpa`, but for packed batches."""
+"""The name of an attention of transformers: its `sdpa`, but for packed batches."""
 LEAST_PADDING = 0.1
-"""Of a batch, from which it is packed."""
+"""The share of padding in a batch from which on it is packed."""
 
 
 def attention_of(config: Any) -> str:
-    """The name of the attention that a model computes with. transformers has a public setter only."""
+    """Return the name of the attention that a model computes with. transformers has a public setter only."""
     return str(config._attn_implementation)
 
 
 def pays(ids: Tensor, weight: Tensor, head_width: int) -> bool:
-    """Whether a packed batch is the faster one for a model of such weights, as far as was measured (docs/speed.md): on
-    a CPU, and on CUDA for a pass with gradient, where attention has a kernel for it.
+    """Return whether a packed batch is the faster one for a model of such weights, as far as was measured
+    (docs/speed.md): on a CPU, and on CUDA for a pass with gradient, where attention has a kernel for it.
     """
     if ids.device.type == "cpu":
         return True
@@ -58,7 +58,7 @@ def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the inner model takes it: `inputs` are its keywords, `positions` what is chosen of its tokens (None:
+    """A batch as the inner model takes it. `inputs` are its keywords, `positions` what is chosen of its tokens (None:
     all), `starts` each row's first one. Both have the shape of its tokens, [B, L], or [T] where it is packed.
     """
 
@@ -68,7 +68,9 @@ class Batch:
 
 
 def packed(ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], positions: Bool[Tensor, "B L"]) -> Batch | None:
-    """The batch without its padding. None where there is too little of that to matter, or some of it is asked for."""
+    """Return the batch without its padding, or None where there is too little of that to matter, or some of it is asked
+    for.
+    """
     if attention_mask.dim() != 2:
         return None
     where = attention_mask != 0
@@ -102,7 +104,7 @@ def attention(
     row_ends: Tensor | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa; of a packed batch ([1, H, T, d], `row_lengths`), each row by itself."""
+    """Compute transformers' sdpa; in a packed batch ([1, H, T, d], `row_lengths`), each row by itself."""
     if row_lengths is None or row_ends is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords

@@ -24,8 +24,9 @@ SWITCH = "REMASK_UNPATCHED"
 
 @dataclass(frozen=True)
 class Patch:
-    """where: the module that makes it. what: which object is changed, and how. why: what it is for. needed: what could
-    not run without it, for a patch that `REMASK_UNPATCHED` cannot switch off.
+    """A patch is a change to an object of a library. where: the module that makes it. what: which object is changed,
+    and how. why: what it is for. needed: what could not run without it, for a patch that `REMASK_UNPATCHED` cannot
+    switch off.
     """
 
     where: str
@@ -93,7 +94,7 @@ PATCHES = {
 
 
 def applies(name: str) -> bool:
-    """Whether a patch is made. Raises UserError where the environment names one that there is not."""
+    """Return whether a patch is made. Raises UserError where the environment names one that there is not."""
     named = {part.strip() for part in os.environ.get(SWITCH, "").split(",")} - {""}
     optional = {name for name, patch in PATCHES.items() if patch.needed is None}
     unknown = sorted(named - optional - {"all"})
@@ -103,7 +104,7 @@ def applies(name: str) -> bool:
 
 
 class Mixin:
-    """What stands before a module's class in `derive`, and what type checkers know of that class."""
+    """The base of what stands before a module's class in `derive`; it tells type checkers what that class has."""
 
     if TYPE_CHECKING:
 
@@ -111,7 +112,7 @@ class Mixin:
 
 
 def derive(name: str, module: nn.Module, mixin: type[Mixin]) -> None:
-    """Turn a module into one of a class derived from its own, with the mixin before it: libraries build what they
+    """Turn a module into one of a class derived from its class, with the mixin before it: libraries build what they
     build. The new class is named after both ("NarrowLayerOfLlamaDecoderLayer").
     """
     if applies(name) and not isinstance(module, mixin):

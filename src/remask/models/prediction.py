@@ -16,9 +16,9 @@ from remask.models.sharded_head import head_of
 
 @dataclass
 class Prediction(MaskedLMOutput):
-    """logits, where neither targets nor a look were given. token_loss [N], −log p of each target in nats. loss: their
-    weighted sum, where weights were given; it then has the gradient, and they have none. seen: what the look said of
-    the positions.
+    """A prediction holds what a forward pass was asked for. logits: given where neither targets nor a function `look`
+    were given. token_loss [N]: −log p of each target in nats. loss: their weighted sum, where weights were given; it
+    then has the gradient, and they have none. seen: what `look` gave for the positions.
     """
 
     token_loss: Tensor | None = None
@@ -32,7 +32,9 @@ def predicted(
     weights: Tensor | None = None,
     look: Look | None = None,
 ) -> Prediction:
-    """The head's prediction at hidden states [..., D]; with targets [N] or a look, at [N, D], no logits are kept."""
+    """Return the head's prediction at hidden states [..., D]; with targets [N] or a function `look`, at [N, D], no
+    logits are kept.
+    """
     if look is not None:
         return Prediction(seen=look_at(head_of(head), hidden, look))
     if targets is not None and weights is not None:

@@ -22,11 +22,13 @@ NATIVE: tuple[tuple[Any, Any], ...] = (
     *BLOCK_MODELS,
     *((model.config_class, model) for model in A2D),
 )
-"""Model types that are diffusion models whatever their config says."""
+"""The model types that are diffusion models whatever their config says."""
 
 
 def register() -> None:
-    """Make `AutoConfig` and `AutoModelForMaskedLM` know the layouts. Called once, when `remask.models` is imported."""
+    """Register the layouts with `AutoConfig` and `AutoModelForMaskedLM`. This is called once, when `remask.models` is
+    imported.
+    """
     for config, model in NATIVE:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForMaskedLM.register(config, model, exist_ok=True)
@@ -39,7 +41,7 @@ def register() -> None:
 
 
 def model_class(config: Any) -> type | None:
-    """The diffusion class of a config; None where there is none, or where the model is still causal."""
+    """Return the diffusion class of a config, or None where there is none, or where the model is still causal."""
     kind = type(config)
     for model in CONVERTED:
         if kind is model.config_class:
@@ -48,13 +50,15 @@ def model_class(config: Any) -> type | None:
 
 
 def is_convertible(config: Any) -> bool:
-    """A causal model that `remask convert --to-diffusion` knows."""
+    """Return whether a config is of a causal model that `remask convert --to-diffusion` can convert."""
     return type(config) in {model.config_class for model in CONVERTED}
 
 
 def convertible_types() -> list[str]:
+    """Return the model types that `remask convert --to-diffusion` can convert."""
     return [model.config_class.model_type for model in CONVERTED]
 
 
 def known_types() -> list[str]:
+    """Return the model types that Remask can load."""
     return [config.model_type for config, _ in NATIVE] + [kind.model_type for kind in ENCODERS]

@@ -30,11 +30,11 @@ def _dream_7b() -> Any:
 
 
 PUBLISHED = {"llada-8b": _llada_8b, "dream-7b": _dream_7b}
-"""From the config.json of GSAI-ML/LLaDA-8B-Base and Dream-org/Dream-v0-Base-7B."""
+"""The sizes of published models, from the config.json of GSAI-ML/LLaDA-8B-Base and Dream-org/Dream-v0-Base-7B."""
 
 
 def shape_config(name: str) -> Any:
-    """The config of a published shape, of a local folder or GGUF file, or of a hub id.
+    """Return the config of a published shape, of a local folder or GGUF file, or of a hub id.
 
     Of a hub id nothing but its config is fetched. Raises UserError for what is none of them.
     """
@@ -51,7 +51,7 @@ def shape_config(name: str) -> Any:
 
 
 def empty_model(config: Any, dtype: str) -> Any:
-    """The model of a config, on the device it is called under (the meta device: no memory), in `dtype`."""
+    """Return the model of a config, on the device it is called under (the meta device: no memory), in `dtype`."""
     kind = model_class(config)
     if kind is None or not getattr(kind, "keeps_keys_and_values", False):
         raise UserError(

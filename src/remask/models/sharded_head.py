@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 class ShardedMatrix(Matrix):
-    """A head in an FSDP2 unit of its own (with the final norm, as accelerate does, or alone), or under DeepSpeed's
-    ZeRO-3: what is computed with its whole weight takes the place of its forward pass.
+    """A head in a separate FSDP2 unit (with the final norm, as accelerate does, or alone), or under DeepSpeed's ZeRO-3:
+    what is computed with its whole weight takes the place of its forward pass.
     """
 
     def whole(self, compute: Callable[[Tensor], T], hidden: Tensor) -> T:
@@ -27,7 +27,7 @@ class ShardedMatrix(Matrix):
 
 
 class Called:
-    """A linear head that is called as it is, though it looks like a plain matrix."""
+    """A linear head that is called as it is, though its class is that of a plain matrix."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear, self.out_features = linear, linear.out_features
@@ -38,7 +38,7 @@ class Called:
 
 
 def head_of(head: nn.Module) -> Head:
-    """The head as `remask.diffusion.head` takes it."""
+    """Return the head as `remask.diffusion.head` takes it."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
         return head
     sharded = isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id")

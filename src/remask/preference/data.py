@@ -30,16 +30,17 @@ from remask.errors import UserError
 from remask.tasks.generated import generated_examples, is_generated
 
 REFERENCE_SEED = 1 << 21
-"""Added to the seed for the noise of a reference that is not read on the policy's."""
+"""The number added to the seed for the noise of a reference that is not read on the policy's."""
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
-"""Columns of the better and the worse answer, first match first: most data sets, Argilla's, Stack Exchange's pairs."""
+"""The columns of the better and the worse answer, first match first: most data sets, Argilla's, Stack
+Exchange's pairs."""
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-"""What begins a turn in conversations written as one text (hh-rlhf)."""
+"""The text that begins a turn in conversations written as one text (hh-rlhf)."""
 
 
 @dataclass(frozen=True)
 class PairExample:
-    """`messages` end with the turn to be answered; `where` is for error messages."""
+    """An example of a pair. `messages` end with the turn to be answered; `where` is for error messages."""
 
     messages: tuple[Message, ...]
     chosen: Message
@@ -50,7 +51,7 @@ class PairExample:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tokenised answers to one prompt."""
+    """A pair holds two tokenised answers to one prompt."""
 
     chosen: Row
     rejected: Row
@@ -62,18 +63,21 @@ class Pair:
 
     @property
     def prompt_length(self) -> int:
+        """Return the number of the prompt's tokens."""
         return len(self.chosen.prompt)
 
     @property
     def unread(self) -> tuple[str, ...]:
+        """Return the message keys that the chat template did not read in either answer."""
         return tuple(sorted({*self.chosen.unread, *self.rejected.unread}))
 
     def truncated(self, length: int) -> Pair:
+        """Return the pair with rows of at most `length` tokens: the answers are cut, the prompt never."""
         return Pair(self.chosen.truncated(length), self.rejected.truncated(length), self.where)
 
 
 def load_pairs(source: str, *, split: Split, prompt_style: str, on_bad_row: OnBadRow) -> Loaded[PairExample]:
-    """The pairs of a file, a data set, or of `generated:<task>[+<task>]:<pairs>[:<seed>]`: a worked answer and a
+    """Load the pairs of a file, a data set, or of `generated:<task>[+<task>]:<pairs>[:<seed>]`: a worked answer and a
     plausible wrong one to each problem.
 
     Raises UserError naming the file and line at fault.
@@ -92,7 +96,7 @@ def load_pairs(source: str, *, split: Split, prompt_style: str, on_bad_row: OnBa
 
 
 def pair_example(row: dict[str, Any], where: str) -> tuple[PairExample, set[str]]:
-    """The pair in one row, and the columns it was read from.
+    """Return the pair in one row, and the columns it was read from.
 
     The two answers stand in `chosen` and `rejected` or under other published names (`PAIRS`), each as text, as the
     assistant's turn, or as a conversation that ends with it; the prompt in a column of `columns.PROMPTS` or `CHATS`
@@ -228,8 +232,8 @@ def _rows(pair: Pair) -> tuple[Row, Row]:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A micro-batch: 2P rows on a canvas, the noise the policy is read on and that of the reference (one each draw),
-    which pairs count, and their indices.
+    """A batch of pairs is a micro-batch: 2P rows on a canvas, the noise the policy is read on and that of the reference
+    (one each draw), which pairs count, and their indices.
     """
 
     canvas: Canvas
@@ -241,10 +245,11 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pairs and visits to tensors. A pair's canvases and noise depend on nothing but the pair, its visit and the seed.
+    """A collator turns pairs and visits into tensors. A pair's canvases and noise depend on nothing but the pair, its
+    visit and the seed.
 
-    Both answers are filled by the same rule; `batch` here means the pair: up to its longer row. With `shared_noise` the
-    policy and the reference are read on the same `draws`.
+    Both answers are filled by the same rule; for it `batch` means the pair: up to its longer row. With `shared_noise`
+    the policy and the reference are read on the same `draws`.
     """
 
     fill: Fill
@@ -312,7 +317,7 @@ class PairCollator:
 
 
 def batch_of(tensors: dict[str, Tensor], device: torch.device) -> PairBatch:
-    """What the collator made, on a device."""
+    """Return what the collator made as a batch, on a device."""
     on = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
     noise = _unstacked(on["tau"], on["u"])
     return PairBatch(

@@ -27,9 +27,11 @@ from remask.diffusion.likelihood import Likelihood
 
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """The choices. likelihood, draws (K) and shared_noise say how answers are scored: by which estimate, on how many
-    draws, and whether policy and reference are read on the same ones. The rest are the loss's s, λ, β, and its
-    normalisation. The defaults are LLaDA 1.5's: β = 0.2, K = 8, λ = 0.05 (its appendix D.3).
+    """A preference objective holds the choices that make a preference loss.
+
+    likelihood, draws (K) and shared_noise say how answers are scored: by which estimate, on how many draws, and whether
+    policy and reference are read on the same ones. The rest are the loss's s, λ, β, and its normalisation. The defaults
+    are LLaDA 1.5's: β = 0.2, K = 8, λ = 0.05 (its appendix D.3).
     """
 
     likelihood: PreferenceLikelihoodName = "elbo"
@@ -43,8 +45,10 @@ class PreferenceObjective:
 
 @dataclass(frozen=True)
 class PreferenceTerms:
-    """pair [P]: each pair's loss. reward_chosen, reward_rejected [P]: r, without gradient. margin [P]: their difference
-    m. right [P]: 1 where the margin is above 0, ½ where it is 0 (nothing has moved), else 0.
+    """The terms of a preference loss in a micro-batch.
+
+    pair [P]: each pair's loss. reward_chosen, reward_rejected [P]: r, without gradient. margin [P]: their difference m.
+    right [P]: 1 where the margin is above 0, ½ where it is 0 (nothing has moved), else 0.
     """
 
     pair: Float[Tensor, "P"]
@@ -55,7 +59,7 @@ class PreferenceTerms:
 
 
 def preference_terms(objective: PreferenceObjective, current: Likelihood, reference: Likelihood) -> PreferenceTerms:
-    """The terms of a micro-batch. `reference` carries no gradient."""
+    """Return the terms of a micro-batch. `reference` carries no gradient."""
     n = current.scored.clamp(min=1)
     gain = current.sequence - reference.sequence
     reward = objective.beta * (gain / n if objective.length_normalised else gain)
@@ -76,7 +80,7 @@ def preference_terms(objective: PreferenceObjective, current: Likelihood, refere
 
 
 def measured(terms: PreferenceTerms, current: Likelihood) -> dict[str, Float[Tensor, "P"]]:
-    """What is logged of each pair."""
+    """Return what is logged of each pair, by name."""
     per_token = (current.sequence.detach() / current.scored.clamp(min=1)).chunk(2)
     return {
         "loss": terms.pair.detach(),

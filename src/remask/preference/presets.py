@@ -18,7 +18,9 @@ PRESETS: dict[str, PreferenceObjective] = {
 
 
 def resolve(name: str, **choices: Any) -> PreferenceObjective:
-    """The preset of that name, with choices replaced. Raises UserError naming what is unknown or does not fit."""
+    """Return the preset of that name, with choices replaced. Raises UserError naming what is unknown or does
+    not fit.
+    """
     objective = choose(PRESETS, name, choices)
     check(objective)
     return objective

@@ -34,10 +34,10 @@ from remask.training.window import Window
 
 
 class PreferenceTrainer(DiffusionTrainer):
-    """Trains a policy with one `PreferenceObjective` on pairs.
+    """A trainer of a policy with one `PreferenceObjective` on pairs.
 
-    The reference is what the model is now: the base with its adapters off, or a copy of the weights. `whole_backward`
-    takes all noise draws in one backward pass.
+    The reference is the model as it is when training begins: the base with its adapters off, or a copy of the weights.
+    `whole_backward` takes all noise draws in one backward pass.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PreferenceTrainer(DiffusionTrainer):
         return row_loader(self, RowDataset(self.pairs), self.sampler, self.collator)
 
     def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
-        """Every micro-batch on its device, and the number of pairs in all of them."""
+        """Return every micro-batch on its device, and the number of pairs in all of them."""
         pairs = [self._batch(tensors, device) for tensors in batches]
         count = sum((batch.counted.sum() for batch in pairs), torch.zeros((), device=device))
         return [{"batch": batch, "input_ids": batch.canvas.ids} for batch in pairs], count
@@ -85,11 +85,12 @@ class PreferenceTrainer(DiffusionTrainer):
         return replace(batch, canvas=in_blocks(batch.canvas, attention_of(self.model)))
 
     def draws(self, batch: PairBatch, noise: Sequence[Noise]) -> Draws:
-        """What a model is shown, draw by draw."""
+        """Return what a model is shown, draw by draw."""
         return ESTIMATORS[self.objective.likelihood].draws(batch.canvas, noise, self.mask_id)
 
     @torch.no_grad()
     def read_reference(self, batch: PairBatch) -> Likelihood:
+        """Return the reference's likelihood of each answer of the batch."""
         reader = self.reference.reader(self, self.reader)
         return estimate(reader, batch.canvas, self.draws(batch, batch.reference_noise))
 
@@ -102,8 +103,8 @@ class PreferenceTrainer(DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The sum of this micro-batch's losses over the pairs of the step; times the number of ranks, whose gradients
-        are averaged afterwards.
+        """Return the sum of this micro-batch's losses over the pairs of the step, times the number of ranks, whose
+        gradients are averaged afterwards.
         """
         batch: PairBatch = inputs["batch"]
         started = time.perf_counter()
@@ -140,7 +141,7 @@ class PreferenceTrainer(DiffusionTrainer):
     # ---- evaluation and logging -------------------------------------------------------------------------------
 
     def held_out(self) -> dict[str, float]:
-        """The held-out pairs' loss, accuracy, margin, rewards and ELBOs, on the same noise every time."""
+        """Return the held-out pairs' loss, accuracy, margin, rewards and ELBOs, on the same noise every time."""
         size, batch_size = len(self.eval_pairs), self.args.per_device_eval_batch_size
         members = [list(range(start, min(start + batch_size, size))) for start in range(0, size, batch_size)]
         if self.args.world_size > 1:

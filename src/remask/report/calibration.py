@@ -17,11 +17,11 @@ from remask.report.results import LEVEL, Group
 from remask.report.words import percent, signed
 
 ROOM = 1.06
-"""How much wider than the largest claim the figure is."""
+"""The factor by which the figure is wider than the largest claim."""
 
 
 def calibration_section(groups: Sequence[Group], colours: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the page shows of the answers' confidence (None: nothing), and a line for what was not recorded."""
+    """Return what the page shows of the answers' confidence (None: nothing), and a line for what was not recorded."""
     tasks, lacking = [], []
     for number, group in enumerate(groups):
         found = {name: of_arm(arm, group.task) for name, arm in group.arms.items()}
@@ -42,12 +42,14 @@ def calibration_section(groups: Sequence[Group], colours: Mapping[str, str]) -> 
 
 
 def recorded(arm: Arm, task: str) -> bool:
-    """Whether every answer has its confidence."""
+    """Return whether every answer has its confidence."""
     return all(problem.confidence is not None for result in arm.results(task) for problem in result.problems)
 
 
 def of_arm(arm: Arm, task: str) -> Calibration | None:
-    """None where an answer's confidence was not recorded, or for a single problem."""
+    """Return the calibration of an arm's answers, or None where an answer's confidence was not recorded, or for a
+    single problem.
+    """
     if not recorded(arm, task):
         return None
     ids, sure = arm.problem_ids(task), []

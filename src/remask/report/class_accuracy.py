@@ -18,12 +18,12 @@ from remask.report.runs import Run
 from remask.report.words import percent, plural, signed
 
 CLASS_INCHES = 0.13
-"""Height of a method in a class of the figure, and of the room between classes."""
+"""The height of a method in a class of the figure, and of the room between classes."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A class under one method: tokens, and the shares right (None where not read) and their difference."""
+    """A class under one method has tokens, and the shares right (None where not read) and their difference."""
 
     tokens: int
     before: Interval | None
@@ -32,7 +32,7 @@ class Learned:
 
 
 def class_accuracy_section(runs: Sequence[Run], colours: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the page shows; None where no run read its classes to the end."""
+    """Return what the page shows, or None where no run read its classes to the end."""
     read = [run for run in runs if run.class_counts is not None and run.class_counts.after is not None]
     methods = list(dict.fromkeys(run.method for run in read))
     found = {method: pooled([run for run in read if run.method == method]) for method in methods}
@@ -59,7 +59,9 @@ def class_accuracy_section(runs: Sequence[Run], colours: Mapping[str, str]) -> d
 
 
 def pooled(runs: Sequence[Run]) -> dict[str, Learned]:
-    """Class → what these runs learned. Runs that read the same rows are resampled by row; others side by side."""
+    """Return what these runs learned, by class. Runs that read the same rows are resampled by row; others
+    side by side.
+    """
     counts = [run.class_counts for run in runs if run.class_counts is not None]
     same = all(c.tokens == counts[0].tokens for c in counts)
     rows = counts[0].rows if same else sum(c.rows for c in counts)

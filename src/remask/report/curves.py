@@ -17,7 +17,7 @@ Draw = Callable[[Axes, Sequence[Run], Mapping[str, str], str], None]
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure of the runs that logged `key`, over optimiser steps.
+    """A curve is one figure of the runs that logged `key`, over optimiser steps.
 
     A `*` in the key stands for any name: there is a figure for each key that fits and is not in `besides`, with the
     name in place of the `*`s of the other texts. `slug` prefixes the figure's ids, `label` is read out in its place.
@@ -30,7 +30,7 @@ class Curve:
     draw: Draw
     label: str = ""
     aside: bool = False
-    """It unfolds on a click, and nothing is said where no run logged it."""
+    """True for a figure that unfolds on a click; nothing is said where no run logged it."""
     besides: frozenset[str] = frozenset()
 
 
@@ -211,7 +211,7 @@ PREFERENCE = (
 def draw_curves(
     table: Sequence[Curve], runs: Sequence[Run], colours: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The figures there are data for, with captions, and one line for each there are none for."""
+    """Return the figures there are data for, with captions, and one line for each there are none for."""
     drawn, missing = [], []
     for curve in table:
         expanded = expand(curve, runs)
@@ -231,7 +231,7 @@ def draw_curves(
 
 
 def expand(curve: Curve, runs: Sequence[Run]) -> list[Curve]:
-    """The curve for every key that fits its own and of which some run logged a value."""
+    """Return the curve for every key that fits the curve's key and of which some run logged a value."""
     if "*" not in curve.key:
         return [curve] if any(run.series(curve.key)[0] for run in runs) else []
     # The slug gets a number and not the name, which may hold what an id must not.
@@ -242,7 +242,9 @@ def expand(curve: Curve, runs: Sequence[Run]) -> list[Curve]:
 
 
 def fitting(pattern: str, runs: Sequence[Run], besides: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Key → what its `*` stands for, of every logged quantity that fits the pattern, in the order they came up."""
+    """Return, for every logged quantity that fits the pattern, its key and what the `*` stands for, in the order they
+    came up.
+    """
     before, after = pattern.split("*")
     shape = re.compile(f"{re.escape(before)}(.+){re.escape(after)}", re.DOTALL)
     matches = {key: shape.fullmatch(key) for run in runs for key in run.logged if key not in besides}
@@ -255,7 +257,7 @@ def _svg(curve: Curve, runs: Sequence[Run], colours: Mapping[str, str]) -> str:
 
 
 def draw_masking(runs: Sequence[Run], colours: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The one figure that is not over steps, in the form of `draw_curves`."""
+    """Return the one figure that is not over steps, in the form of `draw_curves`."""
     masked = [run for run in runs if run.deciles and sum(d.tokens for d in run.deciles)]
     if not masked:
         return [], ["Masked share by token entropy: no run holds a masking.json."] if runs else []
@@ -272,7 +274,7 @@ def draw_masking(runs: Sequence[Run], colours: Mapping[str, str]) -> tuple[list[
 
 
 def counted(caption: str, runs: Sequence[Run]) -> str:
-    """The caption with how many runs of each method the figure shows as its last sentence."""
+    """Return the caption with how many runs of each method the figure shows as its last sentence."""
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.method] = counts.get(run.method, 0) + 1

@@ -22,30 +22,32 @@ from remask.report.runs import Run
 INK, MUTED, RULE = "#010201", "#010202", "#010203"
 VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
 SERIES = 8
-"""Colours there are for methods; more methods start over."""
+"""The number of colours for methods; more methods start over."""
 
 WIDTH, HEIGHT = 5.0, 2.9
-"""Inches at 72 points: 360 points wide, so that a phone shows the text at about its own size."""
+"""The inches of a figure at 72 points: it is 360 points wide, so that a phone shows the text at about its
+natural size."""
 
 LOG_RANGE = 15.0
 """A quantity whose largest value is this many times its median is drawn on a logarithmic scale."""
 
 POINTS = 300
-"""Of one line; a longer series is thinned."""
+"""The most points of one line; a longer series is thinned."""
 
 WINDOWS = 120
-"""Of a mean and its maximum."""
+"""The most points of a mean and its maximum."""
 
 Draw = Callable[[Axes], None]
 
 
 def series_colour(index: int) -> str:
-    """The placeholder of the page's colour `--c<index>`."""
+    """Return the placeholder of the page's colour `--c<index>`."""
     return f"#0103{index % SERIES:02x}"
 
 
 def panel(name: str, label: str, xlabel: str, draw: Draw, *, height: float = HEIGHT) -> str:
-    """One axes as inline SVG. `name` prefixes its ids (they must be unique in a page); `label` is read out instead.
+    """Draw one figure as inline SVG. `name` prefixes its ids (they must be unique in a page); `label` is read out
+    instead.
 
     The page's heading over the figure names the quantity, so the y axis has no title of its own.
     """
@@ -87,7 +89,9 @@ def panel(name: str, label: str, xlabel: str, draw: Draw, *, height: float = HEI
 
 
 def themed(svg: str, name: str, label: str) -> str:
-    """A matplotlib SVG made fit for a page: no prolog, ids of its own, the page's font and colours."""
+    """Return a matplotlib SVG made fit for a page: with no prolog, with ids that begin with `name`, and in the page's
+    font and colours.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
@@ -111,7 +115,7 @@ def _attribute(text: str) -> str:
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving average over `window` points, the window cut short at both ends."""
+    """Return the centred moving average over `window` points, the window cut short at both ends."""
     series = np.asarray(values, dtype=float)
     total = np.concatenate([[0.0], np.cumsum(series)])
     index = np.arange(len(series))
@@ -121,7 +125,8 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def thinned(steps: Sequence[float], values: Sequence[float] | np.ndarray) -> tuple[list[float], list[float]]:
-    """A long series as the least and the largest value of each of POINTS / 2 stretches, in the order they came.
+    """Return a long series as the least and the largest value of each of POINTS / 2 stretches, in the order
+    they came.
 
     At the figure's width the line looks the same, and the page stays small.
     """
@@ -135,7 +140,7 @@ def thinned(steps: Sequence[float], values: Sequence[float] | np.ndarray) -> tup
 
 
 def trend(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """Every logged value faint, its moving average over a tenth of the run drawn out."""
+    """Draw every logged value faint, and its moving average over a tenth of the run as a full line."""
     for run in runs:
         steps, values = run.series(key)
         if steps:
@@ -146,7 +151,7 @@ def trend(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str)
 
 
 def points(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """A line per run, with a marker at each value."""
+    """Draw a line per run, with a marker at each value."""
     for run in runs:
         steps, values = run.series(key)
         axes.plot(steps, values, color=colours[run.method], linewidth=1.3, marker="o", markersize=3.0)
@@ -154,7 +159,7 @@ def points(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str
 
 
 def mean_to_max(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """The mean `<name>_mean` of each logging window as a line, up to `<name>_max` as a band."""
+    """Draw the mean `<name>_mean` of each logging window as a line, up to `<name>_max` as a band."""
     everything: list[float] = []
     for run in runs:
         tops, maxima = merged(*run.series(key.removesuffix("_mean") + "_max"), max)
@@ -170,7 +175,9 @@ def mean_to_max(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key
 def merged(
     steps: Sequence[float], values: Sequence[float], summary: Callable[[Sequence[float]], float]
 ) -> tuple[list[float], list[float]]:
-    """Neighbouring values of a long series put together, WINDOWS of them left, each at the last of its steps."""
+    """Return a long series with neighbouring values put together, WINDOWS of them left, each at the last of
+    its steps.
+    """
     if len(values) <= WINDOWS:
         return list(steps), list(values)
     parts = np.array_split(np.arange(len(values)), WINDOWS)
@@ -178,12 +185,12 @@ def merged(
 
 
 def dot_if_alone(steps: Sequence[float]) -> dict[str, Any]:
-    """How a run that has logged one value is drawn: a line of one point is not seen."""
+    """Return how a run that has logged one value is drawn: a line of one point cannot be seen."""
     return {"marker": "o", "markersize": 3.0} if len(steps) == 1 else {}
 
 
 def masked_by_entropy(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
-    """Share masked of each tenth of the tokens by entropy: thin per run, thick pooled over a method's runs."""
+    """Draw the share masked of each tenth of the tokens by entropy: thin per run, thick pooled over a method's runs."""
 
     def draw(axes: Axes) -> None:
         for method in dict.fromkeys(run.method for run in runs):
@@ -207,7 +214,7 @@ def masked_by_entropy(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
 
 
 def finish(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic scale where spikes would flatten everything else, few ticks, no scientific offsets."""
+    """Set a logarithmic scale where spikes would flatten everything else, few ticks, and no scientific offsets."""
     few_ticks(axes)
     series = np.asarray(values, dtype=float)
     if len(series) and series.min() > 0 and series.max() > LOG_RANGE * np.median(series):
@@ -217,13 +224,14 @@ def finish(axes: Axes, values: Sequence[float]) -> None:
 
 
 def few_ticks(axes: Axes) -> None:
+    """Set few ticks on both axes, whole numbers on that of steps."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.margins(x=0.02)
 
 
 def as_share(axes: Axes, low: float | None = None, high: float | None = None) -> None:
-    """A linear axis in percent, from low to high where they are given."""
+    """Set a linear axis in percent, from low to high where they are given."""
     axes.set_yscale("linear")
     few_ticks(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -231,5 +239,6 @@ def as_share(axes: Axes, low: float | None = None, high: float | None = None) ->
 
 
 def label_of(what: str, runs: Sequence[Run]) -> str:
+    """Return the label of a figure: what it shows, and of which runs."""
     methods = dict.fromkeys(run.method for run in runs)
     return f"{what}, {len(runs)} runs: {', '.join(methods)}"

@@ -9,7 +9,8 @@ LEVEL = 0.05
 
 
 def finding(candidate: str, baseline: str, d: Difference, p: float, *, seeds: int, things: str) -> str:
-    """`GIFT answers 9 of 100 more puzzles than SFT (95 % interval 6 to 14, 3 seeds).`
+    """Return one sentence, such as `GIFT answers 9 of 100 more puzzles than SFT (95 % interval 6 to 14, 3 seeds).`, on
+    a difference.
 
     `d` is candidate − baseline as shares of `things`; `p` decides whether a difference is found at all (at 5 %).
     """

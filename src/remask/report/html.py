@@ -24,10 +24,10 @@ from remask.report.training import SFT, kind_of, training_sections
 from remask.report.words import duration, method_order, pairs, plural
 
 CARDS = 6
-"""With more verdicts than this, only those that found something stand at the top, and a line counts the others."""
+"""The number of verdicts above which only those that found something stand at the top, and a line counts the others."""
 
 SHOWN_OPEN = 3
-"""So many arms' texts are shown; those of further arms unfold on a click."""
+"""The number of arms whose texts are shown; those of further arms unfold on a click."""
 
 
 def write_report(
@@ -90,7 +90,7 @@ def render(
     classes: dict[str, Any] | None = None,
     lead: Sequence[str] = (),
 ) -> str:
-    """The page as text; `classes` is what `class_section` makes of an inspection."""
+    """Return the page as text; `classes` is what `class_section` makes of an inspection."""
     methods = method_order(runs, evaluations)
     runs = sorted(runs, key=lambda run: (methods.index(run.method), run.seed if isinstance(run.seed, int) else -1))
     # The starting model is grey; every trained method has a colour of its own, the same all over the page.

@@ -10,7 +10,7 @@ from remask.files import from_json
 
 
 def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line; none where there is no file. Raises UserError naming file and line.
+    """Return (line number, object) of each line; none where there is no file. Raises UserError naming file and line.
 
     A run still going may be in the middle of its last line, even of a character: that line is left out.
     """

@@ -16,12 +16,13 @@ from remask.report.words import distinct, p_value, pairs, percent, signed, span
 
 LEVEL = 0.95
 FEW_SEEDS = 5
-"""Below this many seeds the page says that seeds are poorly known (see the head of evaluation/statistics.py)."""
+"""Below this number of seeds the page says that the spread over seeds is poorly measured (see the head of
+evaluation/statistics.py)."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that may be compared: one task, one set of problems, one decoding."""
+    """A group holds arms that may be compared: one task, one set of problems, one decoding."""
 
     task: str
     source: str
@@ -29,13 +30,15 @@ class Group:
 
     @property
     def baseline(self) -> Arm:
-        """`sft` where something else was trained too, else the first (the starting model where there is one)."""
+        """Return `sft` where something else was trained too, else the first arm (the starting model where there is
+        one).
+        """
         others = [name for name in self.arms if name not in (START, "sft")]
         return self.arms["sft"] if "sft" in self.arms and others else next(iter(self.arms.values()))
 
 
 def comparable_groups(evaluations: Iterable[Evaluation]) -> list[Group]:
-    """Evaluations sorted into what may be compared; the same task decoded differently makes groups of its own."""
+    """Return evaluations sorted into what may be compared; the same task decoded differently makes another group."""
     parts: dict[tuple[str, str, frozenset[str]], list[Evaluation]] = {}
     for e in evaluations:
         for task, result in e.tasks.items():
@@ -49,7 +52,7 @@ def comparable_groups(evaluations: Iterable[Evaluation]) -> list[Group]:
 
 
 def benchmark(group: Group) -> dict[str, Any]:
-    """What the template needs for one group: scores, differences to the baseline, verdicts, conditions."""
+    """Return what the template needs for one group: scores, differences to the baseline, verdicts, conditions."""
     task, baseline, start = group.task, group.baseline, group.arms.get(START)
     lead = baseline.lead(task)
     metrics = list(dict.fromkeys(m for arm in group.arms.values() for m in arm.metrics(task) if m != lead))
@@ -145,7 +148,7 @@ def _verdict(group: Group, name: str, comparison: TaskComparison) -> dict[str, A
 
 
 def tally(verdicts: Sequence[dict[str, Any]]) -> str:
-    """How many of the comparisons found what, in one sentence."""
+    """Return one sentence that says how many of the comparisons found what."""
     higher = sum(v["found"] and v["points"].startswith("+") for v in verdicts)
     found = sum(v["found"] for v in verdicts)
     return (
@@ -175,7 +178,9 @@ def _seeds(seeds: Sequence[int | None]) -> str:
 
 
 def completions(group: Group) -> dict[str, Any]:
-    """For each arm the first right and the first wrong answer, in the problems' own order: shown, not chosen."""
+    """Return for each arm the first right and the first wrong answer, in the order of the problems: they are shown, not
+    chosen.
+    """
     rows = []
     for name, arm in group.arms.items():
         result, seed = arm.results(group.task)[0], arm.seeds(group.task)[0]

@@ -13,11 +13,11 @@ from remask.report.figures import MUTED, as_share, dot_if_alone, finish, mean_to
 from remask.report.runs import Run
 
 FREE_OF_SEED = re.compile(r"^(seed|output_dir|resume|overwrite|device):.*\n?", re.MULTILINE)
-"""Lines of config.yaml in which the seeds of one method may differ."""
+"""The lines of config.yaml in which the seeds of one method may differ."""
 
 
 def alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs, sorted into those that differ in their seed alone: no others may be averaged."""
+    """Return the runs, sorted into those that differ in their seed alone: no others may be averaged."""
     parts: dict[str, list[Run]] = {}
     for run in runs:
         record = [run.method, *(run.info.get(key) for key in ("objective", "model", "task", "data"))]
@@ -27,7 +27,7 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def mean_where_all(runs: Sequence[Run], key: str) -> tuple[list[float], list[float]]:
-    """(steps, means) over the steps at which every run that logged the quantity has it.
+    """Return (steps, means) over the steps at which every run that logged the quantity has it.
 
     Elsewhere the mean would jump when a run joins or leaves.
     """
@@ -38,7 +38,7 @@ def mean_where_all(runs: Sequence[Run], key: str) -> tuple[list[float], list[flo
 
 
 def by_seed(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """The mean of a method's runs with a marker at each value, every run thin where there are several."""
+    """Draw the mean of a method's runs with a marker at each value, every run thin where there are several."""
     everything: list[float] = []
     for group in alike(runs):
         steps, means = mean_where_all(group, key)
@@ -62,7 +62,7 @@ def by_seed(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: st
 
 
 def accuracy(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """`by_seed`, and dashed the mean of the score, which is higher where answers get partial credit."""
+    """Draw `by_seed`, and dashed the mean of the score, which is higher where answers get partial credit."""
     score = key.removesuffix("_accuracy") + "_score"
     for group in alike(runs):
         steps, means = mean_where_all(group, score)
@@ -73,19 +73,19 @@ def accuracy(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: s
 
 
 def share(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """`trend` of a share, on an axis from 0 to 100 %."""
+    """Draw the `trend` of a share, on an axis from 0 to 100 %."""
     trend(axes, runs, colours, key)
     as_share(axes, -0.02, 1.02)
 
 
 def ratio(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """The mean ratio up to the largest, and a line at 1, where nothing has moved."""
+    """Draw the mean ratio up to the largest, and a line at 1, where nothing has moved."""
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     mean_to_max(axes, runs, colours, key)
 
 
 def clipped(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """Moving averages of the shares clipped from above (line) and from below (dashed)."""
+    """Draw moving averages of the shares clipped from above (line) and from below (dashed)."""
     for run in runs:
         for name, style in ((key, "-"), ("clip_low", (0, (3, 2)))):
             steps, values = run.series(name)
@@ -102,7 +102,7 @@ def clipped(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: st
 
 
 def train_and_held_out(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
-    """`trend`, and the same quantity on held-out pairs (`eval_<name>`) as a dashed line with markers."""
+    """Draw the `trend`, and the same quantity on held-out pairs (`eval_<name>`) as a dashed line with markers."""
     trend(axes, runs, colours, key)
     held_out = f"eval_{key}"
     for run in runs:
@@ -113,5 +113,6 @@ def train_and_held_out(axes: Axes, runs: Sequence[Run], colours: Mapping[str, st
 
 
 def train_and_held_out_share(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str], key: str) -> None:
+    """Draw `train_and_held_out` of a share, on an axis in percent."""
     train_and_held_out(axes, runs, colours, key)
     as_share(axes)

@@ -14,7 +14,9 @@ from remask.report.lines import json_lines
 
 @dataclass(frozen=True)
 class Completion:
-    """`rewards` holds each reward function's own; `ended` says whether the text ended before the canvas did."""
+    """A completion as the run kept it. `rewards` holds the reward of each function; `ended` says whether the text ended
+    before the canvas did.
+    """
 
     text: str
     tokens: int
@@ -26,7 +28,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """The completions of one prompt in one rollout; `step` is the optimiser step that they were sampled at."""
+    """A group holds the completions of one prompt in one rollout; `step` is the optimiser step that they were sampled
+    at.
+    """
 
     rollout: int
     step: int
@@ -37,7 +41,7 @@ class PromptGroup:
 
 
 def read_rollouts(path: Path) -> list[PromptGroup]:
-    """The groups in the order kept; none where there is no file. Raises UserError naming file and line."""
+    """Return the groups in the order kept; none where there is no file. Raises UserError naming file and line."""
     groups = []
     for number, row in json_lines(path):
         try:

@@ -11,14 +11,14 @@ from remask.report.runs import Run
 from remask.report.words import duration, number, percent
 
 PARTS = ("sampling", "grading", "scoring", "update")
-"""What a step of reinforcement learning spends its time on, in this order."""
+"""The parts of a step of reinforcement learning that take time, in this order."""
 
 Cell = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """`head` may hold a line break; `css` is the class of its cells."""
+    """A column of the table of runs. `head` may hold a line break; `css` is the class of its cells."""
 
     head: str
     cell: Callable[[Run], Cell]
@@ -26,44 +26,53 @@ class Column:
 
 
 def last(run: Run, key: str) -> float | None:
+    """Return the last value of a logged quantity, or None."""
     values = run.series(key)[1]
     return values[-1] if values else None
 
 
 def mean(run: Run, key: str) -> float | None:
+    """Return the mean of a logged quantity, or None."""
     values = run.series(key)[1]
     return sum(values) / len(values) if values else None
 
 
 def largest(run: Run, key: str) -> float | None:
+    """Return the largest value of a logged quantity, or None."""
     return max(run.series(key)[1], default=None)
 
 
 def late(run: Run, key: str) -> float | None:
-    """The mean over the last tenth of what was logged: one rollout alone says little."""
+    """Return the mean over the last tenth of what was logged: one rollout alone says little."""
     values = run.series(key)[1]
     values = values[-max(1, len(values) // 10) :]
     return sum(values) / len(values) if values else None
 
 
 def in_percent(share: float | None) -> str:
+    """Return a share in percent, or a dash for None."""
     return "–" if share is None else f"{percent(share)} %"
 
 
 def steps(run: Run) -> str:
+    """Return the last step that was logged, or a dash."""
     known = [row["step"] for row in run.metrics if isinstance(row.get("step"), int | float)]
     return f"{max(known):.0f}" if known else "–"
 
 
 def choices(run: Run) -> str:
-    """Which likelihood, at which level: what a method of reinforcement learning is first known by."""
+    """Return the likelihood and the level of a method of reinforcement learning, the choices that distinguish methods
+    first.
+    """
     objective = run.info.get("objective")
     record = objective if isinstance(objective, dict) else {}
     return ", ".join(str(record[key]) for key in ("likelihood", "level") if record.get(key)) or "–"
 
 
 def time_shares(run: Run) -> Cell:
-    """Each part's share of all the time, as slices of a bar. Steps without a rollout log no share of its parts: 0."""
+    """Return each part's share of all the time, as slices of a bar. Steps without a rollout log no share of its parts:
+    0.
+    """
     rows = [row for row in run.metrics if any(_is_number(row.get(f"share_{part}")) for part in PARTS)]
     # Runs that were made before steps' seconds were logged count every row alike.
     seconds = [row["seconds"] if _is_number(row.get("seconds")) else 1.0 for row in rows]
@@ -142,6 +151,7 @@ PREFERENCE = (
 
 
 def rl_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """Return the columns of a table of reinforcement learning, with one for each task's held-out accuracy."""
     return (*RL_BEFORE, *(_accuracy(key, task) for key, task in fitting("eval_*_accuracy", runs).items()), *RL_AFTER)
 
 

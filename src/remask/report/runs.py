@@ -15,7 +15,7 @@ from remask.report.rollouts import PromptGroup, read_rollouts
 
 @dataclass(frozen=True)
 class Decile:
-    """A tenth of the response tokens by entropy: how many it holds, and how many of them were masked."""
+    """A decile is a tenth of the response tokens by entropy: how many it holds, and how many of them were masked."""
 
     tokens: int
     masked: int
@@ -23,8 +23,8 @@ class Decile:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Class → a number for each row: tokens, and how many of them the model got right before training and after it
-    (None: not read). `held_out`: the rows are not those trained on.
+    """Counts by class, with a number for each row: tokens, and how many of them the model got right before training and
+    after it (None: not read). `held_out`: the rows are not those trained on.
     """
 
     held_out: bool
@@ -34,11 +34,12 @@ class ClassCounts:
 
     @property
     def rows(self) -> int:
+        """Return the number of rows."""
         return len(next(iter(self.tokens.values()), []))
 
     @classmethod
     def parse(cls, data: Any) -> ClassCounts:
-        """Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
+        """Read the counts of a file. Raises KeyError, TypeError, ValueError or AttributeError for any other content."""
 
         def counts(key: str) -> dict[str, list[int]]:
             return {str(name): [int(n) for n in numbers] for name, numbers in data[key].items()}
@@ -53,7 +54,9 @@ class ClassCounts:
 
 @dataclass(frozen=True)
 class Example:
-    """One inspected response; `entropy` in nats, `beta` and `rate` (mask probability) per token where known."""
+    """An inspected response has tokens, `entropy` in nats, and per token `beta` and `rate` (mask probability) where
+    they were recorded.
+    """
 
     prompt: str
     tokens: list[str]
@@ -65,7 +68,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. `info` is run.json; what the folder lacks is empty."""
+    """A training run as its folder says it. `info` is run.json; what the folder lacks is empty."""
 
     path: Path
     method: str
@@ -82,20 +85,21 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Return the name of the run's folder."""
         return self.path.name
 
     @property
     def training(self) -> str:
-        """`sft`, `rl` or `dpo`."""
+        """Return the kind of training: `sft`, `rl` or `dpo`."""
         return str(self.info.get("training") or "sft")
 
     @property
     def logged(self) -> list[str]:
-        """The keys of all that was logged, in the order in which they came up."""
+        """Return the keys of all that was logged, in the order in which they came up."""
         return list(dict.fromkeys(key for row in self.metrics for key in row))
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one logged quantity, in the order logged, without what is missing or not finite."""
+        """Return (steps, values) of one logged quantity, in the order logged, without what is missing or not finite."""
         rows = [(row["step"], row[key]) for row in self.metrics if key in row and "step" in row]
         rows = [(step, value) for step, value in rows if isinstance(value, int | float) and abs(value) < float("inf")]
         return [float(step) for step, _ in rows], [float(value) for _, value in rows]
@@ -145,7 +149,7 @@ OF_RECORD: dict[str, tuple[type, ...]] = {
     "training": (str,),
     "diagnostics": (dict,),
 }
-"""What is read of a run's record, and its types; null, and what is not there, is let pass."""
+"""The keys that are read of a run's record, and their types; null, and a missing key, are accepted."""
 
 
 def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
@@ -184,7 +188,7 @@ def _examples(path: Path) -> list[Example]:
 
 
 def parse_examples(examples: Sequence[dict[str, Any]]) -> list[Example]:
-    """Raises KeyError, TypeError or ValueError for what is no inspected example."""
+    """Read inspected examples. Raises KeyError, TypeError or ValueError for what is no inspected example."""
     return [_example(example) for example in examples]
 
 

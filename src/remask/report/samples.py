@@ -11,20 +11,20 @@ from remask.report.runs import Run
 from remask.report.words import signed
 
 MOMENTS, PROBLEMS = 4, 2
-"""So many rollouts of a run are shown, and so many groups of each; the page says how many there are."""
+"""The number of rollouts of a run that are shown, and of groups of each; the page says how many there are."""
 
 COMPLETIONS = 12
-"""Of one group; the best and the worst are shown, the others unfold on a click."""
+"""The most completions of one group; the best and the worst are shown, the others unfold on a click."""
 
 LINES, CHARACTERS = 10, 420
-"""A longer text is cut here and the rest unfolds on a click..."""
+"""The lines and characters after which a longer text is cut; the rest unfolds on a click..."""
 
 LONGEST = 6000
-"""...up to so many characters."""
+"""The most characters of a text that unfold on a click."""
 
 
 def samples(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the template needs for each run that kept completions."""
+    """Return what the template needs for each run that kept completions."""
     return [_of_run(run) for run in runs if run.rollouts]
 
 
@@ -49,7 +49,7 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def choose(groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], bool]:
-    """The groups to show in the order of their rollouts, and whether they are the same problems over time.
+    """Return the groups to show in the order of their rollouts, and whether they are the same problems over time.
 
     They are where problems came back often enough to be followed; else the first groups of each rollout shown.
     """
@@ -68,14 +68,15 @@ def choose(groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], bool]:
 
 
 def spaced(rollouts: Sequence[int]) -> list[int]:
-    """At most MOMENTS of them, evenly spaced, the first and the last among them."""
+    """Return at most MOMENTS of the rollouts, evenly spaced, the first and the last among them."""
     if len(rollouts) <= MOMENTS:
         return list(rollouts)
     return [rollouts[round(i * (len(rollouts) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
 
 
 def best_and_worst_first(completions: Sequence[Completion]) -> list[tuple[str, Completion]]:
-    """(`best`, `worst` or nothing, completion); the others in falling order of reward, those without one last.
+    """Return (`best`, `worst` or nothing, completion); the others in falling order of reward, those without
+    one last.
 
     Where all rewards are equal none is best, and the order is the file's.
     """
@@ -118,7 +119,7 @@ def _value(value: float | None) -> str:
 
 
 def cut(text: str) -> dict[str, Any]:
-    """The text's head, the rest to unfold, and how many characters are left out altogether."""
+    """Return the text's head, the rest to unfold, and how many characters are left out altogether."""
     lines = text.splitlines(keepends=True)
     head = "".join(lines[:LINES])[:CHARACTERS]
     rest = text[len(head) :]

@@ -13,15 +13,15 @@ from remask.report.tokens import glyph
 from remask.report.words import number, percent, signed
 
 ENDS = 20
-"""Tokens shown at either end of the ranking by entropy."""
+"""The number of tokens shown at either end of the ranking by entropy."""
 
 KINDS = {"lexical": series_colour(0), "positional": series_colour(1)}
 ERRORS = (("wrong", "all masked", 1), ("later_wrong", "half revealed", 2))
-"""(key, name, number of its colour)."""
+"""The errors that are shown: (key, name, number of its colour)."""
 
 
 def class_section(found: dict[str, Any] | None, objective: str, time: float) -> dict[str, Any] | None:
-    """What the page shows of a record's `classes`; None where it has none."""
+    """Return what the page shows of a record's `classes`, or None where it has none."""
     if found is None:
         return None
     classes = sorted(found["classes"], key=lambda one: -one["entropy"]["mean"])
@@ -53,7 +53,7 @@ def class_section(found: dict[str, Any] | None, objective: str, time: float) -> 
 
 
 def spread(value: dict[str, Any] | None, scale: float = 1.0, digits: int = 2) -> str:
-    """An estimate and its interval."""
+    """Return an estimate and its interval as text."""
     if value is None:
         return "–"
     if value["low"] is None:

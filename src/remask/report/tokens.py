@@ -14,17 +14,17 @@ from remask.report.words import method_order
 
 EXAMPLES_PER_METHOD = 2
 TOKENS_PER_EXAMPLE = 600
-"""What keeps the page readable and small; what is cut off is said below the text."""
+"""The most tokens of an example, which keep the page readable and small; what is cut off is said below the text."""
 
 STRIP_ROWS, STRIP_TOKENS = 16, 256
 CELL_CHARACTERS = 9
-"""Longest token a cell of the strip is widened for."""
+"""The longest token that a cell of the strip is widened for."""
 
 SPECIAL_TOKEN = re.compile(r"<\|.*\|>|</?s>|\[(EOS|PAD|MASK|UNK|SEP|CLS)\]|<(eos|pad|mask|unk|bos)>", re.IGNORECASE)
 
 
 def heat_maps(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The first inspected run of each method; one colour scale over all of them."""
+    """Return the first inspected run of each method, with one colour scale over all of them."""
     chosen: dict[str, Run] = {}
     for run in runs:
         if run.examples:
@@ -71,7 +71,9 @@ def _heat_example(example: Example, top: float) -> dict[str, Any]:
 
 
 def glyph(token: str) -> dict[str, Any]:
-    """How a token is shown: line breaks and spaces made visible, fill and other special tokens as a small ring."""
+    """Return how a token is shown: line breaks and spaces made visible, fill and other special tokens as a
+    small ring.
+    """
     if SPECIAL_TOKEN.fullmatch(token):
         return {"text": "◦", "quiet": True, "name": token}
     if token.strip() == "" and token:
@@ -81,7 +83,7 @@ def glyph(token: str) -> dict[str, Any]:
 
 
 def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """The first strip of each arm."""
+    """Return the first strip of each arm."""
     by_arm: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
         if evaluation.strip and evaluation.arm not in by_arm:
@@ -99,8 +101,9 @@ def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
-    """rows: at most STRIP_ROWS of the steps, each cell masked, open, or newly opened since the row above. cells: the
-    whole canvas, each with the number of the frame (a step, from 1) that reveals it.
+    """Return the rows and the cells of a strip. rows: at most STRIP_ROWS of the steps, each cell masked, open, or newly
+    opened since the row above. cells: the whole canvas, each with the number of the frame (a step, from 1) that reveals
+    it.
     """
     tokens = [str(token) for token in data["tokens"]]
     revealed = [None if step is None else int(step) for step in data["revealed_at"]]

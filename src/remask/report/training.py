@@ -14,7 +14,7 @@ from remask.report.runs import Run
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of training; `anchor` is its section's id."""
+    """A kind of training has a section on the page; `anchor` is the section's id."""
 
     anchor: str
     title: str
@@ -28,16 +28,18 @@ KINDS = {
     "dpo": Kind("preference", "Preference training", curves.PREFERENCE, lambda _: run_table.PREFERENCE),
     "rl": Kind("reinforcement", "Reinforcement learning", curves.RL, run_table.rl_columns),
 }
-"""By the `training` of run.json, in the order of the page."""
+"""The kinds by the `training` of run.json, in the order of the page."""
 
 
 def kind_of(run: Run) -> str:
-    """A kind this version does not know is shown as far as it logged what fine-tuning logs."""
+    """Return the kind of a run. A kind that this version does not have is shown as far as it logged what fine-tuning
+    logs.
+    """
     return run.training if run.training in KINDS else SFT
 
 
 def training_sections(runs: Sequence[Run], colours: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the template needs for each section, and a line for each figure there are no data for."""
+    """Return what the template needs for each section, and a line for each figure there are no data for."""
     sections, missing = [], []
     kinds = [name for name in KINDS if any(kind_of(run) == name for run in runs)]
     for name in kinds:

@@ -14,28 +14,30 @@ from torch import Tensor
 from remask.choices import AdvantageName
 
 MIN_SPREAD = 1e-6
-"""Below this standard deviation the rewards of a group are taken as equal."""
+"""The standard deviation below which the rewards of a group are taken as equal."""
 
 
 def centred(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """r − mean (Dr. GRPO, arXiv 2503.20783; d1)."""
+    """Return r − mean over the group (Dr. GRPO, arXiv 2503.20783; d1)."""
     return reward - reward.nanmean(-1, keepdim=True)
 
 
 def normalised(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """(r − mean)/std (GRPO, arXiv 2402.03300), std over the group with G − 1; 0 where rewards are equal."""
+    """Return (r − mean)/std (GRPO, arXiv 2402.03300), std over the group with G − 1; 0 where rewards are equal."""
     std = spread(reward)[:, None]
     return torch.where(std > MIN_SPREAD, centred(reward) / std, 0.0)
 
 
 def leave_one_out(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """r_i − mean of the others (RLOO, arXiv 2402.14740) = G/(G − 1)·(r_i − mean)."""
+    """Return r_i − mean of the others (RLOO, arXiv 2402.14740) = G/(G − 1)·(r_i − mean)."""
     count = reward.isfinite().sum(-1, keepdim=True)
     return centred(reward) * count / (count - 1).clamp(min=1)
 
 
 def softmax(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """softmax(A) − softmax(−A) over the group, A = r − mean: how wd1 weighs log-likelihoods (arXiv 2507.08838)."""
+    """Return softmax(A) − softmax(−A) over the group, A = r − mean: this is how wd1 weighs log-likelihoods (arXiv
+    2507.08838).
+    """
     advantage = centred(reward)
     there = advantage.isfinite()
     up, down = (torch.where(there, a, -torch.inf).softmax(-1).nan_to_num(0.0) for a in (advantage, -advantage))
@@ -51,18 +53,20 @@ ADVANTAGES: dict[AdvantageName, Callable[[Tensor], Tensor]] = {
 
 
 def advantages(name: AdvantageName, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """0 for a completion without a reward, and for all of a group where fewer than two have one or all are equal."""
+    """Return the named advantage of each completion: 0 for one without a reward, and for all of a group where fewer
+    than two have a reward or all rewards are equal.
+    """
     value = ADVANTAGES[name](reward)
     return torch.where(reward.isfinite() & informative(reward)[:, None], value, 0.0)
 
 
 def informative(reward: Float[Tensor, "P G"]) -> Bool[Tensor, "P"]:
-    """Whether a group's rewards differ: one without spread carries no policy gradient."""
+    """Return whether each group's rewards differ: a group without spread carries no policy gradient."""
     return spread(reward) > MIN_SPREAD
 
 
 def spread(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P"]:
-    """The standard deviation of the rewards there are, with G − 1; 0 where there are fewer than two."""
+    """Return the standard deviation of each group's rewards, with G − 1; 0 where fewer than two have a reward."""
     count = reward.isfinite().sum(-1)
     squares = centred(reward).square().nansum(-1)
     return torch.where(count > 1, (squares / (count - 1).clamp(min=1)).sqrt(), 0.0)

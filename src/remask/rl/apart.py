@@ -29,10 +29,11 @@ READY_SECONDS = 60.0
 
 
 class Apart:
-    """The process, begun at once, and ended by `end` together with all that the functions began.
+    """A process for user functions, begun at once. `end` ends it together with all processes that the
+    functions began.
 
-    A call may take `timeout` seconds (0: as many as it likes). Raises UserError, naming the function, for one that
-    takes longer or ends the process; afterwards there is none.
+    A call may take `timeout` seconds (0: without limit). Raises UserError, naming the function, for a call that takes
+    longer or ends the process; afterwards there is no process.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -52,7 +53,7 @@ class Apart:
         self._read("the process of the reward functions", READY_SECONDS)
 
     def call(self, name: str, columns: dict[str, list[Any]]) -> Any:
-        """What the function returns. Raises RaisedError where it raises."""
+        """Return what the function returns. Raises RaisedError where it raises."""
         with self._lock:
             try:
                 send(self._questions, (name, columns))
@@ -67,6 +68,7 @@ class Apart:
         return found
 
     def end(self) -> None:
+        """End the process, and all that the functions began."""
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -108,7 +110,9 @@ class Apart:
 
 
 def set_apart(rewards: Sequence[Reward], timeout: float) -> tuple[list[Reward], Apart | None]:
-    """The rewards with a user's own functions called in the process that comes with them, if there are any."""
+    """Return the rewards with the user's functions called in a process, and that process, or None if there are no such
+    functions.
+    """
     if not any(reward.own for reward in rewards):
         return list(rewards), None
     apart = Apart(timeout)

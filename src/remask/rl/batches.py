@@ -22,8 +22,8 @@ from remask.rl.rollout import Rollout
 
 @dataclass(frozen=True)
 class Plan:
-    """How a rollout of N rows becomes updates: `passes` (μ) over all rows, each in `minibatches` optimiser steps, whose
-    rows the ranks share evenly and take `batch_size` at a time.
+    """A plan says how a rollout of N rows becomes updates: `passes` (μ) over all rows, each in `minibatches` optimiser
+    steps, whose rows the ranks share evenly and take `batch_size` at a time.
     """
 
     rows: int
@@ -43,31 +43,31 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """The micro-batches of one optimiser step on one rank: its gradient accumulation."""
+        """Return the number of micro-batches of one optimiser step on one rank: its gradient accumulation."""
         return -(-(self.rows // self.minibatches // self.world) // self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of a rollout."""
+        """Return the number of optimiser steps of a rollout."""
         return self.passes * self.minibatches
 
     def members(self, order: np.ndarray) -> list[np.ndarray]:
-        """This rank's micro-batches of one pass over the rows in `order`."""
+        """Return this rank's micro-batches of one pass over the rows in `order`."""
         return [share for step in np.split(order, self.minibatches) for share in self.shares(step)]
 
     def shares(self, step: np.ndarray) -> list[np.ndarray]:
-        """This rank's micro-batches of one optimiser step over these rows."""
+        """Return this rank's micro-batches of one optimiser step over these rows."""
         own = np.split(step, self.world)[self.rank]
         return [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
 
 
 @dataclass
 class PolicyBatch:
-    """One micro-batch: rows of a rollout, their noise (one for each draw), and how likely other models found them on
-    it, where that is needed.
+    """A policy batch is one micro-batch: rows of a rollout, their noise (one for each draw), and how likely other
+    models found them on it, where that is needed.
 
-    advantage: of each token. version: the optimiser steps behind the weights that wrote the rows; the policy has not
-    moved since where it is the step's own number. old: what the policy that wrote them says of each token, draw by
+    advantage: that of each token. version: the optimiser steps behind the weights that wrote the rows; the policy has
+    not moved since where it is the step's own number. old: what the policy that wrote them says of each token, draw by
     draw. reference: the reference model's likelihood.
     """
 
@@ -80,7 +80,7 @@ class PolicyBatch:
     reference: Float[Tensor, "B W"] | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> PolicyBatch:
-        """The batch with every tensor changed."""
+        """Return the batch with every tensor changed."""
         return replace(
             self,
             canvas=self.canvas.each(change),
@@ -92,11 +92,12 @@ class PolicyBatch:
         )
 
     def to(self, device: torch.device) -> PolicyBatch:
+        """Return the batch on that device."""
         return self.each(lambda value: value.to(device))
 
 
 def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: int) -> Iterator[PolicyBatch]:
-    """This rank's micro-batches of one pass, or with `fresh` noise of all passes, in the order they are used.
+    """Yield this rank's micro-batches of one pass, or with `fresh` noise of all passes, in the order they are used.
 
     Rows are shuffled for every pass where it takes several optimiser steps. Without fresh noise later passes repeat the
     first.
@@ -118,8 +119,8 @@ def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: i
 
 
 def shared_anew(ranks: Sequence[Sequence[PolicyBatch]], plan: Plan) -> list[PolicyBatch]:
-    """This rank's micro-batches of what other ranks, any number of them, had left of a rollout: the rows of each
-    optimiser step in their order, as `plan` shares them out.
+    """Return this rank's micro-batches of what other ranks, any number of them, had left of a rollout. The rows of each
+    optimiser step keep their order, and `plan` shares them out.
     """
     rows = plan.rows // plan.minibatches
     shared: list[PolicyBatch] = []

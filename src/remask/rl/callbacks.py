@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceSync(TrainerCallback):
-    """Makes the reference a copy of the policy every N steps, and keeps it in checkpoints."""
+    """A callback that makes the reference a copy of the policy every N steps, and keeps it in checkpoints."""
 
     def __init__(self, trainer: PolicyTrainer, reference: Reference) -> None:
         self.trainer, self.reference = trainer, reference
@@ -38,8 +38,8 @@ class ReferenceSync(TrainerCallback):
 
 
 class ShareOfSteps(TrainerCallback):
-    """Rollouts have no epochs: `epoch` is the share of the run's steps that are done. The engine would begin it again
-    where a run goes on.
+    """A callback that sets `epoch` to the share of the run's steps that are done, as rollouts have no epochs. The
+    engine would begin it again where a run goes on.
     """
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -47,7 +47,9 @@ class ShareOfSteps(TrainerCallback):
 
 
 class RolloutState(TrainerCallback):
-    """Writes what is left of the rollout into each checkpoint: a resumed run uses every rollout exactly once."""
+    """A callback that writes what is left of the rollout into each checkpoint: a resumed run uses every rollout exactly
+    once.
+    """
 
     def __init__(self, trainer: PolicyTrainer) -> None:
         self.trainer = trainer
@@ -69,8 +71,8 @@ class RolloutState(TrainerCallback):
         save_file(tensors, self._file(folder), metadata={name: json.dumps(value) for name, value in facts.items()})
 
     def restore(self, checkpoint: Path) -> None:
-        """What all processes wrote is shared out anew: there may be another number of them now. Raises UserError where
-        not all of it is there.
+        """Read what all processes wrote and share it out anew, as there may be another number of them now. Raises
+        UserError where not all of it is there.
         """
         files = sorted(checkpoint.glob("rollout-*-of-*.safetensors"), key=lambda path: int(path.name.split("-")[1]))
         wrote = files[0].stem.rpartition("-")[2] if files else "1"
@@ -87,7 +89,9 @@ class RolloutState(TrainerCallback):
 
 
 def read_rollout(file: Path, step: int) -> tuple[list[PolicyBatch], dict[str, Any]]:
-    """What one process had left of its rollout at a step."""
+    """Return what one process had left of its rollout at a step: its micro-batches, and the facts stored
+    beside them.
+    """
     with safe_open(file, "pt") as stored:
         names, facts = list(stored.keys()), {name: from_json(text) for name, text in stored.metadata().items()}
         batches = [

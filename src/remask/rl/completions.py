@@ -12,10 +12,11 @@ from remask.tasks.base import Grade, Problem, Task
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer and what is known of it.
+    """A completion is one answer and what reward functions may use of it.
 
-    tokens: of the text, the stop token included. ended: before the canvas was full. columns: the problem's fields, or
-    the further columns of a row of data. task and problem: where it answers a task's problem.
+    tokens: the number of the text's tokens, the stop token included. ended: the answer ended before the canvas was
+    full. columns: the problem's fields, or the further columns of a row of data. task and problem: given where it
+    answers a task's problem.
     """
 
     prompt: str
@@ -29,14 +30,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions scored together, and the names of the columns that functions are given of them."""
+    """A batch holds completions scored together, and the names of the columns that functions are given of them."""
 
     completions: Sequence[Completion]
     names: tuple[str, ...] = ()
 
     @cached_property
     def grades(self) -> list[Grade | None]:
-        """Grades of every answer to a problem; one call a task, so that programs run at once."""
+        """Return the grade of every answer to a problem, None for other answers. There is one call a task, so that
+        programs run at once.
+        """
         grades: list[Grade | None] = [None] * len(self.completions)
         places: dict[int, list[int]] = {}
         for place, one in enumerate(self.completions):
@@ -52,7 +55,9 @@ class Batch:
         return grades
 
     def columns(self) -> dict[str, list[Any]]:
-        """What a user's function is given by name. The four own ones go before a column of the same name."""
+        """Return what a user's function is given, by name. The four built-in columns replace a column of the
+        same name.
+        """
         own: dict[str, list[Any]] = {
             "prompts": [one.prompt for one in self.completions],
             "completions": [one.text for one in self.completions],
@@ -62,4 +67,5 @@ class Batch:
         return {name: [one.columns.get(name) for one in self.completions] for name in self.names} | own
 
     def one_by_one(self) -> Iterator[Batch]:
+        """Yield each completion as a batch of one."""
         return (Batch([one], self.names) for one in self.completions)

@@ -11,10 +11,11 @@ WITHIN = str(Path(__file__).parents[1])
 
 
 class RaisedError(Exception):
-    """A function raised in the process that it runs in; the message is what `said_of` said of it there."""
+    """A function raised an error in the process that it runs in; the message is what `said_of` said of it there."""
 
 
 def said_of(error: BaseException) -> str:
+    """Return a message that names an error, its text, and the line of the user's file that raised it."""
     if isinstance(error, RaisedError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

@@ -14,8 +14,10 @@ from remask.sampling.engine import Answer
 
 @dataclass(frozen=True)
 class Grader:
-    """The reward functions of a run. columns: what they are given of a prompt's further fields, by name. prefill: the
-    words that every answer begins with.
+    """A grader holds the reward functions of a run.
+
+    columns: what they are given of a prompt's further fields, by name. prefill: the words that every answer begins
+    with.
     """
 
     rewards: Sequence[Reward]
@@ -24,7 +26,7 @@ class Grader:
     prefill: str = ""
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Scores:
-        """The rewards of one answer to each prompt. Raises UserError as `on_bad` says."""
+        """Return the rewards of one answer to each prompt. Raises UserError as `on_bad` says."""
         completions = [
             Completion(p.text, self.prefill + a.text, a.tokens, a.row.ended, p.columns, p.task, p.problem)
             for p, a in zip(prompts, answers, strict=True)

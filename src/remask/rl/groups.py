@@ -20,7 +20,9 @@ from remask.sampling.engine import Answer
 
 @dataclass(frozen=True)
 class Group:
-    """The answers to one prompt, with what they were worth (NaN: no reward) and what each function gave."""
+    """A group holds the answers to one prompt, with what they were worth (NaN: no reward) and what each
+    function gave.
+    """
 
     prompt: int
     answers: list[Answer]
@@ -30,7 +32,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds one process spent writing, and waiting for grades; what went wrong in rewards that were skipped."""
+    """A timing holds the seconds one process spent writing, and waiting for grades; and what went wrong in rewards that
+    were skipped.
+    """
 
     sampling: float
     grading: float
@@ -40,7 +44,7 @@ class Timing:
 def described(
     groups: Sequence[Group], reward: Float[Tensor, "P G"], advantage: Float[Tensor, "P G"], timings: Sequence[Timing]
 ) -> dict[str, float]:
-    """Rewards, their spread, lengths, and seconds. What is not a number is left out."""
+    """Return rewards, their spread, lengths, and seconds, by name. What is not a number is left out."""
     answers = [answer for group in groups for answer in group.answers]
     there = reward[reward.isfinite()]
     known: dict[str, float] = {
@@ -73,8 +77,8 @@ def kept_groups(
     keep: int,
     prefill: str,
 ) -> list[dict[str, Any]]:
-    """The first `keep` groups of rollout `number` (all where it is below 0) as completions.jsonl has them: texts with
-    the words that every answer begins with.
+    """Return the first `keep` groups of rollout `number` (all where it is below 0) as completions.jsonl has them: texts
+    with the words that every answer begins with.
     """
     kept = []
     for place, group in enumerate(groups if keep < 0 else groups[:keep]):

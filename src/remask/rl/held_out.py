@@ -18,7 +18,9 @@ from remask.sampling.schedule import Decoding
 
 @dataclass
 class HeldOut:
-    """Problems, how they are answered (on the same random numbers every time), and how they are graded."""
+    """Held-out problems, with how they are answered (on the same random numbers every time), and how they are
+    graded.
+    """
 
     engine: Engine
     grader: Grader
@@ -26,7 +28,7 @@ class HeldOut:
     decoding: Decoding
 
     def measure(self) -> dict[str, float]:
-        """`reward` (mean), and of each task `<task>_accuracy` and `<task>_score`, over all processes."""
+        """Return `reward` (mean), and of each task `<task>_accuracy` and `<task>_score`, over all processes."""
         state = PartialState()
         own = range(len(self.prompts))[state.process_index :: state.num_processes]
         found = gather_object(agreed(lambda: self._measured(own), when="in the evaluation, "))

@@ -20,8 +20,8 @@ BY_NAME = (Kind.POSITIONAL_OR_KEYWORD, Kind.KEYWORD_ONLY)
 
 @dataclass(frozen=True)
 class OwnFunction:
-    """A function and the columns it names: `wanted` (None: every one, it takes **columns), those of them without a
-    default in `required`.
+    """A user's function and the columns it names: `wanted` (None: every column, as it takes **columns), and in
+    `required` those of them without a default.
     """
 
     name: str
@@ -36,7 +36,7 @@ class OwnFunction:
         return self.function(**{name: values for name, values in columns.items() if name in wanted})
 
     def refuse_missing(self, columns: Iterable[str], *, row: str = "row") -> None:
-        """Raises UserError for a column that it needs and that is none of these."""
+        """Raises UserError for a column that the function needs and that is not among these."""
         columns = list(columns)
         missing = [name for name in self.required if name not in columns]
         if missing:
@@ -48,8 +48,8 @@ class OwnFunction:
 
 
 def load(name: str, hint: str = "") -> OwnFunction:
-    """The function of `module:function` or `path/to/file.py:function`. The current folder and the file's are put on the
-    path. Raises UserError saying why it cannot be had; `hint` is added where there is no such module.
+    """Load the function of `module:function` or `path/to/file.py:function`. The current folder and the file's are put
+    on the path. Raises UserError saying why it cannot be loaded; `hint` is added where there is no such module.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:

@@ -27,14 +27,16 @@ from remask.diffusion.likelihood import ESTIMATORS, Combine, Estimator, Likeliho
 from remask.errors import UserError
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are cut to ±20 before exp; how many were is logged."""
+"""The bound to which log-ratios are cut before exp: ±20. How many were cut is logged."""
 
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """The choices. likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which
-    proxy, on how many draws, over which positions, with what share of the prompt masked (mean_field), and whether every
-    inner update draws its own noise. normaliser is N: the answers, scored tokens or groups of the whole optimiser step.
+    """A policy objective holds the choices that make a policy loss.
+
+    likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which proxy, on how many
+    draws, over which positions, with what share of the prompt masked (mean_field), and whether every inner update draws
+    new noise. normaliser is N: the answers, scored tokens or groups of the whole optimiser step.
     """
 
     likelihood: LikelihoodName = "elbo_coupled"
@@ -52,29 +54,30 @@ class PolicyObjective:
 
     @property
     def uses_old(self) -> bool:
-        """Whether the likelihood at the time of the rollout is needed."""
+        """Return whether the likelihood at the time of the rollout is needed."""
         return self.level != "none"
 
     @property
     def uses_reference(self) -> bool:
+        """Return whether the reference model's likelihood is needed."""
         return self.kl != "none" and self.kl_weight > 0
 
     @property
     def estimator(self) -> Estimator:
-        """How answers are scored. A subclass may have another (docs/extending.md)."""
+        """Return the estimator that scores answers. A subclass may have another (docs/extending.md)."""
         if self.likelihood == "mean_field" and self.prompt_mask:
             return Estimator(partial(mean_field_views, prompt_rate=self.prompt_mask))
         return ESTIMATORS[self.likelihood]
 
     def combine(self, advantage: Float[Tensor, "B L"]) -> Combine:
-        """From the draws' values to the likelihood's. A subclass may take another rule for answers that are to become
-        less likely: the estimate that is pushed down should bound from above.
+        """Return the rule from the draws' values to the likelihood's. A subclass may take another rule for answers that
+        are to become less likely: the estimate that is pushed down should bound from above.
         """
         return self.estimator.combine
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """The loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A) (PPO,
-        arXiv 1707.06347). A subclass may have another (docs/extending.md).
+        """Return the loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A)
+        (PPO, arXiv 1707.06347). A subclass may have another (docs/extending.md).
         """
         ratio = _exp(log_ratio)
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
@@ -83,8 +86,10 @@ class PolicyObjective:
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """row [B]: each row's part of the numerator. ratio, clipped_low, clipped_high, cut [M]: of every ratio there is
-    (M rows or tokens). kl [B]: each row's KL estimate per token, unweighted.
+    """The terms of a policy loss in a micro-batch.
+
+    row [B]: each row's part of the numerator. ratio, clipped_low, clipped_high, cut [M]: one value for every ratio
+    there is (M rows or tokens). kl [B]: each row's KL estimate per token, unweighted.
     """
 
     row: Float[Tensor, "B"]
@@ -96,10 +101,10 @@ class PolicyTerms:
 
 
 def kl_estimate(name: KlName, log_ratio: Tensor) -> Tensor:
-    """KL(π ‖ π_ref) from d = ℓ − ℓ_ref: k1 = d, k2 = ½d², k3 = e^(−d) + d − 1 (Schulman 2020).
+    """Estimate KL(π ‖ π_ref) from d = ℓ − ℓ_ref: k1 = d, k2 = ½d², k3 = e^(−d) + d − 1 (Schulman 2020).
 
-    As a loss on the policy's own samples k2's gradient is that of this KL, k3's that of KL(π_ref ‖ π), and k1's
-    vanishes in expectation.
+    As a loss on the policy's samples, k2's gradient is that of this KL, k3's that of KL(π_ref ‖ π), and k1's vanishes
+    in expectation.
     """
     if name == "k1":
         return log_ratio
@@ -118,7 +123,8 @@ def policy_terms(
     reference: Likelihood | None,
     scored: Bool[Tensor, "B L"],
 ) -> PolicyTerms:
-    """The terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not used.
+    """Return the terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not
+    used.
 
     Raises UserError where the level is of answers and the tokens of one have different advantages.
     """
@@ -159,7 +165,7 @@ def policy_terms(
 def row_advantage(
     objective: PolicyObjective, advantage: Float[Tensor, "B L"], scored: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B"]:
-    """The one advantage of an answer's scored tokens; 0 where none is scored."""
+    """Return the one advantage of each answer's scored tokens; 0 where none is scored."""
     first = scored.long().argmax(-1, keepdim=True)
     value = advantage.gather(1, first)
     if (torch.where(scored, advantage, value) != value).any():
@@ -173,7 +179,9 @@ def row_advantage(
 def rows_counted(
     objective: PolicyObjective, counted: Bool[Tensor, "B"], scored: Bool[Tensor, "B L"], group_size: int
 ) -> Float[Tensor, ""]:
-    """N of these rows: answers, their scored tokens, or groups (a row is 1/G of one). Rows not counted are none."""
+    """Return N of these rows: answers, their scored tokens, or groups (a row is 1/G of one). A row that is not counted
+    adds 0.
+    """
     if objective.normaliser == "tokens":
         return (scored.sum(-1) * counted).sum().float()
     rows = counted.sum().float()

@@ -28,12 +28,14 @@ PRESETS: dict[str, PolicyObjective] = {
 }
 
 ALIASES = {"gspo-elbo": "espo", "gspo-mean-field": "sequence-mean-field", "grpo-elbo": "token-elbo"}
-"""GSPO (2507.18071) is the length-normalised ratio of a whole answer, GRPO that of a token: the same things by the
-names of autoregressive methods."""
+"""Names of autoregressive methods for the same things: GSPO (2507.18071) is the length-normalised ratio of a whole
+answer, GRPO that of a token."""
 
 
 def resolve(name: str, **choices: Any) -> PolicyObjective:
-    """The preset of that name, with choices replaced. Raises UserError naming what is unknown or does not fit."""
+    """Return the preset of that name, with choices replaced. Raises UserError naming what is unknown or does
+    not fit.
+    """
     objective = choose(PRESETS | {alias: PRESETS[own] for alias, own in ALIASES.items()}, name, choices)
     check(objective)
     return objective

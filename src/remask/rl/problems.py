@@ -22,11 +22,11 @@ from remask.tasks.generator import digest, published_digests
 
 GENERATED_PROBLEMS = 1500
 SAMPLED, GREEDY = 1.0, 0.0
-"""Temperatures of rollouts and of held-out answers where none is given: not the checkpoint's."""
+"""The temperature of rollouts and that of held-out answers where none is given; the checkpoint's is not used."""
 
 
 def check_data(config: RlConfig) -> None:
-    """Raises UserError for settings that have no meaning for rows of one's own."""
+    """Raises UserError for settings that have no meaning for rows of a user's data."""
     if config.data is None:
         return
     if set(config.rewards.functions) <= set(OF_TASKS):
@@ -44,18 +44,20 @@ def check_data(config: RlConfig) -> None:
 
 
 def asking_of(config: RlConfig, style: str) -> Asking:
-    """How prompts are put; `style` is the checkpoint's own wording."""
+    """Return how prompts are put; `style` is the checkpoint's prompt style."""
     template = read_template(config.prompt_template)
     return Asking(cast(Any, config.prompt_style or style), template, config.system, config.prefill)
 
 
 def decoding_of(model: Any, settings: DecodingConfig, *, temperature: float) -> Decoding:
-    """The settings given over the checkpoint's own; `temperature` where it is not given."""
+    """Return the decoding settings: those given, then those of the checkpoint; `temperature` where no temperature is
+    given.
+    """
     return decoding_for(model, **{"temperature": temperature, **settings.given()})
 
 
 def benchmarks_of(config: RlConfig) -> list[Benchmark]:
-    """The tasks' training problems, the sandbox tried out first where code is to be run."""
+    """Return the tasks' training problems. Where code is to be run, the sandbox is tried out first."""
     if config.data is not None:
         return []
     benchmarks = _parsed(config, config.tasks, count=config.problems, split="train")
@@ -95,7 +97,9 @@ def prompts_of(
     decoding: Decoding,
     rewards: Sequence[Reward],
 ) -> tuple[list[Prompt], int]:
-    """(what is trained on, how many prompts were too long). Raises UserError for what a prompt or a reward lacks."""
+    """Return (the prompts to train on, how many prompts were too long). Raises UserError for what a prompt or a reward
+    lacks.
+    """
     limit, longest = _room(model, decoding, "rollout.decoding"), config.rollout.max_prompt_tokens
     if longest is not None:
         limit = longest if limit is None else min(limit, longest)
@@ -112,7 +116,7 @@ def prompts_of(
 
 
 def held_out_tasks(config: RlConfig) -> str | None:
-    """Which tasks progress is measured on: those named; by default the generated ones that are trained on."""
+    """Return the tasks that progress is measured on: those named; by default the generated ones that are trained on."""
     if config.held_out.tasks is not None:
         return None if config.held_out.tasks == "none" else config.held_out.tasks
     names = [] if config.data is not None else [text.strip() for text in config.tasks.split(",")]
@@ -122,7 +126,7 @@ def held_out_tasks(config: RlConfig) -> str | None:
 def held_out_of(
     config: RlConfig, model: Any, tokenizer: Any, asking: Asking, rewards: Sequence[Reward]
 ) -> HeldOut | None:
-    """The held-out problems. Raises UserError where they do not fit the canvas, or lack what a reward needs."""
+    """Return the held-out problems. Raises UserError where they do not fit the canvas, or lack what a reward needs."""
     tasks = held_out_tasks(config)
     if tasks is None:
         return None

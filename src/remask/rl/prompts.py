@@ -19,7 +19,9 @@ from remask.tasks.benchmark import Asking, Benchmark
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question. text is the user's turn, ids the whole prompt's tokens, columns what reward functions are given."""
+    """A prompt is one question. text is the user's turn, ids the whole prompt's tokens, columns what reward functions
+    are given.
+    """
 
     key: str
     text: str
@@ -30,7 +32,7 @@ class Prompt:
 
 
 def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
-    """The problems of a task as prompts; their fields are the columns."""
+    """Return the problems of a task as prompts; their fields are the columns."""
     prompts = []
     for problem in benchmark.problems:
         text = asking.prompt(benchmark.task, problem)
@@ -41,11 +43,11 @@ def task_prompts(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase, askin
 
 
 def data_prompts(source: str, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> list[Prompt]:
-    """A file's or data set's rows as prompts, and their columns, of any kind, for the reward functions.
+    """Return a file's or data set's rows as prompts, with their columns, of any kind, for the reward functions.
 
-    What is asked stands in a column of `columns.CHATS` or `PROMPTS`: text, or turns that end with the one to be
-    answered. `prompt` and the conversations are no columns for reward functions; other columns are, asked or not.
-    Raises UserError naming the row that has no prompt, or one that cannot be put to the model.
+    The question stands in a column of `columns.CHATS` or `PROMPTS`: text, or turns that end with the one to be
+    answered. `prompt` and the conversations are no columns for reward functions; all other columns are. Raises
+    UserError naming the row that has no prompt, or one that cannot be put to the model.
     """
     prompts = []
     for number, (where, row) in enumerate(read_rows(source, split="train")):
@@ -76,7 +78,9 @@ def _asked(row: dict[str, Any], asking: Asking, where: str) -> Asked:
 
 
 def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool, mend: str) -> tuple[list[Prompt], int]:
-    """(prompts of at most `limit` tokens, how many were dropped). Raises UserError for a longer one unless `drop`."""
+    """Return (prompts of at most `limit` tokens, how many were dropped). Raises UserError for a longer one unless
+    `drop`.
+    """
     kept = [prompt for prompt in prompts if limit is None or len(prompt.ids) <= limit]
     dropped = len(prompts) - len(kept)
     if dropped and not drop:
@@ -92,18 +96,20 @@ def fitting(prompts: Sequence[Prompt], limit: int | None, *, drop: bool, mend: s
 
 
 def columns_of(prompts: Sequence[Prompt]) -> list[str]:
-    """The names of the columns that any prompt has: reward functions are given all of them in every batch."""
+    """Return the names of the columns that any prompt has: reward functions are given all of them in every batch."""
     return list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
 
 
 class PromptOrder:
-    """The prompts of each rollout: all of them in an order drawn from (seed, epoch), epoch after epoch."""
+    """An order chooses the prompts of each rollout: all of them in an order drawn from (seed, epoch), epoch after
+    epoch.
+    """
 
     def __init__(self, size: int, *, per_rollout: int, seed: int) -> None:
         self.size, self.per_rollout, self.seed = size, per_rollout, seed
 
     def of(self, rollout: int) -> list[int]:
-        """The same for the same rollout, whenever it is asked."""
+        """Return the prompts' indices for a rollout: the same for the same rollout, whenever it is asked."""
         places = range(rollout * self.per_rollout, (rollout + 1) * self.per_rollout)
         orders = {epoch: self._order(epoch) for epoch in {place // self.size for place in places}}
         return [orders[place // self.size][place % self.size] for place in places]

@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 
 def agreed(work: Callable[[], T], *, when: str) -> T:
-    """What `work` gives. A UserError of one process is raised by all, so that none waits for it; `when` begins it."""
+    """Return what `work` returns. A UserError of one process is raised by all, so that none waits for it; its message
+    begins with `when`.
+    """
     given: list[T] = []
     refused: list[UserError] = []
     try:
@@ -28,6 +30,6 @@ def agreed(work: Callable[[], T], *, when: str) -> T:
 
 
 def tell(line: str) -> None:
-    """Say something on stderr, once for all processes."""
+    """Write a line to stderr, once for all processes."""
     if PartialState().is_main_process:
         print(line, file=sys.stderr)

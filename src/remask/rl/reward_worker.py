@@ -21,16 +21,18 @@ from remask.rl import own_rewards
 from remask.rl.faults import said_of
 
 HEAD = 8
-"""Bytes of a message's length."""
+"""The number of bytes that hold a message's length."""
 
 
 def send(pipe: BinaryIO, message: Any) -> None:
+    """Write a message to a pipe: its length, then its content."""
     content = pickle.dumps(message)
     pipe.write(len(content).to_bytes(HEAD, "big") + content)
     pipe.flush()
 
 
 def main(asked: int, answers: int, parent: int) -> None:
+    """Answer calls of functions until the parent closes the pipe or ends."""
     _end_with(parent)
     own = os.getpid()
     functions: dict[str, own_rewards.OwnFunction] = {}

@@ -29,12 +29,14 @@ FAULTS_TOLD = 5
 EXCERPT = 60
 
 Function = Callable[[Batch], Any]
-"""From a batch to a list with a number or None for each completion."""
+"""A function from a batch to a list with a number or None for each completion."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """own: the user's function that `function` calls, where it is one."""
+    """A reward is a function, its name and its weight. own: the user's function that `function` calls, where
+    it is one.
+    """
 
     name: str
     weight: float
@@ -44,9 +46,11 @@ class Reward:
 
 @dataclass(frozen=True)
 class Scores:
-    """total: Σ weight·value over the functions that gave a value, NaN where none did or one failed. by_function:
-    unweighted, NaN where there is no value. none: how many None each function gave. faults: what went wrong with
-    on_bad = skip, the first few in full.
+    """The scores of completions.
+
+    total: Σ weight·value over the functions that gave a value, NaN where none did or one failed. by_function:
+    unweighted, NaN where there is no value. none: how many None each function gave. faults: what went wrong with on_bad
+    = skip, the first few in full.
     """
 
     total: list[float]
@@ -58,7 +62,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fault:
-    """In place of a value: what a function did instead."""
+    """A fault stands in place of a value, and says what a function did instead."""
 
     what: str
     cause: BaseException | None = None
@@ -68,16 +72,17 @@ class Fault:
 
 
 def task_score(batch: Batch) -> list[float | None]:
-    """The task's dense score."""
+    """Return the task's dense score."""
     return [None if grade is None else grade.score for grade in batch.grades]
 
 
 def correct(batch: Batch) -> list[float | None]:
+    """Return 1 where the answer is correct, else 0; None where a row belongs to no task."""
     return [None if grade is None else float(grade.correct) for grade in batch.grades]
 
 
 def kept_form(batch: Batch) -> list[float]:
-    """How well the answer keeps its task's form; without a task, that of a tagged answer."""
+    """Return how well the answer keeps its task's form; without a task, that of a tagged answer."""
     return [
         form.share(form.tagged(one.text))
         if one.task is None or one.problem is None
@@ -87,26 +92,26 @@ def kept_form(batch: Batch) -> list[float]:
 
 
 def shortness(batch: Batch, *, free: int, canvas: int) -> list[float]:
-    """1 up to `free` tokens, from there falling linearly to 0 at the canvas' length."""
+    """Return 1 up to `free` tokens; beyond them the reward falls linearly to 0 at the canvas's length."""
     return [min(1.0, max(0.0, (canvas - one.tokens) / (canvas - free))) for one in batch.completions]
 
 
 def share_of(batch: Batch, *, text: str) -> list[float]:
-    """The share of the answer's characters that are this text: the reward to try a set-up with."""
+    """Return the share of the answer's characters that are this text: the reward to try a set-up with."""
     return [len(text) * one.text.count(text) / max(1, len(one.text)) for one in batch.completions]
 
 
 BUILT_IN: dict[str, Function] = {"task": task_score, "correct": correct, "format": kept_form}
 OF_TASKS = ("task", "correct")
-"""Those that give None where a row belongs to no task."""
+"""The functions that give None where a row belongs to no task."""
 
 
 # ---- from names to functions ---------------------------------------------------------------------------------------
 
 
 def parse_rewards(names: Sequence[str], weights: Sequence[float] | None, *, canvas: int) -> list[Reward]:
-    """The functions named, a user's own imported, each with its weight (1 without `weights`). `canvas` is its length in
-    tokens. Raises UserError for whatever is wrong with names or weights.
+    """Return the functions named, those of users imported, each with its weight (1 without `weights`). `canvas` is its
+    length in tokens. Raises UserError for whatever is wrong with names or weights.
     """
     if not names:
         raise UserError("no reward function", where="rewards.functions", mend=f"name one or more of {NAMES}")
@@ -170,12 +175,12 @@ def _reward(name: str, weight: float, canvas: int) -> Reward:
 def score(
     rewards: Sequence[Reward], completions: Sequence[Completion], *, on_bad: OnBadReward, columns: Sequence[str] = ()
 ) -> Scores:
-    """What completions are worth. `columns` are names that functions are given even where no completion has them (as
-    None); those that any has are given in any case.
+    """Return what completions are worth. `columns` are names that functions are given even where no completion has them
+    (as None); those that any has are given in any case.
 
-    A function fails a completion where it raises, or gives what is no finite number. With on_bad = error that is a
-    UserError; with skip the completion's total is NaN and `faults` says so. A UserError from within a function, and a
-    return value that is not a list of the right length, are errors in any case.
+    A function fails a completion where it raises, or returns a value that is not a finite number. With on_bad = error
+    that is a UserError; with skip the completion's total is NaN and `faults` says so. A UserError from within a
+    function, and a return value that is not a list of the right length, are errors in any case.
     """
     names = dict.fromkeys([*columns, *(name for one in completions for name in one.columns)])
     batch = Batch(completions, tuple(names))

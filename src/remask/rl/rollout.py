@@ -38,12 +38,12 @@ from remask.sampling.schedule import Decoding
 
 @dataclass(frozen=True)
 class Rollout:
-    """Rows of scored answers, N = P·G of them, group after group.
+    """A rollout holds rows of scored answers, N = P·G of them, group after group.
 
-    canvas: the rows; `supervised` are the positions that likelihoods are taken over. advantage: of each token, 0
-    outside the response. counted: rows that have a reward. version: of the weights that wrote the answers (the oldest
-    of them). statistics are what is logged of the whole, kept the groups to write down, faults what went wrong in
-    rewards.
+    canvas: the rows; `supervised` are the positions that likelihoods are taken over. advantage: that of each token, 0
+    outside the response. counted: rows that have a reward. version: that of the weights that wrote the answers (the
+    oldest of them). statistics are what is logged of the whole, kept the groups to write down, faults what went wrong
+    in rewards.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Rollout:
 
 @dataclass
 class RolloutMaker:
-    """Makes rollouts. Everything but the engine's weights is fixed.
+    """A maker makes rollouts. Everything but the engine's weights is fixed.
 
     completions: answers to a prompt. batch_size: answers asked for at once. keep: groups of a rollout to write down
     (−1: all).
@@ -76,12 +76,13 @@ class RolloutMaker:
     batch_size: int
     keep: int = 8
     on_progress: Callable[[str], None] = lambda doing: None
-    """Called now and then with what it is doing."""
+    """A function that is called now and then with what the maker is doing."""
     on_failure: Callable[[], None] = lambda: None
-    """Called where a rollout is given up while a thread grades: ends what that may be waiting for."""
+    """A function that is called where a rollout is given up while a thread grades: it ends what that may be waiting
+    for."""
 
     def make(self, number: int) -> Rollout:
-        """Rollout `number`, from the engine's weights as they are."""
+        """Make rollout `number`, from the engine's weights as they are."""
         asked = self.order.of(number)
         state = PartialState()
         own = range(len(asked))[state.process_index :: state.num_processes]
@@ -163,6 +164,6 @@ class RolloutMaker:
 
 
 def row_seed(seed: int, rollout: int, row: int) -> int:
-    """The number that an answer's random draws follow from: another for every answer of a group and every rollout."""
+    """Return the seed of an answer's random draws: another for every answer of a group and every rollout."""
     digest = hashlib.blake2b(f"rollout/{seed}/{rollout}/{row}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")

@@ -19,8 +19,8 @@ from remask.sampling.generate import Row
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are laid out. mask_id: what stands in the padding. stops: tokens that end a text. scope: which positions
-    of a canvas are scored.
+    """A layout says how rows are arranged. mask_id: what stands in the padding. stops: tokens that end a text. scope:
+    which positions of a canvas are scored.
     """
 
     mask_id: int
@@ -28,7 +28,7 @@ class Layout:
     scope: ScopeName
 
     def canvas(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> Canvas:
-        """The answers after their prompts, left-padded exactly as they were when sampled."""
+        """Return the answers after their prompts, left-padded exactly as they were when sampled."""
         C = len(rows[0].token_ids)
         width = max(map(len, prompts)) + C
         ids = torch.full((len(rows), width), self.mask_id)
@@ -46,6 +46,6 @@ class Layout:
 
 
 def until_end(ids: Int[Tensor, "N W"], response: Bool[Tensor, "N W"], stops: Int[Tensor, "S"]) -> Bool[Tensor, "N W"]:
-    """The response up to its first token that ends a text, that one included."""
+    """Return the positions of the response up to its first token that ends a text, that one included."""
     end = torch.isin(ids, stops) & response
     return response & ((end.cumsum(-1) - end.long()) == 0)

@@ -59,7 +59,7 @@ from remask.training.reference import Reference
 from remask.training.run import Job, Outcome, carry_out, in_folder, last_evaluation, trainer_errors
 
 MOST_LAG = 64
-"""Rollouts that may wait for their use."""
+"""The most rollouts that may wait for their use."""
 FREE_ON_RESUME = frozenset(
     {
         "rewards.timeout",

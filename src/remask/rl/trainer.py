@@ -34,7 +34,7 @@ from remask.training.window import Window
 
 
 class Silence:
-    """Tells where rollout after rollout has groups of equal rewards alone: from those, no policy gradient follows."""
+    """A counter of rollouts in a row whose groups all have equal rewards: from those, no policy gradient follows."""
 
     FIRST = 5
 
@@ -43,7 +43,9 @@ class Silence:
         self._next = self.FIRST
 
     def saw(self, rollout: Rollout) -> str | None:
-        """What there is to tell after this one: after five in a row, and whenever there are twice as many."""
+        """Return what there is to tell after this rollout, or None: after five in a row, and whenever there are twice
+        as many.
+        """
         self.seen += 1
         self.rollouts = self.rollouts + 1 if rollout.statistics["zero_spread"] == 1 else 0
         if self.rollouts < self._next:
@@ -53,7 +55,7 @@ class Silence:
         return self.warning()
 
     def warning(self) -> str:
-        """Says that nothing is learned, and what to do about it."""
+        """Return a message that says that nothing is learned, and what to do about it."""
         return (
             f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
             "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
@@ -62,7 +64,8 @@ class Silence:
 
 
 class RolloutLoader:
-    """Micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next rollout's.
+    """A loader gives micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next
+    rollout's.
 
     max_lag: rollouts made ahead of the one in use. 0 makes each when the one before it is used up.
     """
@@ -80,7 +83,7 @@ class RolloutLoader:
 
 
 class PolicyTrainer(DiffusionTrainer):
-    """Trains a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`.
+    """A trainer of a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`.
 
     `plan` says how a rollout becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass.
     `on_rollout` is called with each rollout and the step that will use it first.
@@ -119,7 +122,9 @@ class PolicyTrainer(DiffusionTrainer):
         return self.loader
 
     def roll_out(self, number: int) -> list[PolicyBatch]:
-        """Sample and grade with the live model, then score the answers: this rank's micro-batches of all passes."""
+        """Sample and grade with the live model, then score the answers. Return this rank's micro-batches of
+        all passes.
+        """
         with whole(self):
             self.maker.engine.update(self.model, self.state.global_step)
             rollout = self.maker.make(number)
@@ -134,7 +139,7 @@ class PolicyTrainer(DiffusionTrainer):
         return batches
 
     def scored(self, rollout: Rollout) -> list[PolicyBatch]:
-        """The rollout's micro-batches with what the old and the reference model say of them."""
+        """Return the rollout's micro-batches with what the old and the reference model say of them."""
         objective, passes = self.objective, self.plan.passes
         plan = batches_of(rollout, self.plan, draws=objective.draws, fresh=objective.fresh_noise, seed=self.maker.seed)
         batches = [batch.to(self.args.device) for batch in plan]
@@ -181,7 +186,7 @@ class PolicyTrainer(DiffusionTrainer):
         return list(islice(epoch_iterator, count))
 
     def prepare(self, batches: list[PolicyBatch], device: torch.device) -> Prepared:
-        """The micro-batches as they are, and how many answers, tokens or groups are in them."""
+        """Return the micro-batches as they are, and how many answers, tokens or groups are in them."""
         size = self.maker.completions
         counts = [rows_counted(self.objective, b.counted, scored_tokens(b.canvas), size) for b in batches]
         inputs = [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches]
@@ -194,7 +199,9 @@ class PolicyTrainer(DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """(1/N) Σ of this micro-batch's terms; times the number of ranks, whose gradients are averaged afterwards."""
+        """Return (1/N) Σ of this micro-batch's terms, times the number of ranks, whose gradients are averaged
+        afterwards.
+        """
         batch: PolicyBatch = inputs["batch"]
         assert num_items_in_batch is not None
         total = torch.as_tensor(num_items_in_batch, device=batch.canvas.ids.device).clamp(min=1e-9)
@@ -261,7 +268,9 @@ class PolicyTrainer(DiffusionTrainer):
     # ---- evaluation and logging -------------------------------------------------------------------------------
 
     def held_out(self) -> dict[str, float]:
-        """Answer the fixed held-out problems, if any: accuracy and mean score of each task, and the mean reward."""
+        """Answer the fixed held-out problems, if any, and return accuracy and mean score of each task, and the mean
+        reward.
+        """
         if self.problems is None:
             return {}
         with whole(self):

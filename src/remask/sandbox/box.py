@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 USERS = range(0x70000000, 0x7FFFFFFF)
-"""User ids that systems give to nobody. Of these each box that root starts has one of its own: a limit on threads
+"""The user ids that systems give to nobody. Each box that root starts has a different one of these: a limit on threads
 counts all threads of a user, and boxes of one user would take each other's."""
 
 OLDEST = (0, 8)
@@ -43,7 +43,7 @@ OLDEST = (0, 8)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. Its tests get the same, and `GRACE` seconds more."""
+    """The limits of what one program may use. Its tests get the same, and `GRACE` seconds more."""
 
     wall_seconds: float = 15.0
     cpu_seconds: int = 10
@@ -51,11 +51,12 @@ class Limits:
     file_mb: int = 16
     """The largest file, and the size of each of the two writable folders; both are memory."""
     processes: int = 64
-    """Threads, in truth: other processes are refused."""
+    """The most threads, in truth: other processes are refused."""
     output_kb: int = 4096
     """Printing more than this ends the program."""
 
     def as_resources(self) -> dict[str, int]:
+        """Return the limits as `inside.limits` sets them, in bytes and seconds."""
         return {
             "memory": self.memory_mb << 20,
             "cpu": self.cpu_seconds,
@@ -65,7 +66,9 @@ class Limits:
 
 
 class Box:
-    """A Python process that sees its interpreter, numpy, two small folders of its own and the pipes it is given."""
+    """A box is a Python process that sees its interpreter, numpy, two small private folders and the pipes it
+    is given.
+    """
 
     def __init__(self, script: str, given: dict[str, Any], pipes: tuple[int, ...], limits: Limits) -> None:
         given = given | {"limits": limits.as_resources(), "user": secrets.choice(USERS)}
@@ -109,6 +112,7 @@ class Box:
                 self.process.wait()
 
     def close(self) -> None:
+        """End the box, and close the pipe of its output."""
         self.kill()
         self.output.close()
 
@@ -133,7 +137,7 @@ def _memory_file(data: bytes) -> int:
 
 
 def command(script: str, seccomp: int, limits: Limits) -> list[str]:
-    """The call of bubblewrap that runs `inside.<script>` in a new box."""
+    """Return the call of bubblewrap that runs `inside.<script>` in a new box."""
     executable, mounts = interpreter()
     size = str(limits.file_mb << 20)
     # Run by root, bubblewrap needs no user namespace; its process gives up being root by itself (inside/limits.py), and
@@ -158,7 +162,7 @@ def command(script: str, seccomp: int, limits: Limits) -> list[str]:
 
 
 def interpreter() -> tuple[str, list[str]]:
-    """The real path of the interpreter, and the mounts it needs: itself, its library, the system's, numpy."""
+    """Return the real path of the interpreter, and the mounts it needs: itself, its library, the system's, numpy."""
     executable = Path(sys.executable).resolve()
     shown: dict[str, Path] = {str(executable): executable, "/box/inside": INSIDE}
     links: dict[str, str] = {}
@@ -184,7 +188,9 @@ def interpreter() -> tuple[str, list[str]]:
 
 
 def numpy_folders() -> list[Path]:
-    """numpy and the libraries its wheel brings along, where it is installed; it is not imported."""
+    """Return the folders of numpy and of the libraries its wheel brings along, where it is installed; it is not
+    imported.
+    """
     found = importlib.util.find_spec("numpy")
     if found is None or not found.submodule_search_locations:
         return []
@@ -197,7 +203,7 @@ INSTALL = "install it: apt-get install bubblewrap, dnf install bubblewrap, or co
 
 
 def check_bubblewrap() -> None:
-    """Raises UserError where bubblewrap is missing, too old, or unknown to this machine."""
+    """Raises UserError where bubblewrap is missing, too old, or cannot run on this machine."""
     if platform.system() != "Linux" or platform.machine() not in NUMBERS:
         machine = f"{platform.system()} on {platform.machine()}"
         raise UserError(

@@ -18,10 +18,10 @@ from remask.sandbox.inside.wire import STARTED
 Status = Literal["passed", "failed", "error", "timeout", "output", "died"]
 
 GRACE = 3.0
-"""Seconds the tests have to report after the program has been stopped."""
+"""The seconds that the tests have to report after the program has been stopped."""
 
 KEPT_OUTPUT = 4096
-"""How many bytes of what a program prints are kept."""
+"""The number of bytes of what a program prints that are kept."""
 
 MOST_REPORT = 1 << 20
 TICK = 0.1
@@ -29,7 +29,7 @@ TICK = 0.1
 
 @dataclass(frozen=True)
 class Program:
-    """A program and what is asked of it.
+    """A program comes with what is asked of it.
 
     `source` is not trusted. `tests` is Python that calls the functions `names` of the program, with plain data, and
     asserts; it never shares a process with `source`. `setup` runs before the tests, and its names are theirs to use
@@ -45,7 +45,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a program.
+    """An outcome says what came of a program.
 
     `passed` and `failed` are verdicts of the tests; `error`: it did not load; `timeout`, `output`: stopped for using
     too much of it; `died`: it ended before the tests did.
@@ -53,7 +53,8 @@ class Outcome:
 
     status: Status
     groups: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Tests passed and tests in all, by group (`tests`: assertions). Empty where the tests did not run to their end."""
+    """The tests passed and the tests in all, by group (`tests`: assertions). Empty where the tests did not run to their
+    end."""
     message: str = ""
     """The first thing that went wrong, in the program's or the tests' words."""
     output: str = ""
@@ -61,10 +62,11 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Return whether all tests passed."""
         return self.status == "passed"
 
     def share(self, *groups: str) -> float:
-        """The share of tests passed, of these groups or of all."""
+        """Return the share of tests passed, of these groups or of all."""
         counts = [self.groups.get(group, (0, 0)) for group in groups or self.groups]
         total = sum(count for _, count in counts)
         return sum(passed for passed, _ in counts) / total if total else 0.0
@@ -79,6 +81,7 @@ class StoppedError(Exception):
 
 
 def run(program: Program, limits: Limits, stop: threading.Event) -> Outcome:
+    """Run a program and its tests in two boxes; `stop` gives the run up."""
     started = time.monotonic()
     with ExitStack() as stack:
         (requested, requests), (answers, answered), (reported, report) = (stack.enter_context(_pipe()) for _ in "123")
@@ -109,7 +112,7 @@ def _box(script: str, ends: dict[str, IO[bytes]], given: dict[str, Any], limits:
 
 
 class Watch:
-    """Reads what the two boxes write, keeps little of it, and stops the program where it goes too far."""
+    """A watch reads what the two boxes write, keeps little of it, and stops the program where it goes too far."""
 
     def __init__(self, program: Box, tests: Box, report: int, started: float, limits: Limits) -> None:
         self.program, self.tests, self.limits = program, tests, limits
@@ -125,7 +128,7 @@ class Watch:
         }
 
     def until_reported(self, stop: threading.Event) -> None:
-        """Until the tests' side has closed its report, or has had the time to."""
+        """Wait until the tests' side has closed its report, or has had the time to."""
         with selectors.DefaultSelector() as selector:
             for fd in self.readers:
                 selector.register(fd, selectors.EVENT_READ)
@@ -162,7 +165,9 @@ class Watch:
         self.complaint += data[: KEPT_OUTPUT - len(self.complaint)]
 
     def outcome(self, seconds: float) -> Outcome:
-        """The verdict, which is the tests' side's alone to give. Raises StartError where a box did not come up."""
+        """Return the verdict, which is the tests' side's alone to give. Raises StartError where a box did not
+        come up.
+        """
         if not self.report.startswith(STARTED):
             raise StartError(self.complaint.decode(errors="replace").strip() or f"nothing in {seconds:.0f} s")
         output = self.printed.decode(errors="replace")

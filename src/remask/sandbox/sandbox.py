@@ -13,7 +13,7 @@ from remask.sandbox.run import Outcome, Program, StartError, run
 
 
 class Sandbox:
-    """Runs programs in boxes, `workers` at once. See the package's docstring for what that protects from."""
+    """A sandbox runs programs in boxes, `workers` at once. See the package's docstring for what that protects from."""
 
     def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
         self.limits = limits or Limits()
@@ -21,13 +21,14 @@ class Sandbox:
         self._checked = False
 
     def check(self) -> None:
-        """Raises UserError, with the reason and its mend, where programs cannot be run safely here."""
+        """Raises UserError, with the reason and what to do, where this machine cannot run programs safely."""
         if not self._checked:
             check_bubblewrap()
             _trial(self.limits)
             self._checked = True
 
     def run(self, program: Program, *, limits: Limits | None = None) -> Outcome:
+        """Run one program and return its outcome."""
         self.check()
         return _run(program, limits or self.limits, threading.Event())
 
@@ -38,7 +39,7 @@ class Sandbox:
         limits: Limits | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
-        """The outcomes in order. `on_done` is called, in the calling thread, with how many are done."""
+        """Return the outcomes in order. `on_done` is called, in the calling thread, with how many are done."""
         self.check()
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers, "sandbox") as pool:

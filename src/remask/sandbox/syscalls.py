@@ -76,7 +76,7 @@ NUMBERS = {
         "init_module": 105, "finit_module": 273, "kexec_load": 104, "kexec_file_load": 294, "personality": 92,
     },
 }  # fmt: skip
-"""System call numbers; a name missing from a machine's table does not exist there."""
+"""The system call numbers of each machine; a name missing from a machine's table does not exist there."""
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32 = 0x40000000
@@ -84,14 +84,16 @@ CLONE_THREAD = 0x00010000
 EPERM, ENOSYS = 1, 38
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-"""Berkeley packet filter: load a word of the call, three conditional jumps, return."""
+"""The codes of the Berkeley packet filter: load a word of the call, three conditional jumps, return."""
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 
 
 def filter_for(machine: str) -> bytes:
-    """The filter as `bwrap --seccomp` reads it. Raises KeyError for a machine whose calls are not known here."""
+    """Return the filter as `bwrap --seccomp` reads it. Raises KeyError for a machine whose calls are not in
+    the table.
+    """
     numbers = NUMBERS[machine]
     code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, AUDIT[machine]), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     code += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, REFUSE | EPERM)]

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 NAME = "class_accuracy.json"
 Counts = dict[str, list[int]]
-"""Class → a number for each row."""
+"""The number in each row, by class."""
 
 
 class ClassAccuracy:
-    """Reads a run's model before and after it, on the same noise in every run, and on the same rows: `count` of them,
-    evenly spaced among the held-out ones, or among those trained on where none are held out.
+    """Class accuracy is read from a run's model before and after it, on the same noise in every run, and on the same
+    rows: `count` of them, evenly spaced among the held-out ones, or among those trained on where none are held out.
 
-    Only the first process does, and the weights must be whole. Nothing is read or written where the tokenizer does not
+    Only the first process reads, and the weights must be whole. Nothing is read or written where the tokenizer does not
     tell which text its tokens stand for.
     """
 
@@ -53,7 +53,9 @@ class ClassAccuracy:
             self._write({"tokens": tokens, "before": right, "after": None})
 
     def after(self) -> None:
-        """Read it again and write both. What an earlier process read before training of other rows is left out."""
+        """Read the model again and write both. What an earlier process read before training of other rows is
+        left out.
+        """
         try:
             found = from_json(self.path.read_text(encoding="utf-8"))
             count = len(next(iter(found["tokens"].values())))
@@ -71,7 +73,7 @@ class ClassAccuracy:
         write_atomically(self.path, as_json({"kind": "remask.class_accuracy", "held_out": held_out, **counts}))
 
     def read(self) -> tuple[Counts, Counts]:
-        """(tokens, right ones) of each class in each row; the EOS fill is a class."""
+        """Return (tokens, right ones) of each class in each row; the EOS fill is a class."""
         size = self.trainer.args.per_device_train_batch_size  # what is known to fit
         tokens: Counts = {}
         right: Counts = {}
@@ -100,5 +102,5 @@ class ClassAccuracy:
 
 
 def spaced(rows: Sequence[Row], count: int) -> list[Row]:
-    """At most `count` of them, evenly spaced from the first on."""
+    """Return at most `count` of the rows, evenly spaced from the first on."""
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)

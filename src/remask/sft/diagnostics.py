@@ -23,20 +23,22 @@ if TYPE_CHECKING:
     from remask.sft.trainer import SftTrainer
 
 MASKING_ROWS, CLASS_ROWS, DRAWS = 128, 64, 4
-"""Rows and draws that are read where nothing bounds the reading."""
+"""The numbers of rows and draws that are read where nothing bounds the reading."""
 LEAST = 8
-"""Rows that tell something of classes of tokens."""
+"""The least number of rows that tells something of classes of tokens."""
 SHARE = 0.05
 """The share of the training's arithmetic that the reading may take."""
 FREE = 3e11
-"""Arithmetic (floating-point operations) that takes a few seconds anywhere, and is not counted against it."""
+"""The number of floating-point operations that takes a few seconds anywhere, and is not counted against the share."""
 LARGE = 1_000_000_000
-"""Weights above which nothing is read unless it is asked for."""
+"""The number of weights above which nothing is read unless it is asked for."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows to read: those whose masks are counted, and those whose tokens are classed; where none are, the reason."""
+    """An extent says how many rows to read: those whose masks are counted, and those whose tokens are classed; where
+    none are, the reason.
+    """
 
     masking: int
     classes: int
@@ -44,7 +46,7 @@ class Extent:
 
 
 def extent_of(trainer: SftTrainer, asked: Diagnostics, *, quiet: bool) -> Extent:
-    """How much is read. What auto leaves out altogether is said in one line."""
+    """Return how much is to be read. Where `auto` leaves something out altogether, one line says so."""
     whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
     if asked != "auto":
         return whole if asked == "on" else Extent(0, 0, "report.diagnostics is off")

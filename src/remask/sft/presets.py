@@ -37,5 +37,5 @@ PRESETS: dict[str, Objective] = {
 
 
 def resolve(name: str, **choices: Any) -> Objective:
-    """The preset of that name, with choices replaced. Raises UserError naming what is unknown."""
+    """Return the preset of that name, with choices replaced. Raises UserError naming what is unknown."""
     return choose(PRESETS, name, choices)

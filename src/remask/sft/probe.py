@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def frozen_probe(
     config: SftConfig, trainer: SftTrainer, tokenizer: Any, folder: Path, checkpoint: Path | None, quiet: bool
 ) -> ProbeRefresh | None:
-    """What gives the trainer its cache, where the probe is frozen. A cache that is there is read now, before anything
-    is written; else `begin` reads one.
+    """Return the callback that gives the trainer its cache, where the probe is frozen. An existing cache is read now,
+    before anything is written; else `begin` reads one.
     """
     if config.probe.policy != "frozen" or not trainer.objective.uses_probe:
         return None
@@ -48,7 +48,8 @@ def frozen_probe(
 
 
 class ProbeRefresh(TrainerCallback):
-    """Keeps the frozen probe's cache: from the starting model, then anew every `every` epochs from the current one.
+    """A callback that keeps the frozen probe's cache: from the starting model, then anew every `every` epochs from the
+    current one.
 
     Which cache a checkpoint was trained with is written into the checkpoint, so that a resumed run uses the same.
     """
@@ -61,7 +62,7 @@ class ProbeRefresh(TrainerCallback):
         self.start = folder / "start.safetensors"
 
     def begin(self) -> None:
-        """Read the starting model's signals, where no cache is there yet."""
+        """Read the starting model's signals, where there is no cache yet."""
         if self.trainer.cache is None:
             self.read_start(self.start)
 
@@ -72,7 +73,9 @@ class ProbeRefresh(TrainerCallback):
         return CacheKey(model_hash, self.tokenizer_hash, data, signal)
 
     def read_start(self, path: Path) -> None:
-        """The starting model's signals: from the file where there is one (it must match), else read and written."""
+        """Read the starting model's signals from the file where there is one (it must match), else from the model, and
+        write them.
+        """
         key = self._key(hash_model(self.trainer.model, adapters=False))
         if path.exists():
             self.trainer.cache = SignalCache.load(path, key)
@@ -80,7 +83,7 @@ class ProbeRefresh(TrainerCallback):
             self.trainer.cache = self._read(key, path)
 
     def restore(self, checkpoint: Path | None) -> bool:
-        """The cache a checkpoint was trained with, where that was a refreshed one."""
+        """Read the cache a checkpoint was trained with, where that was a refreshed one, and return whether it was."""
         if checkpoint is None or not (checkpoint / self.STATE).exists():
             return False
         state = from_json((checkpoint / self.STATE).read_text())

@@ -190,7 +190,7 @@ T = TypeVar("T", bound=SftTrainer)
 
 
 def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) -> tuple[T, Any, Rows[Row]]:
-    """Trainer (of this `kind`), tokenizer and rows, from what the config names. Writes nothing."""
+    """Return the trainer (of this `kind`), tokenizer and rows that the config names. Nothing is written."""
     t = config.trainer
     if t.eval_steps and not config.eval_data:
         print("trainer.eval_steps has no effect without eval_data", file=sys.stderr)

@@ -35,12 +35,12 @@ from remask.training.sharding import shares
 from remask.training.shards import full
 
 PART_SECONDS = 20.0
-"""An interrupted pass loses at most what it read in this time."""
+"""The seconds of reading after which a part is written: an interrupted pass loses at most what it read in this time."""
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Hashes of all that a signal depends on."""
+    """A key holds hashes of all that a signal depends on."""
 
     model: str
     tokenizer: str
@@ -57,8 +57,8 @@ def _hash(*parts: bytes) -> str:
 
 
 def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
-    """A digest of every parameter and buffer, by name, whatever device they are on and however they are sharded; fresh
-    adapters change nothing and may be left out.
+    """Return a digest of every parameter and buffer, by name, whatever device they are on and however they are sharded;
+    fresh adapters change nothing and may be left out.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
@@ -71,22 +71,23 @@ def hash_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
 
 
 def hash_rows(rows: Sequence[Row], fill: Fill, max_length: int) -> str:
-    """A digest of the token ids in order and of how far they are filled."""
+    """Return a digest of the token ids in order and of how far they are filled."""
     return _hash(f"{fill}{max_length}".encode(), *(json.dumps([row.prompt, row.response]).encode() for row in rows))
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
+    """Return a digest of a tokenizer."""
     return _hash(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), str(tokenizer.chat_template).encode())
 
 
 class SignalCache:
-    """Signals [n_response] per row, in memory; `save` and `load` move them to and from one file."""
+    """A cache holds signals [n_response] per row, in memory; `save` and `load` move them to and from one file."""
 
     def __init__(self, signals: list[Tensor], key: CacheKey) -> None:
         self.signals, self.key = signals, key
 
     def lay(self, index: Tensor, corruptible: Tensor) -> Tensor:
-        """The signal of a batch's rows on their canvas [B, L], 0 outside the response.
+        """Return the signal of a batch's rows on their canvas [B, L], 0 outside the response.
 
         Fill beyond what the probe saw repeats the row's last value, which is that of an EOS of fill.
         """
@@ -100,11 +101,14 @@ class SignalCache:
         return out
 
     def save(self, path: Path) -> None:
+        """Write the signals and their key to one file."""
         _write(path, self.signals, self.key)
 
     @classmethod
     def load(cls, path: Path, key: CacheKey) -> SignalCache:
-        """Raises UserError for a file that cannot be read or belongs to something else, naming what differs."""
+        """Read a file of signals. Raises UserError for a file that cannot be read or belongs to another key, naming
+        what differs.
+        """
         return cls(_read(path, key)[0], key)
 
 
@@ -157,7 +161,9 @@ def _read(path: Path, key: CacheKey) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 
 class Parts:
-    """What an unfinished pass has read, in files beside the cache to be; nothing where there is no such place."""
+    """The files beside the cache to be that hold what an unfinished pass has read; there are none where the cache has
+    no path.
+    """
 
     def __init__(self, path: Path | None, key: CacheKey, rank: int) -> None:
         self.folder = None if path is None else path.with_suffix(".parts")
@@ -166,7 +172,7 @@ class Parts:
         self.written = time.monotonic()
 
     def found(self, world: int) -> dict[int, Tensor]:
-        """Signals by row, from the files that the first rank saw. Raises UserError for those of another pass."""
+        """Return signals by row, from the files that the first rank saw. Raises UserError for those of another pass."""
         known: dict[int, Tensor] = {}
         if self.folder is None:
             return known
@@ -177,6 +183,7 @@ class Parts:
         return known
 
     def keep(self, row: int, signal: Tensor) -> None:
+        """Keep a row's signal, and write the kept ones to a file once `PART_SECONDS` have passed since the last."""
         self.waiting[row] = signal
         if self.folder is not None and time.monotonic() - self.written >= PART_SECONDS:
             name = f"{self.rank:05d}-{time.time_ns()}.safetensors"
@@ -185,6 +192,7 @@ class Parts:
             self.waiting, self.written = {}, time.monotonic()
 
     def clear(self) -> None:
+        """Delete the files of the pass."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -204,11 +212,13 @@ def build_cache(
     world: int = 1,
     show_progress: bool = True,
 ) -> SignalCache:
-    """Read the signal of every row in one pass that the ranks share, longest rows together. `reader` asks the model to
-    be frozen. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it stopped.
+    """Read the signal of every row in one pass that the ranks share, longest rows together. `reader` makes the reader
+    of the frozen model. With a `path`, where the cache will be saved, a pass that was interrupted goes on where it
+    stopped.
 
-    A row is read on its own canvas, so that its signal depends on no batch mate; where fill follows the batch, with one
-    EOS of fill, which stands for all of it. Every rank takes the same number of forwards.
+    A row is read on a canvas of its length, so that its signal does not depend on the other rows of the batch; where
+    fill follows the batch, with one EOS of fill, which stands for all of it. Every rank takes the same number of
+    forwards.
     """
     if collator.fill.kind == "batch":
         rows = [

@@ -41,14 +41,17 @@ from remask.training.trainer import DiffusionTrainer, Prepared
 from remask.training.window import Window
 
 LEAST_TOKENS = {True: 512, False: 4096}
-"""Tokens (on a CPU or not) below which a part of a batch is not worth a forward pass of its own."""
+"""The numbers of tokens (on a CPU, and elsewhere) below which a part of a batch is not worth a separate
+forward pass."""
 WEIGHING = ("scored", "weight", "weight_squared")
-"""Sums over a step's scored tokens; (Σw)²/Σw² of them is the effective sample size."""
+"""The names of sums over a step's scored tokens; (Σw)²/Σw² of them is the effective sample size."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One micro-batch, corrupted, with the reference model's losses where the objective compares with them."""
+    """A part is one micro-batch, corrupted, with the reference model's losses where the objective compares
+    with them.
+    """
 
     canvas: Canvas
     corrupted: Corrupted
@@ -58,7 +61,7 @@ class Part:
 
 
 class SftTrainer(DiffusionTrainer):
-    """Trains a diffusion language model with one `Objective`.
+    """A trainer of a diffusion language model with one `Objective`.
 
     rows and eval_rows are tokenised; `collator` lays them on canvases and seeds their noise; `cache` holds the frozen
     probe's signals (None: the probe reads the model in training, at every step); `reference` is the model that Rho-1
@@ -97,15 +100,15 @@ class SftTrainer(DiffusionTrainer):
         return row_loader(self, RowDataset(self.rows), self.sampler, self.collator)
 
     def prepare(self, batches: list[dict[str, Tensor]], device: torch.device) -> Prepared:
-        """Every micro-batch in parts, corrupted."""
+        """Return every micro-batch in parts, corrupted, and this process's part of N."""
         prepared = [[each for part in self.parts(batch) for each in self.corrupted(part, device)] for batch in batches]
         counts = [denominator(self.objective, p.canvas, p.corrupted) for parts in prepared for p in parts]
         inputs = [{"parts": parts, "input_ids": batch["ids"]} for parts, batch in zip(prepared, batches, strict=True)]
         return inputs, sum(counts, torch.zeros((), device=device))
 
     def parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The batch in parts of rows of like length. Whole where all ranks must take the same forwards (sharded
-        weights), and where a row's rates depend on the others of its batch.
+        """Cut the batch into parts of rows of like length. It stays whole where all ranks must take the same forwards
+        (sharded weights), and where a row's rates depend on the others of its batch.
         """
         objective = self.objective
         together = objective.uses_importance and objective.reference == "batch"
@@ -121,8 +124,8 @@ class SftTrainer(DiffusionTrainer):
         objective: Objective | None = None,
         use_cache: bool = True,
     ) -> list[Part]:
-        """A part of a micro-batch: probe (or its cache), mask, and the reference model's losses; under `complement` a
-        second time with the other tokens masked.
+        """Corrupt a part of a micro-batch: read the probe (or its cache), draw the mask, and read the reference model's
+        losses; under `complement` a second time with the other tokens masked.
         """
         objective = objective or self.objective
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -198,9 +201,10 @@ class SftTrainer(DiffusionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """(1/N) Σ w·m·ce over this micro-batch; times the number of ranks, whose gradients are averaged afterwards.
+        """Return (1/N) Σ w·m·ce over this micro-batch, times the number of ranks, whose gradients are averaged
+        afterwards.
 
-        The gradient of all parts but the last is taken here, that of the last by the engine.
+        The gradient of all parts but the last is taken by this method, that of the last by the engine.
         """
         assert num_items_in_batch is not None
         parts: list[Part] = inputs["parts"]
@@ -220,7 +224,7 @@ class SftTrainer(DiffusionTrainer):
         return loss + before
 
     def terms(self, model: Any, prepared: Part, objective: Objective | None = None) -> SftTerms:
-        """The micro-batch's part of the numerator."""
+        """Return the micro-batch's part of the numerator."""
         canvas, corrupted = prepared.canvas, prepared.corrupted
         found = sft_terms(objective or self.objective, self.reader(model), canvas, corrupted, prepared.ce_reference)
         weights = found.weights.double()
@@ -231,9 +235,9 @@ class SftTrainer(DiffusionTrainer):
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def held_out(self) -> dict[str, float]:
-        """The held-out loss, on the same noise every time and over the same kind of N as in training.
+        """Return the held-out loss, on the same noise every time and over the same kind of N as in training.
 
-        `loss` is the objective's own. `nll` is −ELBO per response token under plain SFT's noise: an upper bound of the
+        `loss` is the objective's loss. `nll` is −ELBO per response token under plain SFT's noise: an upper bound of the
         negative log-likelihood, in nats, and comparable between methods.
         """
         own, plain = self._held_out_loss(self.objective), Objective()

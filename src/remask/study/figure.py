@@ -17,11 +17,11 @@ from remask.study.results import Found, Levels
 
 SETTINGS: dict[str, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 LEAST_POINTS = 3
-"""Of a curve; fewer numbers are levels like any others."""
+"""The least number of points of a curve; fewer numbers are levels like any others."""
 
 
 def draw(name: str, baseline: str, found: Sequence[Found], files: dict[str, Path]) -> None:
-    """Each arm's accuracy with its interval, as SVG and PNG."""
+    """Draw each arm's accuracy with its interval, as SVG and PNG."""
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = curves(found) if numbers(found) else rows(baseline, found)
         _save(figure, files["svg"], metadata={"Date": None})
@@ -35,7 +35,7 @@ def _save(figure: Figure, path: Path, **options: Any) -> None:
 
 
 def numbers(found: Sequence[Found]) -> list[float] | None:
-    """The levels of the only axis, where all are numbers and there are enough for a curve."""
+    """Return the levels of the only axis, where all are numbers and there are enough for a curve; else None."""
     levels = list(dict.fromkeys(tuple(f.levels.values()) for f in found))
     try:
         values = [float(level) for (level,) in levels]
@@ -45,7 +45,7 @@ def numbers(found: Sequence[Found]) -> list[float] | None:
 
 
 def curves(found: Sequence[Found]) -> Figure:
-    """A panel for each task: accuracy by the axis, a line for each arm."""
+    """Draw a panel for each task: accuracy by the axis, a line for each arm."""
     tasks = list(dict.fromkeys(f.task for f in found))
     (axis,) = found[0].levels
     figure = Figure(figsize=(4.2 * len(tasks), 3.2), layout="constrained")
@@ -68,8 +68,8 @@ def curves(found: Sequence[Found]) -> Figure:
 
 
 def rows(baseline: str, found: Sequence[Found]) -> Figure:
-    """A panel for each level and task: arms from top to bottom, filled where a difference to the baseline (dashed) was
-    found.
+    """Draw a panel for each level and task: arms from top to bottom, filled where a difference to the baseline (dashed)
+    was found.
     """
     panels: dict[tuple[Levels, str], list[Found]] = {}
     for f in found:

@@ -21,25 +21,27 @@ from remask.tasks.benchmark import named
 
 Kind = Literal["sft", "rl", "eval"]
 CONFIGS: dict[Kind, type] = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
-"""The stages, in the order in which a cell goes through them."""
+"""The config class of each stage, in the order in which a cell goes through the stages."""
 TRAINING: tuple[Kind, ...] = ("sft", "rl")
 OWN = {
     "sft": ("output_dir", "seed", "resume", "overwrite"),
     "rl": ("output_dir", "seed", "resume", "overwrite"),
     "eval": ("json", "arm", "overwrite", "processes"),
 }
-"""What the study sets, stage by stage; a study file cannot."""
+"""The keys that the study sets, stage by stage; a study file cannot."""
 START = "start"
 COLUMNS = {"arm", "task", "metric", "seeds", "seconds", "mean", "low", "high", "n"} | {
     *("difference", "difference_low", "difference_high", "p", "p_holm", "gain_over_score", "gain_over_delta"),
     *("grad_norm_mean", "grad_norm_std", "grad_norm_max"),
 }
-"""Of the results, besides the axes."""
+"""The columns of the results, besides the axes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage of a cell. `key` says what it does and on what: its config, the stage before, the files it reads."""
+    """A job is one stage of a cell. `key` says what it does and on what: its config, the stage before, the files it
+    reads.
+    """
 
     kind: Kind
     config: dict[str, Any]
@@ -48,10 +50,11 @@ class Job:
 
     @property
     def name(self) -> str:
+        """Return the name of the job's folder or file."""
         return f"{self.kind}-{self.key}"
 
     def chain(self) -> Iterator[Job]:
-        """The jobs before it, then itself."""
+        """Yield the jobs before it, then the job itself."""
         if self.after is not None:
             yield from self.after.chain()
         yield self
@@ -59,7 +62,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model's results: an arm at one level of each axis with one seed (None: the model before training)."""
+    """A cell is one model's results: an arm at one level of each axis with one seed (None: the model before
+    training).
+    """
 
     arm: str
     levels: tuple[tuple[str, str], ...]
@@ -68,11 +73,12 @@ class Cell:
 
     @property
     def training(self) -> list[Job]:
+        """Return the jobs that train the cell's model."""
         return [job for job in self.evaluation.chain() if job.kind != "eval"]
 
 
 def cells(study: StudyConfig, where: str) -> list[Cell]:
-    """All cells. Raises UserError for a study that says something no run can be made of."""
+    """Return all cells. Raises UserError for a study that says something no run can be made of."""
     _check(study, where)
     study = _respelled(study, where)
     grids = [[(axis, level) for level in levels] for axis, levels in study.axes.items()]
@@ -163,7 +169,7 @@ def _cell(
 
 
 def study_model(stages: dict[str, Any]) -> str:
-    """The model that the first stage begins from."""
+    """Return the model that the first stage begins from."""
     first: dict[str, Any] = next((stages[kind] for kind in TRAINING if stages.get(kind) is not None), {})
     return first.get("model", "tiny")
 

@@ -21,7 +21,7 @@ from remask.study.results import Found
 
 
 def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Path, command: str) -> dict[str, Path]:
-    """Every form of the results, in `folder`; what was written, by its kind."""
+    """Write every form of the results into `folder`, and return the paths by their kind."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {kind: folder / f"results.{kind}" for kind in ("md", "csv", "json", "svg", "png", "html")}
     record = {
@@ -42,7 +42,7 @@ def write_all(study: StudyConfig, name: str, found: Sequence[Found], folder: Pat
 
 
 def answer(study: StudyConfig, found: Sequence[Found]) -> list[str]:
-    """One sentence per arm, level and task that was compared: what was found, or that nothing was."""
+    """Return one sentence per arm, level and task that was compared: what was found, or that nothing was."""
     sentences = []
     for f in found:
         if not f.leads or f.against is None:
@@ -57,15 +57,17 @@ def answer(study: StudyConfig, found: Sequence[Found]) -> list[str]:
 
 
 def difference(d: Difference) -> str:
+    """Return a difference and its interval as text, in points of percent."""
     return f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
 
 
 def percent(share: float | None) -> str:
+    """Return a share in percent with its sign as text, or a dash for None."""
     return "–" if share is None else f"{100 * share:+.1f} %"
 
 
 def columns(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table that people read."""
+    """Return heads and rows of the table that people read."""
     axes = list(dict.fromkeys(axis for f in found for axis in f.levels))
     several = len({f.metric for f in found}) > 1
     trained = any(f.gradient for f in found)
@@ -94,6 +96,7 @@ def columns(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(study: StudyConfig, name: str, found: Sequence[Found], command: str) -> str:
+    """Return the results as a page of Markdown."""
     heads, rows = columns(found)
     table = [heads, ["---"] * len(heads), *rows]
     lines = [f"# {name}", "", study.question, "", f"    {command}", ""]
@@ -103,6 +106,7 @@ def markdown(study: StudyConfig, name: str, found: Sequence[Found], command: str
 
 
 def as_csv(found: Sequence[Found]) -> str:
+    """Return the results as CSV, one row for each of them."""
     rows = [f.row() for f in found]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
@@ -133,6 +137,7 @@ th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px so
 
 
 def as_html(study: StudyConfig, name: str, found: Sequence[Found], command: str, svg: str) -> str:
+    """Return the results as a page of HTML that needs no other file."""
     heads, rows = columns(found)
     cells = {(tuple(f.levels.items()), f.arm): f.seconds * f.seeds for f in found}
     machine = hardware()

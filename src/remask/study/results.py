@@ -22,9 +22,10 @@ Levels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Found:
-    """One arm, level, task and metric. Scores are shares; `against` compares with the baseline, and `p_holm` is its p
-    corrected for all differences of this metric in the study. seconds: training and evaluation of one seed (mean).
-    gradient: the gradient norm's mean, standard deviation within a logged window, and largest, over the seeds' runs.
+    """The result of one arm, level, task and metric. Scores are shares; `against` compares with the baseline, and
+    `p_holm` is its p corrected for all differences of this metric in the study. seconds: training and evaluation of one
+    seed (mean). gradient: the gradient norm's mean, standard deviation within a logged window, and largest, over the
+    seeds' runs.
     """
 
     levels: dict[str, str]
@@ -37,15 +38,16 @@ class Found:
     seconds: float
     gradient: tuple[float, float, float] | None
     leads: bool = True
-    """Whether the metric is the one that the task is judged by."""
+    """True where the metric is the one that the task is judged by."""
     p_holm: float = 1.0
 
     @property
     def found(self) -> bool:
+        """Return whether the corrected p is below 5 %."""
         return self.p_holm < 0.05
 
     def row(self) -> dict[str, Any]:
-        """Flat, for files."""
+        """Return the result as flat values, for files."""
         flat: dict[str, Any] = {**self.levels, "arm": self.arm, "task": self.task, "metric": self.metric}
         flat |= {"seeds": self.seeds, **asdict(self.score)}
         if self.against is not None:
@@ -60,7 +62,7 @@ class Found:
 
 
 def collect(study: StudyConfig, cells: Sequence[Cell], folder: Path) -> list[Found]:
-    """Results from evaluation files and run folders, level by level in the study's order."""
+    """Return the results from evaluation files and run folders, level by level in the study's order."""
     found: list[Found] = []
     for levels in dict.fromkeys(cell.levels for cell in cells):
         here = [cell for cell in cells if cell.levels == levels]

@@ -22,19 +22,21 @@ from remask.study.grid import Cell, Job
 from remask.study.work import is_done, output
 
 LOOK_SECONDS = 2.0
-"""How often the logs of running jobs are read for their steps."""
+"""The seconds between readings of the logs of running jobs for their steps."""
 
 
 @dataclass
 class Running:
+    """A running job has a process and a place."""
+
     job: Job
     process: BaseProcess
     place: int
-    """Which of the processes' places (and GPUs) it has."""
+    """The number of the job's place among those of the processes (and of its GPU)."""
 
 
 def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, label: str = "study", quiet: bool = False) -> None:
-    """Do what is not done yet; `label` names it in the progress line.
+    """Do all jobs that are not done yet; `label` names the study in the progress line.
 
     When a job fails or the study is stopped, all that run are stopped; what is done stays done, and runs go on from
     their checkpoints the next time.
@@ -112,8 +114,8 @@ def _begin(job: Job, folder: Path, processes: int, place: int) -> BaseProcess:
 
 
 def process_context() -> ForkServerContext | SpawnContext:
-    """How a job's process begins: as a fork of one that has imported what jobs need, which takes seconds each time
-    otherwise. CUDA cannot be used in a fork of a process that has asked for its devices, as an import may do, nor
+    """Return how a job's process begins: as a fork of one that has imported what jobs need, which takes seconds each
+    time otherwise. CUDA cannot be used in a fork of a process that has asked for its devices, as an import may do, nor
     Apple's frameworks in any: there each job has a new interpreter.
     """
     import torch

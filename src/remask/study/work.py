@@ -18,11 +18,12 @@ from remask.locks import locked
 
 
 def output(folder: Path, name: str) -> Path:
-    """A run's folder, or an evaluation's file."""
+    """Return a run's folder, or an evaluation's file."""
     return folder / (f"{name}.json" if name.startswith("eval-") else name)
 
 
 def is_done(folder: Path, name: str) -> bool:
+    """Return whether a run is finished, or an evaluation written."""
     path = output(folder, name)
     if path.suffix == ".json":
         return path.exists()
@@ -61,13 +62,13 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
 
 
 def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
-    """Studies share jobs: where another one is at this job, wait for it."""
+    """Hold a job, which several studies may share: where another study is at this job, wait for it."""
     return locked(folder / f"{name}.lock", holding=output(folder, name), wait=True)
 
 
 def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> None:
-    """What a job's process does, with `environment` over the one it has: its output goes to the end of `log`; its exit
-    code is 0, 2 for a mistake in the configuration, 130 where it was stopped.
+    """Carry out a job in its process, with `environment` over the one it has. Its output goes to the end of `log`; its
+    exit code is 0, 2 for a mistake in the configuration, 130 where it was stopped.
     """
     os.setsid()  # Ctrl-C reaches the study, which ends its jobs
     os.environ.update(environment)

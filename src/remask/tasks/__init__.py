@@ -37,7 +37,9 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def get(name: str) -> Task:
-    """The task of that name, or one of the user's own (`file.py:Class`). Raises UserError listing the known ones."""
+    """Return the task of that name, or a user's task (`file.py:Class`). Raises UserError listing the names
+    there are.
+    """
     if is_own(name):
         task = own.load(name)
         if task.name in TASKS:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `key` identifies it up to what makes no difference to its answer; `fields` is what it is made of."""
+    """A problem of a task. `key` identifies it up to what makes no difference to its answer; `fields` is what it is
+    made of.
+    """
 
     task: str
     key: str
@@ -33,7 +35,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """`correct` is the yes or no; `score` in [0, 1] is the dense reward; `metrics` are further shares in [0, 1]."""
+    """A grade of one answer. `correct` is the yes or no; `score` in [0, 1] is the dense reward; `metrics` are further
+    shares in [0, 1].
+    """
 
     correct: bool
     score: float
@@ -43,7 +47,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a benchmark is published: data set id, configuration and split."""
+    """A place on the hub where a benchmark is published: data set id, configuration and split."""
 
     id: str
     config: str | None = None
@@ -54,7 +58,7 @@ class Hub:
 
 
 class Task(ABC):
-    """A benchmark: everything that training, reinforcement learning and evaluation need to know of it.
+    """A task is a benchmark: it is everything that training, reinforcement learning and evaluation need of it.
 
     `metrics` are the keys of every `Grade.metrics`. `published` is the one that published figures report ("accuracy"
     where it is the share of correct answers). `hub` is where the problems are found by default. `runs_code` says that
@@ -67,28 +71,32 @@ class Task(ABC):
     hub: ClassVar[Hub | None] = None
     runs_code: ClassVar[bool] = False
     sandbox: Sandbox | None = None
-    """Where a task that runs code runs it."""
+    """The sandbox in which a task that runs code runs it."""
 
     @abstractmethod
     def read(self, row: dict[str, Any]) -> Problem:
-        """The problem in one row of a published file. Raises KeyError, ValueError or TypeError where it is none."""
+        """Return the problem in one row of a published file. Raises KeyError, ValueError or TypeError where
+        it is none.
+        """
 
     @abstractmethod
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
-        """The user's turn, in this task's own wording."""
+        """Return the user's turn, in this task's wording."""
 
     def turns(self, problem: Problem) -> list[Message] | None:
-        """The conversation that a problem is, where it is more than one question; None where `prompt` says it all."""
+        """Return the conversation that a problem is, where it is more than one question; None where `prompt` says it
+        all.
+        """
         return None
 
     @abstractmethod
     def grade(self, problem: Problem, completion: str) -> Grade:
-        """Grade a completion. Never raises on any text."""
+        """Grade a completion. No text makes it raise an error."""
 
     def grade_all(
         self, problems: Sequence[Problem], completions: Sequence[str], *, on_done: Callable[[int], None] | None = None
     ) -> list[Grade]:
-        """Grade many; `on_done(n)` is called with how many are done in all."""
+        """Grade many completions; `on_done(n)` is called with how many are done in all."""
         grades = []
         for problem, completion in zip(problems, completions, strict=True):
             grades.append(self.grade(problem, completion))
@@ -97,20 +105,20 @@ class Task(ABC):
         return grades
 
     def reward(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
-        """The dense score of each completion."""
+        """Return the dense score of each completion."""
         return [grade.score for grade in self.grade_all(problems, completions)]
 
     def format(self, problem: Problem, completion: str) -> float:
-        """How much of the form of an answer a completion keeps, in [0, 1], whatever the answer is worth. Never raises
-        on any text.
+        """Return how much of the form of an answer a completion keeps, in [0, 1], whatever the answer is worth. No text
+        makes it raise an error.
 
         Where a task does not say otherwise: a quarter for each of the four things asked of a tagged answer.
         """
         return form.share(form.tagged(completion))
 
     def load(self, source: str | Path | None = None, *, split: str | None = None) -> list[Problem]:
-        """The problems of a file, a folder in the hub's layout, or (without `source`) of the hub's data set; of its
-        published test split, or of the one named.
+        """Return the problems of a file, a folder in the hub's layout, or (without `source`) of the hub's data set; of
+        its published test split, or of the one named.
 
         Raises UserError naming the file and row that cannot be read.
         """
@@ -123,7 +131,7 @@ class Task(ABC):
 
 
 def fill_template(template: str, problem: Problem) -> str:
-    """A user's own wording of the prompt: `{question}`, `{numbers}`, … stand for the problem's fields.
+    """Fill a user's wording of the prompt: `{question}`, `{numbers}`, … stand for the problem's fields.
 
     Other braces are left alone, as LaTeX and code need them. Raises UserError where no field is named.
     """
@@ -139,7 +147,7 @@ def fill_template(template: str, problem: Problem) -> str:
 
 
 def answer_text(completion: str) -> str | None:
-    """What stands in the last `<answer>…</answer>`; an answer left unclosed runs to the end of the text."""
+    """Return what stands in the last `<answer>…</answer>`; an answer left unclosed runs to the end of the text."""
     _, opened, rest = completion.rpartition("<answer>")
     if not opened:
         return None
@@ -149,7 +157,7 @@ def answer_text(completion: str) -> str | None:
 def read_problems(
     source: str | Path, read: Callable[[Any], Problem], *, split: str = "test", config: str | None = None
 ) -> list[Problem]:
-    """Every row as a problem; whatever goes wrong is an error that names file and row."""
+    """Read every row as a problem; whatever goes wrong is an error that names file and row."""
     problems = []
     for where, row in read_rows(source, split=split, config=config):
         try:

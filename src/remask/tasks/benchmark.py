@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Problems of one task and where they came from."""
+    """A benchmark holds problems of one task and where they came from."""
 
     task: Task
     problems: list[Problem]
@@ -33,9 +33,10 @@ class Benchmark:
     def parse(
         cls, text: str, *, count: int | None, split: Split, seed: int, sandbox: Sandbox | None = None
     ) -> Benchmark:
-        """`sudoku` (generated problems of a split), `gsm8k` (the hub's data set: to train on, its training split), or
-        `name=SOURCE`: a published file, a folder in the hub's layout or a hub id (`owner/name@split`). Of published
-        problems the first `count` are taken. Tasks that run code need a sandbox.
+        """Read `sudoku` (generated problems of a split), `gsm8k` (the hub's data set: to train on, its training split),
+        or `name=SOURCE`: a published file, a folder in the hub's layout or a hub id (`owner/name@split`).
+
+        Of published problems the first `count` are taken. Tasks that run code need a sandbox.
         """
         task, source = named(text)
         if task.runs_code:
@@ -54,7 +55,9 @@ class Benchmark:
 
 
 def named(text: str) -> tuple[Task, str | None]:
-    """The task and the source that `name` or `name=SOURCE` says; raises UserError for a task or a file that is not."""
+    """Return the task and the source that `name` or `name=SOURCE` says. Raises UserError for a task or a file that does
+    not exist.
+    """
     name, given, source = text.partition("=")
     task = get(name)
     if given and not is_hub_id(source) and not is_there(source):
@@ -63,7 +66,9 @@ def named(text: str) -> tuple[Task, str | None]:
 
 
 def is_hub_id(source: str) -> bool:
-    """`owner/name`, perhaps with `:config` and `@split`; not what looks like a file's path."""
+    """Return whether a text is `owner/name`, perhaps with `:config` and `@split`, and not in the form of a
+    file's path.
+    """
     name = source.partition("@")[0].partition(":")[0]
     owner, slash, rest = name.partition("/")
     plain = bool(slash and owner and rest) and "/" not in rest and not name.startswith((".", "~"))
@@ -83,8 +88,8 @@ def _numbered(problems: Sequence[Problem]) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Asking:
-    """How a problem is put: the task's wording or a template in its place, a system turn, and words that every answer
-    begins with (`prefill`).
+    """The way a problem is put: the task's wording or a template in its place, a system turn, and words that every
+    answer begins with (`prefill`).
     """
 
     style: PromptStyle
@@ -93,10 +98,11 @@ class Asking:
     prefill: str = ""
 
     def prompt(self, task: Task, problem: Problem) -> str:
+        """Return the user's turn: the template filled, or the task's wording."""
         return task.prompt(problem, self.style) if self.template is None else fill_template(self.template, problem)
 
     def turns(self, task: Task, problem: Problem) -> list[Message]:
-        """The conversation to be answered: the problem's own, or the prompt as the user's turn."""
+        """Return the conversation to be answered: the problem's, or the prompt as the user's turn."""
         whole = task.turns(problem) if self.template is None else None
         if whole is None:
             return self.messages(self.prompt(task, problem))
@@ -105,17 +111,20 @@ class Asking:
         return whole
 
     def messages(self, prompt: str) -> list[Message]:
+        """Return the conversation to be answered, with the system turn before it."""
         turns = [{"role": "system", "content": self.system}] if self.system else []
         return [*turns, {"role": "user", "content": prompt}]
 
     def described(self) -> dict[str, Any]:
-        """What stands beside a score; what is not used is left out."""
+        """Return what is recorded beside a score; what is not used is left out."""
         further = {"prompt_template": self.template, "system": self.system, "prefill": self.prefill or None}
         return {"prompt_style": self.style, **{key: value for key, value in further.items() if value is not None}}
 
 
 def read_template(text: str | None) -> str | None:
-    """A prompt template as given, or from the file that `@FILE` names. Raises UserError where that cannot be read."""
+    """Return a prompt template as given, or from the file that `@FILE` names. Raises UserError where that cannot be
+    read.
+    """
     if text is None or not text.startswith("@"):
         return text
     try:
@@ -127,5 +136,5 @@ def read_template(text: str | None) -> str | None:
 
 
 def problem_seed(problem: Problem) -> int:
-    """The number that ties a problem's random draws to the problem, not to its place in a batch."""
+    """Return the number that ties a problem's random draws to the problem, not to its place in a batch."""
     return int.from_bytes(hashlib.blake2b(problem.key.encode(), digest_size=7).digest(), "big")

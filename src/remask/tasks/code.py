@@ -26,7 +26,7 @@ from remask.tasks.python_code import defines
 
 
 class CodeTask(Task):
-    """What the four have in common: the sandbox, and grades from its outcomes."""
+    """A task of code: its answers are run in the sandbox, and graded by the outcomes."""
 
     runs_code = True
     metrics: ClassVar[tuple[str, ...]] = ("tests",)
@@ -36,31 +36,34 @@ class CodeTask(Task):
 
     @abstractmethod
     def source(self, problem: Problem, code: str) -> str:
-        """The program that a completion's code makes."""
+        """Return the program that a completion's code makes."""
 
     @abstractmethod
     def continued(self, problem: Problem, text: str) -> str:
-        """The program that a sample's text makes where it goes on after the prompt, with nothing looked for in it."""
+        """Return the program that a sample's text makes where it goes on after the prompt, without a search for code in
+        it.
+        """
 
     @abstractmethod
     def program(self, problem: Problem, source: str) -> Program:
-        """A program, with the tests it is to pass."""
+        """Return a program, with the tests it is to pass."""
 
     def names(self, problem: Problem) -> Sequence[str]:
-        """What a completion's program is to bind: the function asked for first."""
+        """Return what a completion's program is to bind: the function asked for first."""
         return (problem.fields["name"],)
 
     def limits(self, limits: Limits) -> Limits:
-        """The sandbox's limits, as this task needs them."""
+        """Return the sandbox's limits, as this task needs them."""
         return limits
 
     def problem(self, row: dict[str, Any], **fields: Any) -> Problem:
+        """Return the problem of a row's task_id, made of these fields."""
         number = str(row["task_id"])
         return Problem(self.name, f"{self.name}:{number}", {"task_id": number, **fields})
 
     def format(self, problem: Problem, completion: str) -> float:
-        """A quarter for each thing the instruct prompt asks for: one block; opened by ```python; closed; the function
-        in it. The text ends at the first end-of-text token, and words around the block are free.
+        """Give a quarter for each thing the instruct prompt asks for: one block; opened by ```python; closed; the
+        function in it. The text ends at the first end-of-text token, and words around the block are free.
         """
         fenced = blocks(until_end(completion))
         opening, closing, code = (fenced[0].opening, fenced[0].closing, fenced[0].code) if fenced else ("", None, "")
@@ -74,12 +77,15 @@ class CodeTask(Task):
         )
 
     def grade(self, problem: Problem, completion: str) -> Grade:
+        """Grade one completion, as `grade_all` does."""
         return self.grade_all([problem], [completion])[0]
 
     def grade_all(
         self, problems: Sequence[Problem], completions: Sequence[str], *, on_done: Callable[[int], None] | None = None
     ) -> list[Grade]:
-        """Raises UserError where there is no sandbox: code of a model's is never run without one."""
+        """Grade completions by running their code. Raises UserError where there is no sandbox: code that a model wrote
+        is never run without one.
+        """
         codes = [extract(text, *self.names(p)) for p, text in zip(problems, completions, strict=True)]
         made = [(p, self.source(p, code)) for p, code in zip(problems, codes, strict=True) if code is not None]
         empty = len(codes) - len(made)
@@ -89,7 +95,7 @@ class CodeTask(Task):
     def grade_sources(
         self, problems: Sequence[Problem], sources: Sequence[str], *, on_done: Callable[[int], None] | None = None
     ) -> list[Grade]:
-        """Programs as they stand. Raises UserError where there is no sandbox."""
+        """Grade programs as they stand. Raises UserError where there is no sandbox."""
         outcomes = self._run(list(zip(problems, sources, strict=True)), on_done)
         return [self.grade_of(outcome, source) for outcome, source in zip(outcomes, sources, strict=True)]
 
@@ -100,19 +106,20 @@ class CodeTask(Task):
         return self.sandbox.run_all(programs, limits=self.limits(self.sandbox.limits), on_done=on_done)
 
     def grade_of(self, outcome: Outcome | None, code: str | None) -> Grade:
+        """Return the grade of a program from its outcome."""
         correct = outcome is not None and outcome.passed
         share = 0.0 if outcome is None else outcome.share()
         return Grade(correct, 1.0 if correct else min(share, 0.99), code, {"tests": share})
 
 
 class HumanEval(CodeTask):
-    """Chen et al. 2021 (arXiv:2107.03374): 164 functions, from signature and docstring."""
+    """The task of Chen et al. 2021 (arXiv:2107.03374): 164 functions, from signature and docstring."""
 
     name = "humaneval"
     hub = Hub("openai/openai_humaneval")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The file of the release and the hub's data set have the same columns."""
+        """Read a row, whose columns are the same in the file of the release and in the hub's data set."""
         return self.problem(row, prompt=text(row, "prompt"), name=text(row, "entry_point"), test=text(row, "test"))
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
@@ -130,21 +137,24 @@ class HumanEval(CodeTask):
         return problem.fields["prompt"] + text
 
     def program(self, problem: Problem, source: str) -> Program:
-        """The tests may use what the prompt defines: its own text, not what a completion made of it."""
+        """Return a program with tests that may use what the prompt defines: the prompt's text, not what a completion
+        made of it.
+        """
         name = problem.fields["name"]
         tests = f"{problem.fields['test']}\n\ncheck({name})\n"
         return Program(source, tests, (name,), setup=problem.fields["prompt"])
 
 
 class Mbpp(CodeTask):
-    """Austin et al. 2021 (arXiv:2108.07732): a sentence and its tests, shown, zero-shot. The 427 sanitised problems by
-    default; a file may hold the full release's 974."""
+    """The task of Austin et al. 2021 (arXiv:2108.07732): a sentence and its tests, shown, zero-shot. The 427 sanitised
+    problems by default; a file may hold the full release's 974.
+    """
 
     name = "mbpp"
     hub = Hub("google-research-datasets/mbpp", "sanitized")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The sanitised layout (prompt, code, test_imports, test_list) or the full release's (text, code,
+        """Read the sanitised layout (prompt, code, test_imports, test_list) or the full release's (text, code,
         test_setup_code, test_list), in the release's files and the hub's alike. The full release's challenge_test_list
         is not used, as in the paper.
         """
@@ -170,7 +180,7 @@ class Mbpp(CodeTask):
         return code
 
     def continued(self, problem: Problem, text: str) -> str:
-        """MBPP's prompts are words, and no part of the program."""
+        """Return the text, as MBPP's prompts are words, and no part of the program."""
         return text
 
     def program(self, problem: Problem, source: str) -> Program:
@@ -181,6 +191,7 @@ class Mbpp(CodeTask):
 
 
 def text(row: dict[str, Any], name: str) -> str:
+    """Return a row's field that must be text. Raises TypeError for any other value."""
     value = row[name]
     if not isinstance(value, str):
         raise TypeError(f"{name} is a {type(value).__name__}, not text")
@@ -188,6 +199,7 @@ def text(row: dict[str, Any], name: str) -> str:
 
 
 def texts(row: dict[str, Any], name: str) -> list[str]:
+    """Return a row's field that must be a list of texts. Raises TypeError for any other value."""
     value = row[name]
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"{name} is not a list of texts")

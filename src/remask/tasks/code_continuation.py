@@ -11,12 +11,12 @@ from remask.tasks.python_code import Code, defines, indentations, joined, outsid
 
 INDENT = "    "
 TRIED = 16
-"""Lines that are tried as the first of a function's inside."""
+"""The number of lines that are tried as the first of a function's inside."""
 RETURNS = re.compile(r"\b(?:return|yield)\b")
 
 
 def returning(text: str) -> str:
-    """The text from the first line on from which it is the inside of a function; all of it, where it is none.
+    """Return the text from the first line on from which it is the inside of a function; all of it, where it is none.
 
     Such a line is the first, follows a blank one, or is indented behind one that is not.
     """
@@ -34,22 +34,23 @@ def returning(text: str) -> str:
 
 
 def is_inside(code: str) -> bool:
+    """Return whether a text is the inside of a function."""
     read = Code.read(code)
     return read is not None and read.is_body
 
 
 def to_margin(code: str) -> str:
-    """Code up to the first line behind its first that is not indented, as HumanEval's stop words have it."""
+    """Return code up to the first line behind its first that is not indented, as HumanEval's stop words have it."""
     lines = code.strip("\n").split("\n")
     end = next((n for n, line in enumerate(lines) if n and line.strip() and not line[0].isspace()), len(lines))
     return "\n".join(lines[:end])
 
 
 def after_prompt(prompt: str, code: str, name: str) -> str:
-    """HumanEval's program: the prompt, then the function anew or the continuation of the prompt's own.
+    """Return HumanEval's program: the prompt, then the function anew or a continuation of the prompt's function.
 
     A continuation ends at the first line that is not indented, as HumanEval's stop words have it, unless none of it is.
-    Its indentation is mended where the prompt's function would not be Python otherwise.
+    Its indentation is corrected where the prompt's function would not be Python otherwise.
     """
     if defines(code, name):
         return joined(prompt, code)

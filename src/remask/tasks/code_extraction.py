@@ -30,47 +30,48 @@ from remask.tasks.python_code import (
 ENDS = re.compile(r"<\|(?:endoftext|eot_id|im_end|end|end_of_text|eom_id)\|>")
 
 REASONING = re.compile(r"^[ \t]*<(think|thinking|reasoning|thought)>.*?(?:</\1>|\Z)", re.DOTALL | re.MULTILINE)
-"""Reasoning may hold drafts, which are not the answer. Only a tag that begins a line opens it: code may name one."""
+"""The tags of reasoning, which may hold drafts that are not the answer. Only a tag that begins a line opens it: code
+may name one."""
 REASONED = re.compile(r"</(?:think|thinking|reasoning|thought)>")
-"""Its end alone, where the prompt has opened it."""
+"""The end tag alone, where the prompt has opened the reasoning."""
 
 FRAMES = re.compile(
     r"<(?P<tag>answer|code|python|solution)>(?P<a>.*?)(?:</(?P=tag)>|\Z)"
     r"|\[(?P<word>BEGIN|PYTHON|ANSWER|CODE)\](?P<b>.*?)(?:\[(?:DONE|END|/(?P=word))\]|\Z)",
     re.DOTALL,
 )
-"""What frames an answer: tags, as Remask's and d1's prompts ask for, and MBPP's own `[BEGIN]` … `[DONE]`, which
+"""The frames of an answer: tags, as Remask's and d1's prompts ask for, and MBPP's `[BEGIN]` … `[DONE]`, which
 opencompass #1407 is about. One left open runs to the end."""
 FRAME_END = re.compile(r"</(?:answer|code|python|solution)>|\[DONE\]|\[/PYTHON\]")
 """The end of a frame that the prompt has opened."""
 
 MARK = re.compile(r"`{3,}|^[ \t]*~{3,}", re.MULTILINE)
 INFO = re.compile(r"[ \t]*(?:python ?\d*|py\d?)?[ \t]*(?=(?:async )?def |class |from |import |@|\w+ = )", re.IGNORECASE)
-"""What stands between a fence and code on its line."""
+"""The text that may stand between a fence and code on its line."""
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 WIDE = re.compile(r"^[ \u00a0]*\u00a0[ \u00a0]*", re.MULTILINE)
-"""Indentation with no-break spaces, as text copied from a page has it."""
+"""The indentation with no-break spaces that text copied from a page has."""
 TRIED = 16
-"""Fences behind an opening one that are tried as its end."""
+"""The number of fences behind an opening one that are tried as its end."""
 MOST_PIECES = 100
-"""Blocks of one answer that are read."""
+"""The most blocks of one answer that are read."""
 
 SAID = re.compile(
     r"^[^\n'\"#=(]{0,80}?:[*_]*[ \t]+(?=(?:async )?def \w|class \w|from \w|import \w|@\w|\w+ = lambda\b)", re.MULTILINE
 )
-"""Words before code on its line: `Answer: def add(x, y):`."""
+"""The words before code on its line, as in `Answer: def add(x, y):`."""
 QUOTED = re.compile(r"^[ \t]*>(?!>)(?: |$)", re.MULTILINE)
 TYPED = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 GOES_ON = re.compile(r"[\s)\]}]|(?:else|elif|except|finally)\b")
-"""A line that belongs to the statement before it."""
+"""The beginning of a line that belongs to the statement before it."""
 PLAINLY = re.compile(r"([ \t]*)(?:(?:async )?def \w|class \w|import \w|from [\w.]+ import |@\w)")
 UNFINISHED = ("never closed", "unterminated triple", "expected an indented block")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its code, and its fences' lines; the last is None where it is open."""
+    """A fenced block has its code, and its fences' lines; the last is None where it is open."""
 
     code: str
     opening: str
@@ -78,7 +79,7 @@ class Block:
 
 
 def extract(completion: str, name: str, *others: str) -> str | None:
-    """The code of a completion that is to bind `name`, and perhaps `others`; None where there is nothing.
+    """Return the code of a completion that is to bind `name`, and perhaps `others`; None where there is nothing.
 
     The text ends at the first end-of-text token. Where nothing in it binds the name, what could be the inside of the
     function is returned (HumanEval's continuations), else whatever there is.
@@ -101,12 +102,12 @@ def extract(completion: str, name: str, *others: str) -> str | None:
 
 
 def until_end(completion: str) -> str:
-    """The text up to its first end-of-text token."""
+    """Return the text up to its first end-of-text token."""
     return ENDS.split(completion, maxsplit=1)[0]
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a text: ``` or ~~~, with or without a language, indented, left open to the end.
+    """Return the fenced blocks of a text: ``` or ~~~, with or without a language, indented, left open to the end.
 
     A block ends at the first fence where what stands in it is Python, so that a fence in a docstring or another string
     does not end it (smolagents #1219, langflow PR #14371); where no fence makes it so, at the first bare one.

@@ -21,12 +21,12 @@ from remask.tasks.mbpp_tests import asked_of
 
 
 class EvalPlusTask(CodeTask):
-    """What the two have in common."""
+    """A task of EvalPlus: its programs are compared with the reference on many inputs."""
 
     metrics: ClassVar[tuple[str, ...]] = ("tests", "base")
 
     def limits(self, limits: Limits) -> Limits:
-        """More than usual: of MBPP+ one reference takes 20 s and one needs 700 MB.
+        """Return higher limits than usual: of MBPP+ one reference takes 20 s and one needs 700 MB.
 
         A call is bounded by what the reference took for it, so that a program that hangs ends early all the same.
         """
@@ -38,7 +38,7 @@ class EvalPlusTask(CodeTask):
         )
 
     def inputs(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a row in EvalPlus's layout."""
+        """Return the fields of a row in EvalPlus's layout."""
         return {
             "name": text(row, "entry_point"),
             "reference": text(row, "prompt") + text(row, "canonical_solution"),
@@ -48,6 +48,7 @@ class EvalPlusTask(CodeTask):
         }
 
     def against_reference(self, problem: Problem, source: str) -> Program:
+        """Return a program that is compared with the problem's reference."""
         fields = problem.fields
         name = fields["name"]
         data = {key: fields[key] for key in ("task_id", "base", "plus", "atol")}
@@ -65,6 +66,8 @@ class EvalPlusTask(CodeTask):
 
 
 class HumanEvalPlus(EvalPlusTask, HumanEval):
+    """The task HumanEval with EvalPlus's further inputs."""
+
     name = "humaneval_plus"
     hub = Hub("evalplus/humanevalplus")
 
@@ -80,6 +83,8 @@ class HumanEvalPlus(EvalPlusTask, HumanEval):
 
 
 class MbppPlus(EvalPlusTask, Mbpp):
+    """The task MBPP with EvalPlus's further inputs."""
+
     name = "mbpp_plus"
     hub = Hub("evalplus/mbppplus")
 
@@ -100,4 +105,5 @@ class MbppPlus(EvalPlusTask, Mbpp):
 
 @cache
 def script() -> str:
+    """Return the program of the comparison that runs in the sandbox."""
     return Path(evalplus.__file__).read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from remask.tasks.extraction import first_answer, has_box, is_wordless, last_box
 from remask.tasks.generator import GeneratedTask
 
 VALID_EXPRESSION_SCORE = 0.1
-"""Dense reward of an expression that uses the right numbers but misses the target (as in d1's reward)."""
+"""The dense reward of an expression that uses the right numbers but misses the target (as in d1's reward)."""
 
 TOLERANCE = Fraction(1, 100_000)
 MAX_EXPRESSION = 400
@@ -37,7 +37,7 @@ FULL_STOP = re.compile(r"(?<=[0-9])\.(?![0-9])")
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """The exact value of an arithmetic expression and the integers it is written with.
+    """Return the exact value of an arithmetic expression and the integers it is written with.
 
     Raises ValueError for anything but whole numbers, + - * /, and brackets, and for division by zero.
     """
@@ -76,7 +76,8 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 class Countdown(GeneratedTask):
-    """Three numbers of 1–9 and a target of 1–99, where generated; files may hold any count of them.
+    """The task of reaching a target with given numbers: three of 1–9 and a target of 1–99, where generated; files may
+    hold any count of numbers.
 
     `valid` is whether an expression uses the right numbers, in the box or in the answer tag.
     """
@@ -95,8 +96,8 @@ class Countdown(GeneratedTask):
                 return self.problem(numbers, path[1])
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """d1's columns (input: numbers; output: target), Dream's (input: numbers, target last; output: steps), or those
-        of Countdown-Tasks-3to4 (nums, target), which d1 trains on.
+        """Read d1's columns (input: numbers; output: target), Dream's (input: numbers, target last; output: steps), or
+        those of Countdown-Tasks-3to4 (nums, target), which d1 trains on.
         """
         if "nums" in row:
             return self.problem([int(number) for number in row["nums"]], int(row["target"]))
@@ -106,14 +107,16 @@ class Countdown(GeneratedTask):
         return self.problem(numbers, int(row["output"]))
 
     def from_stored(self, question: str, ground_truth: Sequence[Any]) -> Problem:
-        """`ground_truth`: the list of numbers and the target."""
+        """Return the problem of a `ground_truth`: the list of numbers and the target."""
         numbers, target = ground_truth
         if not all(isinstance(number, int) for number in (*numbers, target)):
             raise TypeError(f"the ground truth {ground_truth!r} is not [numbers, target]")
         return self.problem(list(numbers), target)
 
     def problem(self, numbers: list[int], target: int) -> Problem:
-        """Its key does not tell the order of the numbers, nor which of the Countdown tasks it belongs to."""
+        """Return the problem. Its key does not tell the order of the numbers, nor which of the Countdown tasks it
+        belongs to.
+        """
         if len(numbers) < 2 or any(number < 0 for number in numbers):
             raise UserError(f"{numbers} is not a list of two or more whole numbers", mend="write [3, 5, 7]")
         key = f"countdown:{','.join(map(str, sorted(numbers)))}->{target}"
@@ -130,7 +133,7 @@ class Countdown(GeneratedTask):
         )
 
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
-        """One operation a step (`20-7=13`), then the whole expression. Operands and operator are decisions; the
+        """Write one operation a step (`20-7=13`), then the whole expression. Operands and operator are decisions; the
         result is forced.
 
         A wrong answer combines the numbers into something else, or slips in its last sum.
@@ -151,8 +154,8 @@ class Countdown(GeneratedTask):
         return f"{' '.join(steps)}\n<answer>{expression}</answer>"
 
     def format(self, problem: Problem, completion: str) -> float:
-        """A fifth for each of the four things of a tagged answer, and for what `read_expression` asks of it: a box,
-        where there are words.
+        """Give a fifth for each of the four things of a tagged answer, and for what `read_expression` asks of it: a
+        box, where there are words.
         """
         kept = form.tagged(completion)
         return form.share([*kept, kept[2] and (form.boxed(completion) or is_wordless(completion))])
@@ -168,7 +171,7 @@ class Countdown(GeneratedTask):
 
 
 class Countdown4(Countdown):
-    """Four numbers, where generated."""
+    """The Countdown task with four numbers, where generated."""
 
     name = "countdown4"
 
@@ -177,7 +180,7 @@ class Countdown4(Countdown):
 
 
 class Countdown5(Countdown):
-    """Five numbers, where generated."""
+    """The Countdown task with five numbers, where generated."""
 
     name = "countdown5"
 
@@ -186,7 +189,7 @@ class Countdown5(Countdown):
 
 
 def value_of(expression: str | None, numbers: Sequence[int]) -> Fraction | None:
-    """The value of an expression that uses each of the numbers once; None of any other."""
+    """Return the value of an expression that uses each of the numbers once; None for any other."""
     try:
         value, used = evaluate(expression or "")
     except ValueError:
@@ -195,10 +198,10 @@ def value_of(expression: str | None, numbers: Sequence[int]) -> Fraction | None:
 
 
 def read_expression(completion: str) -> str | None:
-    """The expression of an answer; None where there is nothing that could be one.
+    """Return the expression of an answer; None where there is nothing that could be one.
 
-    It is looked for in the last box; where that never closes, in the first closed answer tag; else, and where there is
-    no box, in the whole text: an answer tag counts for nothing then. Of an equation there, the first that a number
+    It is searched for in the last box; where that never closes, in the first closed answer tag; else, and where there
+    is no box, in the whole text: an answer tag counts for nothing then. Of an equation there, the first that a number
     follows, its left side is the expression; without an equation all of it is.
 
     An answer tag with neither a box nor a single letter outside it, the form of the compact style, is the exception:
@@ -221,7 +224,7 @@ def read_expression(completion: str) -> str | None:
 
 
 def tagged_expression(completion: str) -> str | None:
-    """What stands in the last answer tag, to the equals sign; a box around it is taken off."""
+    """Return what stands in the last answer tag, to the equals sign; a box around it is taken off."""
     text = answer_text(completion)
     if text is None:
         return None
@@ -237,7 +240,7 @@ def _plain(text: str, operators: dict[str, str]) -> str:
 
 
 Path3 = tuple[list[str], int, str]
-"""Steps as written, the value reached, the expression."""
+"""The steps as written, the value reached, and the expression."""
 
 
 def _combine(a: int, b: int) -> list[tuple[str, int]]:

@@ -35,26 +35,31 @@ RELATIVE = 1e-7
 FLOATS = 1e-6
 
 LEFT_OUT = {"Mbpp/255": [[["Dog", "Cat", "CatBird", "Bird", "Fish"], 77]]}
-"""Inputs not used: this one's answer is 1.7 million tuples of 77 strings, more than a box's memory."""
+"""The inputs that are not used: this one's answer is 1.7 million tuples of 77 strings, more than a box's memory."""
 
 
 def listed(change: Change) -> Change:
+    """Return a change that changes every item of a list."""
     return lambda values: [change(value) for value in values]
 
 
 def in_tuple(change: Change) -> Change:
+    """Return a change that changes every item and makes a tuple of them."""
     return lambda values: tuple(change(value) for value in values)
 
 
 def deep_tuple(value: Any) -> Any:
+    """Return a value with its lists as tuples, at every depth."""
     return tuple(map(deep_tuple, value)) if isinstance(value, list) else value
 
 
 def outer_tuple(value: Any) -> Any:
+    """Return a list as a tuple, and its items as they are."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def as_is(value: Any) -> Any:
+    """Return the value as it is."""
     return value
 
 
@@ -74,11 +79,11 @@ RESTORE: list[tuple[set[int], list[Change]]] = [
     ({580, 615, 791}, [deep_tuple]),
     ({722}, [lambda table: {name: tuple(values) for name, values in table.items()}, as_is]),
 ]  # fmt: skip
-"""JSON has no tuple, set or complex number: how the inputs of MBPP+ that need them get them back."""
+"""The changes that give the inputs of MBPP+ their types back: JSON has no tuple, set or complex number."""
 
 
 def arguments(task_id: str, given: list[Any]) -> list[Any]:
-    """One input's arguments as the reference takes them."""
+    """Return one input's arguments as the reference takes them."""
     source, _, number = task_id.partition("/")
     for tasks, changes in RESTORE:
         if source == "Mbpp" and int(number) in tasks:
@@ -87,13 +92,14 @@ def arguments(task_id: str, given: list[Any]) -> list[Any]:
 
 
 def are_floats(value: Any) -> bool:
+    """Return whether a value is a float, or holds floats alone."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(isinstance(item, float) for item in value)
     return isinstance(value, float)
 
 
 def close(out: Any, expected: Any, tolerance: float) -> bool:
-    """Within the tolerance, item by item."""
+    """Return whether two values are equal within the tolerance, item by item."""
     if isinstance(out, (list, tuple)) and isinstance(expected, (list, tuple)):
         return len(out) == len(expected) and all(map(close, out, expected, [tolerance] * len(out)))
     numbers = (int, float, complex)
@@ -103,18 +109,18 @@ def close(out: Any, expected: Any, tolerance: float) -> bool:
 
 
 def surface(base_edge: float, height: float) -> int:
-    """A square pyramid's surface, `height` being its own and not its faces'."""
+    """Return a square pyramid's surface, where `height` is that of the pyramid and not that of its faces."""
     return round(base_edge**2 + 2 * base_edge * math.hypot(base_edge / 2, height))
 
 
 def digit_distance(one: int, other: int) -> int:
-    """The digits' differences, the shorter number padded with zeros."""
+    """Return the sum of the digits' differences, with the shorter number padded with zeros."""
     width = max(len(str(one)), len(str(other)))
     return sum(abs(int(a) - int(b)) for a, b in zip(str(one).zfill(width), str(other).zfill(width), strict=True))
 
 
 def agrees(name: str, given: list[Any], out: Any, expected: Any, tolerance: float) -> bool:
-    """Whether an answer is right."""
+    """Return whether an answer is right, given the reference's."""
     if name == "find_zero":
         return abs(sum(factor * math.pow(out, power) for power, factor in enumerate(*given))) <= tolerance
     if name in SET_EQUAL:
@@ -142,7 +148,7 @@ def run(
     limit: Callable[[float], None],
     alive: Callable[[], bool],
 ) -> None:
-    """Every input in turn; `record` is called with what came of it."""
+    """Run every input in turn; `record` is called with what came of it."""
     for group in ("base", "plus"):
         tolerance = data["atol"]
         for raw in data[group]:

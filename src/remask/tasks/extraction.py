@@ -18,16 +18,17 @@ BRACE = re.compile(r"[{}]")
 
 
 def with_stop(text: str) -> str:
-    """The text as the model wrote it: one without stop tokens has been decoded, and ended in one."""
+    """Return the text as the model wrote it: one without stop tokens has been decoded, and ended in one."""
     return text if any(stop in text for stop in STOPS) else text + STOPS[0]
 
 
 def has_box(text: str) -> bool:
+    """Return whether a text has the command of a box."""
     return r"\boxed" in text or r"\fbox" in text
 
 
 def boxes(text: str) -> Iterator[str]:
-    r"""What stands between each `\boxed{` and the next `}` on its line, stripped."""
+    r"""Yield what stands between each `\boxed{` and the next `}` on its line, stripped."""
     for line in text.split("\n"):
         end = 0
         while (start := line.find(BOX, end)) >= 0 and (end := line.find("}", start)) >= 0:
@@ -35,7 +36,7 @@ def boxes(text: str) -> Iterator[str]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last box; without a box the whole text; None where its braces never close.
+    r"""Return the content of the last box; without a box the whole text; None where its braces never close.
 
     `\boxed 3` (a blank, no brace) goes before every other box and runs to the next dollar sign. A box that is not
     `\boxed{…}`, such as an `\fbox`, is given with its command.
@@ -58,19 +59,20 @@ def last_boxed(text: str) -> str | None:
 
 
 def first_answer(text: str) -> str | None:
-    """What stands in the first `<answer>`, stripped; None where it is not closed."""
+    """Return what stands in the first `<answer>`, stripped; None where it is not closed."""
     inside, closed, _ = text.partition("<answer>")[2].partition("</answer>")
     return inside.strip() if closed else None
 
 
 def format_score(text: str) -> float:
-    r"""Dense reward of a wrong answer: 0.1 where it stands in closed answer tags or a closed `\boxed{…}`."""
+    r"""Return the dense reward of a wrong answer: 0.1 where it stands in closed answer tags or a closed `\boxed{…}`."""
     return 0.1 if first_answer(text) is not None or (BOX in text and last_boxed(text) is not None) else 0.0
 
 
 def is_wordless(text: str) -> bool:
-    """Whether there is an answer tag and not one letter outside it: the form of worked answers, which is not that of
-    prose."""
+    """Return whether there is an answer tag and not one letter outside it: the form of worked answers, which is not
+    that of prose.
+    """
     before, opened, rest = text.rpartition("<answer>")
     around = TAG.sub("", before + "\n" + rest.partition("</answer>")[2])
     return bool(opened) and LETTER.search(around) is None

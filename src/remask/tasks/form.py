@@ -11,13 +11,13 @@ EMPTY_BOX = re.compile(r"\\boxed\{\s*\}")
 
 
 def share(kept: Sequence[bool]) -> float:
-    """How much of what was asked for is kept, in [0, 1]."""
+    """Return how much of what was asked for is kept, in [0, 1]."""
     return sum(kept) / len(kept)
 
 
 def tagged(text: str) -> list[bool]:
-    """What is asked of an answer in tags: one `<answer>`; one `</answer>`, after it; something between these two, which
-    an empty box is not; after the answer nothing but white space and special tokens.
+    """Return which of the things asked of an answer in tags it keeps: one `<answer>`; one `</answer>`, after it;
+    something between these two, which an empty box is not; after the answer nothing but white space and special tokens.
     """
     inside, closed, after = text.partition("<answer>")[2].partition("</answer>")
     opens = text.count("<answer>") == 1
@@ -26,7 +26,7 @@ def tagged(text: str) -> list[bool]:
 
 
 def boxed(text: str) -> bool:
-    r"""Whether the answer between the tags is one closed `\boxed{…}` that holds something, and nothing else."""
+    r"""Return whether the answer between the tags is one closed `\boxed{…}` that holds something, and nothing else."""
     opens, closes, filled, _ = tagged(text)
     if not (opens and closes and filled):
         return False
@@ -40,7 +40,7 @@ def boxed(text: str) -> bool:
 
 
 def reasoned(text: str) -> bool:
-    """Whether there is one `<reasoning>…</reasoning>` with something in it, before the answer."""
+    """Return whether there is one `<reasoning>…</reasoning>` with something in it, before the answer."""
     before = text.partition("<answer>")[0]
     inside, closed, _ = before.partition("<reasoning>")[2].partition("</reasoning>")
     return bool(closed) and text.count("<reasoning>") == text.count("</reasoning>") == 1 and _says(inside)

@@ -17,16 +17,17 @@ from remask.tasks.generator import GeneratedTask
 
 GENERATED, DIRECT = "generated:", "direct:"
 FORM = re.compile(r"(generated|direct):(?P<names>.+?):(?P<rows>[0-9]+)(:(?P<seed>[0-9]+))?", re.DOTALL)
-"""A task of the user's own, `file.py:Class`, has a colon in its name."""
+"""The form of a source of generated problems. A user's task, `file.py:Class`, has a colon in its name."""
 
 
 def is_generated(source: str) -> bool:
+    """Return whether a source is one of generated problems."""
     return source.startswith((GENERATED, DIRECT))
 
 
 def generated_examples(source: str, *, split: Split, prompt_style: str, wrong: bool = False) -> list[Example]:
-    """Worked answers to generated problems (of a `direct:` source the answers alone), the tasks in turn, or plausible
-    `wrong` ones to the same problems. The same (source, split) gives the same examples.
+    """Return worked answers to generated problems (of a `direct:` source the answers alone), the tasks in turn, or
+    plausible `wrong` ones to the same problems. The same (source, split) gives the same examples.
 
     Raises UserError where the source is not of the form above.
     """

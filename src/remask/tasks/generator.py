@@ -24,43 +24,48 @@ DIGEST_BYTES = 6
 
 
 def split_of(key: str) -> Split:
-    """The split a problem belongs to: 1/16 test, 1/16 validation, the rest training."""
+    """Return the split a problem belongs to: 1/16 test, 1/16 validation, the rest training."""
     bucket = hashlib.blake2b(key.encode(), digest_size=1).digest()[0]
     return "test" if bucket < 16 else "validation" if bucket < 32 else "train"
 
 
 def digest(key: str) -> bytes:
+    """Return a digest of a problem's key."""
     return hashlib.blake2b(key.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 @cache
 def published_digests() -> frozenset[bytes]:
-    """Digests of the problems in the published test files (made by `scripts/digest_published.py`)."""
+    """Return digests of the problems in the published test files (made by `scripts/digest_published.py`)."""
     data = resources.files("remask.tasks").joinpath("published.bin").read_bytes()
     return frozenset(data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES))
 
 
 class GeneratedTask(Task):
-    """A task with a distribution of problems of its own and worked answers to train on."""
+    """A task that can draw random problems and write worked answers to train on."""
 
     @abstractmethod
     def propose(self, rng: random.Random) -> Problem:
-        """One random problem of this task's generated distribution, of any split."""
+        """Draw one random problem of this task's generated distribution, of any split."""
 
     @abstractmethod
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
-        """A worked answer: reasoning, then `<answer>…</answer>`. `wrong` makes a plausible answer that is not right."""
+        """Write a worked answer: reasoning, then `<answer>…</answer>`. `wrong` makes a plausible answer that is not
+        right.
+        """
 
     def without_work(self, worked: str) -> str:
-        """The answer of a worked one alone: its tag and what is in it."""
+        """Return the answer of a worked one alone: its tag and what is in it."""
         return worked[worked.index("<answer>") :]
 
     def generate(self, count: int, *, split: Split, seed: int) -> list[Problem]:
-        """`count` distinct problems of a split, the same for the same (task, split, seed), none of them published."""
+        """Return `count` distinct problems of a split, the same for the same (task, split, seed), none of them
+        published.
+        """
         return list(islice(self.stream(split=split, seed=seed), count))
 
     def stream(self, *, split: Split, seed: int) -> Iterator[Problem]:
-        """Distinct problems of a split without end (until the task runs out of them: UserError)."""
+        """Yield distinct problems of a split without end. Raises UserError when the task has no further ones."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
         seen: set[str] = set()
         misses = 0

@@ -21,25 +21,30 @@ NUMBER = re.compile(r"-?\d+\.?\d*")
 
 
 class Gsm8k(Task):
-    """`score` is 1 where correct, else 0.1 where the answer stands in closed answer tags or a closed box."""
+    """The task of GSM8K. `score` is 1 where correct, else 0.1 where the answer stands in closed answer tags or a closed
+    box.
+    """
 
     name = "gsm8k"
     hub = Hub("openai/gsm8k", "main")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The data set's columns; the reference follows `####` in `answer`."""
+        """Read the data set's columns; the reference follows `####` in `answer`."""
         _, marked, answer = row["answer"].rpartition("####")
         if not marked:
             raise ValueError("its answer has no ####")
         return self.problem(row["question"], float(answer.replace(",", "")))
 
     def from_stored(self, question: str, ground_truth: float | None) -> Problem:
-        """d1's files have no ground truth where it is negative; no answer to such a problem counts as correct."""
+        """Return the problem of a row of d1's, whose files have no ground truth where it is negative; no answer to such
+        a problem counts as correct.
+        """
         if ground_truth is not None and (isinstance(ground_truth, bool) or not isinstance(ground_truth, (int, float))):
             raise TypeError(f"the ground truth {ground_truth!r} is not a number")
         return self.problem(question, ground_truth)
 
     def problem(self, question: str, number: float | None) -> Problem:
+        """Return the problem of a question and its reference."""
         if number is not None and not math.isfinite(number):
             raise ValueError(f"{number} is no answer")
         answer = None if number is None else str(int(number)) if number == int(number) else repr(number)
@@ -53,8 +58,8 @@ class Gsm8k(Task):
         )
 
     def format(self, problem: Problem, completion: str) -> float:
-        r"""A sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one `\boxed{…}`,
-        and the reasoning in its tags before it.
+        r"""Give a sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one
+        `\boxed{…}`, and the reasoning in its tags before it.
         """
         return form.share([*form.tagged(completion), form.boxed(completion), form.reasoned(completion)])
 
@@ -65,7 +70,7 @@ class Gsm8k(Task):
 
 
 def read_number(completion: str) -> str | None:
-    """The answer as written, which `float` can read; None where there is none."""
+    """Return the answer as written, which `float` can read; None where there is none."""
     for inside in boxes(completion):
         if (number := _number(inside, place=0)) is not None:
             return number

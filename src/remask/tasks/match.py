@@ -33,15 +33,17 @@ NUMBER = re.compile(
     r"[-+−]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*[/⁄]\s*\d+(?:\.\d+)?)?"
 )
 AROUND = " \t\r\n.,;:!?\"'`*_$()[]{}“”‘’«»"
-"""What may stand around a normalised answer: punctuation, quotes and emphasis."""
+"""The characters that may stand around a normalised answer: punctuation, quotes and emphasis."""
 UNITS = "$€£¥%°"
-"""What may stand beside a number that is an answer as a whole."""
+"""The signs that may stand beside a number that is an answer as a whole."""
 MOST_SECONDS = 1.0
-"""How long a pattern may search one answer."""
+"""The seconds that a pattern may search one answer."""
 
 
 class Match(Task):
-    """`score` is 1 where right. Every answer is also compared by the other rules, as `metrics`."""
+    """A task whose answers are compared with a reference. `score` is 1 where right. Every answer is also compared by
+    the other rules, as `metrics`.
+    """
 
     name = "match"
     metrics = ("exact", "normalised")
@@ -79,6 +81,7 @@ class Match(Task):
         return Grade(right, float(right), answer, metrics)
 
     def right(self, reference: str, completion: str) -> bool:
+        """Return whether an answer's text agrees with the reference."""
         wanted = final(reference)
         if (number := whole_number(wanted)) is not None:
             return same(number, last_number(final(completion)))
@@ -86,6 +89,8 @@ class Match(Task):
 
 
 class MatchExact(Match):
+    """A task whose answers must equal the reference, character by character."""
+
     name = "match_exact"
 
     def right(self, reference: str, completion: str) -> bool:
@@ -93,6 +98,8 @@ class MatchExact(Match):
 
 
 class MatchNumeric(Match):
+    """A task whose answers must have the reference's value."""
+
     name = "match_numeric"
 
     def check(self, reference: str) -> None:
@@ -105,6 +112,8 @@ class MatchNumeric(Match):
 
 
 class MatchRegex(Match):
+    """A task whose answers must match the reference as a pattern."""
+
     name = "match_regex"
 
     def check(self, reference: str) -> None:
@@ -121,7 +130,7 @@ class MatchRegex(Match):
 
 
 def final(text: str) -> str:
-    """The part of a text that is its answer."""
+    """Return the part of a text that is its answer."""
     text = text.rpartition("</think>")[2]
     if (tagged := answer_text(text)) is not None:
         text = tagged
@@ -131,17 +140,18 @@ def final(text: str) -> str:
 
 
 def normalised(text: str) -> str:
+    """Return a text in the normal form that answers are compared in."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(AROUND)
 
 
 def whole_number(text: str) -> float | None:
-    """The value of a text that is a number and nothing else but units of currency, per cent or degrees."""
+    """Return the value of a text that is a number and nothing else but units of currency, per cent or degrees."""
     bare = normalised(text).strip(UNITS + AROUND)
     return last_number(bare) if NUMBER.fullmatch(bare) else None
 
 
 def last_number(text: str) -> float | None:
-    """The value of the last number in a text: `1,234`, `3/4`, `-2.5e3`."""
+    """Return the value of the last number in a text: `1,234`, `3/4`, `-2.5e3`."""
     found = NUMBER.findall(text)
     if not found:
         return None
@@ -154,4 +164,5 @@ def last_number(text: str) -> float | None:
 
 
 def same(a: float, b: float | None) -> bool:
+    """Return whether two values are equal, up to rounding."""
     return b is not None and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)

@@ -33,7 +33,9 @@ UNIT = r"\text{ "
 
 
 class Math500(Task):
-    """`score` is 1 where correct, else 0.1 where the answer stands in closed answer tags or a closed box."""
+    """The task of MATH-500. `score` is 1 where correct, else 0.1 where the answer stands in closed answer tags or a
+    closed box.
+    """
 
     name = "math500"
     metrics = ("math_verify",)
@@ -43,7 +45,7 @@ class Math500(Task):
         self.verifier = Verifier()
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The data set's columns; some releases leave out subject and level."""
+        """Read the data set's columns; some releases leave out subject and level."""
         further = {name: row[name] for name in ("subject", "level") if name in row}
         return self.problem(row["problem"], row["answer"], **further)
 
@@ -51,6 +53,7 @@ class Math500(Task):
         return self.problem(question, ground_truth)
 
     def problem(self, question: str, answer: str, **further: Any) -> Problem:
+        """Return the problem of a question and its reference."""
         if not isinstance(answer, str):
             raise TypeError(f"the answer {answer!r} is not a text")
         key = digest(" ".join(question.split())).hex()
@@ -63,8 +66,8 @@ class Math500(Task):
         )
 
     def format(self, problem: Problem, completion: str) -> float:
-        r"""A sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one `\boxed{…}`,
-        and the reasoning in its tags before it.
+        r"""Give a sixth for each thing the prompt asks for: the four of a tagged answer, the answer being one
+        `\boxed{…}`, and the reasoning in its tags before it.
         """
         return form.share([*form.tagged(completion), form.boxed(completion), form.reasoned(completion)])
 
@@ -77,13 +80,13 @@ class Math500(Task):
 
 
 class Math(Math500):
-    """The whole data set, 7,500 problems to train on and 5,000 to test: MATH-500 is of the latter."""
+    """The task of the whole MATH data set, 7,500 problems to train on and 5,000 to test: MATH-500 is of the latter."""
 
     name = "math"
     hub = Hub("DigitalLearningGmbH/MATH-lighteval", "default")
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """The answer is what the solution's last box holds."""
+        """Read a row; the answer is what the solution's last box holds."""
         answer = last_boxed(row["solution"]) if has_box(row["solution"]) else None
         if not answer:
             raise ValueError("its solution has no box")
@@ -92,8 +95,9 @@ class Math(Math500):
 
 
 def read_answer(completion: str) -> str | None:
-    """The last box's content; where it is empty or never closes, what the answer tags hold. Without a box it is the
-    whole text, which is never right, whatever the answer tags hold."""
+    """Return the last box's content; where it is empty or never closes, what the answer tags hold. Without a box it is
+    the whole text, which is never right, whatever the answer tags hold.
+    """
     boxed = last_boxed(completion)
     if boxed:
         return boxed
@@ -102,7 +106,7 @@ def read_answer(completion: str) -> str | None:
 
 
 def is_equivalent(answer: str, reference: str) -> bool:
-    """Equal in normal form; as written, where either has none."""
+    """Return whether two answers are equal in normal form; as written, where either has none."""
     try:
         return normal_form(answer) == normal_form(reference)
     except ValueError:
@@ -110,7 +114,8 @@ def is_equivalent(answer: str, reference: str) -> bool:
 
 
 def normal_form(answer: str) -> str:
-    r"""The answer without blanks, units, degrees, percent and dollar signs, with `\frac` and `\sqrt` in braces.
+    r"""Return the answer without blanks, units, degrees, percent and dollar signs, with `\frac` and `\sqrt`
+    in braces.
 
     Raises ValueError where the MATH data set's rules break off: two units, a `\frac` or `\sqrt` of nothing, or a single
     slash between anything but whole numbers.

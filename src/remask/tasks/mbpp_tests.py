@@ -17,7 +17,7 @@ ASKED = "_asked_"
 
 
 def asked_of(reference: str, tests: str, setup: str = "") -> dict[str, Any]:
-    """The fields of a problem that say how it is tested.
+    """Return the fields of a problem that say how it is tested.
 
     `names` are the reference's functions and classes that the tests use, functions first; the first is the `name` asked
     for. `test` are the tests, after `setup` where it needs nothing of the program. `beside` is run after the program,
@@ -46,7 +46,9 @@ def asked_of(reference: str, tests: str, setup: str = "") -> dict[str, Any]:
 
 
 class Move(ast.NodeTransformer):
-    """Puts a call without arguments in the place of each call that needs what is only beside the program."""
+    """A transformer of syntax trees that puts a call without arguments in the place of each call that needs what is
+    only beside the program.
+    """
 
     def __init__(self, functions: set[str], there: set[str]) -> None:
         self.functions_asked, self.there = functions | there, there

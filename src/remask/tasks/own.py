@@ -10,7 +10,7 @@ from remask.tasks.base import Task
 
 
 def load(name: str) -> Task:
-    """The task of `path/to/file.py:Class`. Raises UserError saying why it cannot be had."""
+    """Return the task of `path/to/file.py:Class`. Raises UserError saying why it cannot be loaded."""
     place, _, attribute = name.rpartition(":")
     module = from_file(name, place)
     found = getattr(module, attribute, None)

@@ -16,31 +16,33 @@ from functools import cached_property
 from typing import Literal
 
 Kind = Literal["written", "imported", "stub", "none"]
-"""How a program binds a name: by code of its own, by an import, by a body that does nothing, or not at all."""
+"""The way a program binds a name: by code that is written in it, by an import, by a body that does nothing, or not at
+all."""
 
 KINDS: tuple[Kind, ...] = ("none", "stub", "imported", "written")
-"""Kinds, from the worst to the best."""
+"""The kinds, from the worst to the best."""
 
 FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 LEADING = re.compile(r"^[ \t]+", re.MULTILINE)
 FAILURES = (SyntaxError, ValueError, RecursionError, MemoryError)
-"""What Python's parser raises: for code that is none, for null characters and half characters, for deep nesting."""
+"""The errors that Python's parser raises: for code that is none, for null characters and half characters, for deep
+nesting."""
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 Scope = (*Function, ast.ClassDef, ast.Lambda)
 BUILTIN = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 CHANGERS = {"setrecursionlimit"}
-"""Calls that change how the program runs and bind nothing."""
+"""The calls that change how the program runs and bind nothing."""
 
 
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree; None where the code is not Python."""
+    """Return the syntax tree; None where the code is not Python."""
     return parsed(code)[0]
 
 
 def parsed(code: str) -> tuple[ast.Module | None, str]:
-    """The syntax tree, or None and what the parser says is wrong."""
+    """Return the syntax tree, or None and what the parser says is wrong."""
     try:
         with warnings.catch_warnings(action="ignore"):  # "\d" and its like
             return ast.parse(code), ""
@@ -50,7 +52,8 @@ def parsed(code: str) -> tuple[ast.Module | None, str]:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement at the outermost level, its lines in the code (from 0, the last not included), and its names there.
+    """A statement at the outermost level, its lines in the code (from 0, the last not included), and the names it binds
+    there.
 
     `uses` are the global names that it needs, those inside its functions too.
     """
@@ -70,9 +73,10 @@ class Code:
 
     @classmethod
     def read(cls, text: str) -> Code | None:
-        """The code of a text. Where it does not parse as it stands, its indentation is mended in the ways that answers
-        lose it: all of it too deep; the first line alone too deep or too shallow; tabs among spaces. None where no way
-        makes it Python."""
+        """Read the code of a text. Where it does not parse as it stands, its indentation is corrected in the ways that
+        answers lose it: all of it too deep; the first line alone too deep or too shallow; tabs among spaces. None where
+        no way makes it Python.
+        """
         for mended in indentations(text):
             tree = parse(mended)
             if tree is not None:
@@ -81,10 +85,12 @@ class Code:
 
     @cached_property
     def lines(self) -> list[str]:
+        """Return the lines of the text."""
         return self.text.split("\n")
 
     @cached_property
     def statements(self) -> list[Statement]:
+        """Return the statements at the outermost level."""
         found = []
         for node in self.tree.body:
             decorators = getattr(node, "decorator_list", [])
@@ -96,17 +102,17 @@ class Code:
 
     @cached_property
     def is_body(self) -> bool:
-        """Whether it returns or yields outside of any function: the inside of one, then."""
+        """Return whether the code returns or yields outside of any function: it is then the inside of one."""
         return any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) for node in outside_scopes(self.tree))
 
     def kind(self, name: str) -> Kind:
-        """How it binds a name, in the best of its ways."""
+        """Return how the code binds a name, in the best of its ways."""
         if self.is_body:
             return "none"
         return max((_kind(one, name) for one in self.statements), key=KINDS.index, default="none")
 
     def without_demonstration(self, names: Sequence[str]) -> str:
-        """The text without the statements that are not part of the program that binds the names.
+        """Return the text without the statements that are not part of the program that binds the names.
 
         Assertions and words that happen to be Python (`Done`, `Note: this`) are none, nor is what reads standard input
         where the program is loaded. Behind the last statement that binds one of the names only such statements stay
@@ -136,30 +142,33 @@ class Code:
         return "\n".join(line for number, line in enumerate(self.lines) if number not in gone - stays)
 
     def source_of(self, one: Statement) -> str:
+        """Return the text of one statement."""
         return "\n".join(self.lines[one.first : one.end])
 
     @cached_property
     def binds(self) -> set[str]:
+        """Return all names that the code binds at the outermost level."""
         return {name for one in self.statements for name in one.binds}
 
     def missing(self) -> set[str]:
-        """The global names that it uses and neither binds nor has from Python."""
+        """Return the global names that the code uses and neither binds nor has from Python."""
         return {name for one in self.statements for name in one.uses} - self.binds - BUILTIN
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether a program binds a name; one that is not Python, whether it seems to."""
+    """Return whether a program binds a name; for one that is not Python, whether it seems to."""
     read = Code.read(code)
     return seems_to_bind(code, name) if read is None else read.kind(name) != "none"
 
 
 def seems_to_bind(code: str, name: str) -> bool:
+    """Return whether a text has a line that would bind a name."""
     pattern = rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*="
     return re.search(pattern, code, re.MULTILINE) is not None
 
 
 def names_of(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that a statement binds at the outermost level, and the global names that it uses."""
+    """Return the names that a statement binds at the outermost level, and the global names that it uses."""
     try:
         with warnings.catch_warnings(action="ignore"):
             top = symtable.symtable(source, "answer", "exec")
@@ -176,7 +185,7 @@ def names_of(source: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def outside_scopes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those inside functions, classes and lambdas: what runs when the code is loaded."""
+    """Yield every node but those inside functions, classes and lambdas: what runs when the code is loaded."""
     left: list[ast.AST] = [tree]
     while left:
         node = left.pop()
@@ -185,13 +194,13 @@ def outside_scopes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def joined(*parts: str) -> str:
-    """The parts as one program: imports from the future stand first, as they must in a file."""
+    """Return the parts as one program: imports from the future stand first, as they must in a file."""
     future = [line for part in parts for line in FUTURE.findall(part)]
     return "\n".join([*future, *(FUTURE.sub("", part) if future else part for part in parts)])
 
 
 def dedented(text: str) -> str:
-    """The text without the indentation that all of its lines share; blank lines in it stay as they are."""
+    """Return the text without the indentation that all of its lines share; blank lines in it stay as they are."""
     margins = [line[: len(line) - len(line.lstrip())] for line in text.split("\n") if line.strip()]
     first, last = min(margins, default=""), max(margins, default="")
     shared = next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
@@ -200,7 +209,7 @@ def dedented(text: str) -> str:
 
 
 def indentations(text: str) -> Iterator[str]:
-    """The text without the indentation that its lines share, then with its indentation mended."""
+    """Yield the text without the indentation that its lines share, then with its indentation corrected."""
     text = BLANK_LINES.sub("", text).rstrip()
     yield dedented(text)
     first, newline, rest = text.partition("\n")

@@ -23,14 +23,14 @@ from remask.tasks.stored import SAMPLE_ROWS, Stored
 
 NUMBERED = re.compile(r"([A-Za-z]+)[/_](\d+)")
 TEXTS = ("solution", "completion")
-"""Columns that hold a program; EvalPlus takes the first where a row has both."""
+"""The columns that hold a program; EvalPlus takes the first where a row has both."""
 
 COMMON_K = (1, 10, 100)
 """The k of pass@k that are reported where there are samples enough, as Chen et al. 2021 do."""
 
 
 def is_samples(path: str | Path) -> bool:
-    """Whether a source looks like samples: a folder, or a file whose first row has a task_id."""
+    """Return whether a source holds samples: it is a folder, or a file whose first row has a task_id."""
     if Path(path).is_dir():
         return True
     if not Path(path).is_file() or (Path(path).suffix == ".json" and not _is_list(Path(path))):
@@ -40,7 +40,8 @@ def is_samples(path: str | Path) -> bool:
 
 
 def read_samples(task: CodeTask, path: str | Path, problems: Sequence[Problem], *, find: bool = False) -> list[Stored]:
-    """Every sample of a file or folder, with its problem and its program. With `find` the code is looked for in each.
+    """Return every sample of a file or folder, with its problem and its program. With `find` the code is searched for
+    in each.
 
     Raises UserError naming the row that cannot be read, or whose problem is not among `problems`.
     """
@@ -61,15 +62,16 @@ def read_samples(task: CodeTask, path: str | Path, problems: Sequence[Problem], 
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that of k samples, drawn from all of a problem's without putting back, one is right:
-    1 − C(n−c, k) / C(n, k), the unbiased estimate of Chen et al. 2021 (arXiv:2107.03374, equation 1)."""
+    """Return the chance that of k samples, drawn from all of a problem's without putting back, one is right: 1 − C(n−c,
+    k) / C(n, k), the unbiased estimate of Chen et al. 2021 (arXiv:2107.03374, equation 1).
+    """
     if not 0 < k <= samples or not 0 <= right <= samples:
         raise ValueError(f"pass@{k} of {right} right among {samples} samples")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def ks(counts: Sequence[int]) -> list[int]:
-    """The k for which every problem has samples enough: the usual ones, and the most there are."""
+    """Return the k for which every problem has samples enough: the usual ones, and the most there are."""
     least = min(counts)
     return sorted({k for k in COMMON_K if k <= least} | {least})
 

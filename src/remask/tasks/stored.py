@@ -16,7 +16,7 @@ from remask.tasks.code import CodeTask
 
 @dataclass(frozen=True)
 class Stored:
-    """One answer and where it stands. d1 keeps question and ground truth; Remask's records keep the problem."""
+    """A stored answer and where it stands. d1 keeps question and ground truth; Remask's records keep the problem."""
 
     where: str
     completion: str
@@ -24,7 +24,7 @@ class Stored:
     ground_truth: Any = None
     problem: Problem | None = None
     source: str | None = None
-    """A sample's whole program, which is graded as it stands."""
+    """The whole program of a sample, which is graded as it stands."""
 
 
 @runtime_checkable
@@ -32,14 +32,17 @@ class FromStored(Protocol):
     """A task that can make a problem of d1's question and ground truth."""
 
     def from_stored(self, question: str, ground_truth: Any) -> Problem:
-        """Raises ValueError, TypeError or KeyError where they are not of this task."""
+        """Return the problem. Raises ValueError, TypeError or KeyError where question and ground truth are not of this
+        task.
+        """
 
 
 @runtime_checkable
 class Weighted(Protocol):
     """A task whose published figure counts parts of problems: each problem as many as its weight."""
 
-    def weight(self, problem: Problem) -> int: ...
+    def weight(self, problem: Problem) -> int:
+        """Return the number of parts that a problem counts as."""
 
 
 D1_ROWS = "a row has question, generations and ground_truth"
@@ -48,7 +51,7 @@ SAMPLE_ROWS = "a row has task_id and either completion (it goes on after the pro
 
 
 def forms(task: Task | None) -> str:
-    """The forms of stored answers that a task reads, in words."""
+    """Return the forms of stored answers that a task reads, in words."""
     if task is None:
         return f"{D1_ROWS}; or give {RECORD}"
     rows = [D1_ROWS] if isinstance(task, FromStored) else [SAMPLE_ROWS] if isinstance(task, CodeTask) else []
@@ -56,8 +59,8 @@ def forms(task: Task | None) -> str:
 
 
 def read_stored(path: str | Path, task: Task | None = None) -> list[Stored]:
-    """Every answer of a file, in its order. Raises UserError naming the file and row that cannot be read, and the forms
-    that the task reads.
+    """Return every answer of a file, in its order. Raises UserError naming the file and row that cannot be read, and
+    the forms that the task reads.
 
     A file is a .jsonl of rows with `question`, `generations` and `ground_truth`, the .json that d1 writes (the rows are
     its `generations`), or a record of `remask eval`, with all its tasks.
@@ -76,7 +79,7 @@ def read_stored(path: str | Path, task: Task | None = None) -> list[Stored]:
 
 
 def problem_of(task: Task, stored: Stored) -> Problem:
-    """The problem that an answer is to. Raises UserError where it is none of this task."""
+    """Return the problem that an answer is to. Raises UserError where it is none of this task."""
     if stored.problem is not None:
         if stored.problem.task != task.name:
             raise UserError(
@@ -96,7 +99,7 @@ def problem_of(task: Task, stored: Stored) -> Problem:
 
 
 def regrade(task: Task, stored: Sequence[Stored], *, on_done: Callable[[int], None] | None = None) -> list[Grade]:
-    """The task's grade of each answer; of samples, of each program as it stands."""
+    """Return the task's grade of each answer; of samples, of each program as it stands."""
     problems = [problem_of(task, one) for one in stored]
     sources = [one.source for one in stored if one.source is not None]
     try:
@@ -109,7 +112,7 @@ def regrade(task: Task, stored: Sequence[Stored], *, on_done: Callable[[int], No
 
 
 def published_count(task: Task, problems: Sequence[Problem], grades: Sequence[Grade]) -> tuple[int, int]:
-    """(right, all) that the published figure is the quotient of: problems, or parts of them for a `Weighted` task."""
+    """Return (right, all), whose quotient is the published figure: problems, or parts of them for a `Weighted` task."""
     if not isinstance(task, Weighted):
         return sum(grade.correct for grade in grades), len(grades)
     weights = [task.weight(problem) for problem in problems]

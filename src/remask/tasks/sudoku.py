@@ -32,7 +32,7 @@ ALONE = re.compile(r"\b(\d{16})\b")
 
 
 def peers(cell: int) -> frozenset[int]:
-    """The cells sharing a row, column or box with `cell` (numbered 0–15, row by row)."""
+    """Return the cells sharing a row, column or box with `cell` (numbered 0–15, row by row)."""
     row, column = divmod(cell, 4)
     return frozenset(
         other
@@ -46,13 +46,13 @@ PEERS = [peers(cell) for cell in range(16)]
 
 
 def candidates(grid: str, cell: int) -> str:
-    """The digits that no peer of an empty cell holds."""
+    """Return the digits that no peer of an empty cell holds."""
     taken = {grid[peer] for peer in PEERS[cell]}
     return "".join(digit for digit in DIGITS if digit not in taken)
 
 
 def solutions(grid: str, limit: int = 2) -> list[str]:
-    """Up to `limit` valid completions of a grid in which 0 is empty."""
+    """Return up to `limit` valid completions of a grid in which 0 is empty."""
     grids, holding = _table()
     left = (1 << len(grids)) - 1
     for cell, digit in enumerate(grid):
@@ -88,14 +88,16 @@ def _completed(grid: str) -> list[str]:
 
 
 def is_valid(grid: str) -> bool:
-    """A full grid that keeps every rule."""
+    """Return whether a grid is full and keeps every rule."""
     return len(grid) == 16 and all(
         grid[cell] in DIGITS and all(grid[cell] != grid[peer] for peer in PEERS[cell]) for cell in range(16)
     )
 
 
 def deductions(grid: str) -> list[int]:
-    """The empty cells whose digit follows in one step: a single candidate, or the only place for a digit in a unit."""
+    """Return the empty cells whose digit follows in one step: a single candidate, or the only place for a digit in a
+    unit.
+    """
     empty = [cell for cell in range(16) if grid[cell] == "0"]
     singles = [cell for cell in empty if len(candidates(grid, cell)) == 1]
     return singles or [cell for cell in empty if any(_only_place(grid, cell, d) for d in candidates(grid, cell))]
@@ -115,7 +117,7 @@ def _only_place(grid: str, cell: int, digit: str) -> bool:
 
 
 class Sudoku(GeneratedTask):
-    """4×4 Sudoku with 8 empty cells, as all the published ones have, and one solution, where generated."""
+    """The task of 4×4 Sudoku with 8 empty cells, as all the published ones have, and one solution, where generated."""
 
     name = "sudoku"
     metrics = ("cells",)
@@ -133,20 +135,22 @@ class Sudoku(GeneratedTask):
                 return _problem(puzzle, solution)
 
     def read(self, row: dict[str, Any]) -> Problem:
-        """d1's columns (Puzzle, Solution) or Dream's (input, output: rows on lines of their own)."""
+        """Read d1's columns (Puzzle, Solution) or Dream's (input, output: each row on a line)."""
         if "Puzzle" in row:
             return _problem(row["Puzzle"], row["Solution"])
         return _problem(row["input"], row["output"])
 
     def from_stored(self, question: str, ground_truth: str) -> Problem:
-        """`question` holds the puzzle's 16 digits, `ground_truth` is the solution."""
+        """Return the problem of a `question` that holds the puzzle's 16 digits, and a `ground_truth` that is the
+        solution.
+        """
         puzzle = re.search(r"(?<![0-9])[0-4]{16}(?![0-9])", question)
         if puzzle is None:
             raise ValueError("its question holds no 16 digits of 0-4")
         return _problem(puzzle[0], ground_truth)
 
     def weight(self, problem: Problem) -> int:
-        """The empty cells: as many as the published figure counts in this puzzle."""
+        """Return the number of empty cells: as many as the published figure counts in this puzzle."""
         return problem.fields["puzzle"].count("0")
 
     def prompt(self, problem: Problem, style: PromptStyle) -> str:
@@ -160,7 +164,7 @@ class Sudoku(GeneratedTask):
         )
 
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
-        """Cells in an order in which each follows from those before it (`b3=4`), then the grid.
+        """Write the cells in an order in which each follows from those before it (`b3=4`), then the grid.
 
         The choice of the next cell is a decision; its digit is forced.
         """
@@ -174,7 +178,7 @@ class Sudoku(GeneratedTask):
         return f"{' '.join(steps)}\n<answer>{by_rows(written)}</answer>"
 
     def without_work(self, worked: str) -> str:
-        """The grid's 16 digits, as `read_grid` takes them without a tag."""
+        """Return the grid's 16 digits, as `read_grid` takes them without a tag."""
         return re.sub(r"\D", "", super().without_work(worked))
 
     def grade(self, problem: Problem, completion: str) -> Grade:
@@ -188,18 +192,21 @@ class Sudoku(GeneratedTask):
 
 
 def right_cells(problem: Problem, answer: str) -> float:
-    """The share of the empty cells that an answer's first 16 characters fill as the stored solution does."""
+    """Return the share of the empty cells that an answer's first 16 characters fill as the stored solution does."""
     puzzle, solution = problem.fields["puzzle"], problem.fields["solution"]
     empty = [cell for cell in range(16) if puzzle[cell] == "0"]
     return sum(answer[cell : cell + 1] == solution[cell] for cell in empty) / len(empty) if empty else 0.0
 
 
 def by_rows(grid: str) -> str:
+    """Return a grid's 16 digits in four groups with blanks between them."""
     return " ".join(grid[i : i + 4] for i in range(0, 16, 4))
 
 
 def read_grid(completion: str) -> str | None:
-    """The digits of the answer tag, or else the last run of 16 digits in the text; None where there are neither."""
+    """Return the digits of the answer tag, or else the last run of 16 digits in the text; None where there
+    are neither.
+    """
     tagged = answer_text(completion)
     if tagged is not None and (digits := re.sub(r"\D", "", tagged)):
         return digits
@@ -208,7 +215,8 @@ def read_grid(completion: str) -> str | None:
 
 
 def published_grid(completion: str) -> str:
-    """What d1's evaluation takes for the grid, blanks removed; whatever it is, its 16 first characters are the cells.
+    """Return what d1's evaluation takes for the grid, blanks removed; whatever it is, its 16 first characters are the
+    cells.
 
     The first of these that is there and not blank: digits in a fence within the first answer; the first answer, up to
     its tag or a stop token; what follows the first closing tag, up to a stop token; 16 digits before a closing tag;

@@ -15,15 +15,15 @@ from typing import Any
 from remask.errors import UserError
 
 LONGEST = 20_000
-"""Characters of a completion that are looked at, from its end."""
+"""The most characters of a completion that are read, from its end."""
 
 
 class Verifier:
-    """Asks one worker process, which is started when first needed and anew whenever it ends.
+    """A verifier asks one worker process, which is started when first needed and anew whenever it ends.
 
     An answer may take `seconds` of processor time, after which it counts as not verified; `patience` seconds by the
     clock are the same for a worker that waits instead of working. One verifier may be shared by threads; a process
-    forked from this one starts a worker of its own.
+    forked from this one starts another worker.
     """
 
     def __init__(self, seconds: float = 0.6, patience: float = 20.0) -> None:
@@ -36,7 +36,7 @@ class Verifier:
         return Verifier, (self.seconds, self.patience)
 
     def agrees(self, reference: str, completion: str) -> bool:
-        """Whether the answer that the library finds in a completion equals the reference.
+        """Return whether the answer that the library finds in a completion equals the reference.
 
         Raises UserError where the library cannot be used at all.
         """

@@ -15,6 +15,7 @@ MEMORY = 4 << 30
 
 
 def main(seconds: float) -> None:
+    """Answer requests on stdin, one line each, until it ends; `seconds` bound each answer."""
     out, sys.stdout = sys.stdout, sys.stderr
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -34,6 +35,7 @@ def main(seconds: float) -> None:
 
 
 def verified(reference: str, completion: str) -> bool:
+    """Return whether the library finds the reference's answer in a completion."""
     from math_verify import parse, verify
 
     # Its own timeouts are signals that it may swallow.
@@ -43,6 +45,7 @@ def verified(reference: str, completion: str) -> bool:
 
 
 def limit(seconds: float) -> None:
+    """End the process after that much processor time; 0 lifts the limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -18,7 +18,8 @@ from remask.models.load import pick_device
 def training_arguments(
     engine: EngineConfig, folder: Path, *, device: str, seed: int, evaluates: bool, **own: Any
 ) -> TrainingArguments:
-    """The engine's settings, and those of this kind of run (`own`). Raises UserError naming what is wrong in them.
+    """Return the engine's settings, with those of this kind of run (`own`). Raises UserError naming what is wrong in
+    them.
 
     Logging happens at every step: trainers average over `logging_steps` themselves.
     """
@@ -86,7 +87,7 @@ def _values(engine: EngineConfig, folder: Path, *, device: str, seed: int, evalu
 
 
 UNUSED = frozenset({"label_smoothing_factor", "neftune_noise_alpha", "group_by_length"})
-"""Arguments of transformers' that are read by parts of its trainer which Remask's replace."""
+"""The arguments of transformers that are read only by parts of its trainer which Remask's trainers replace."""
 
 
 def _of_engine() -> dict[str, Any]:

@@ -22,8 +22,8 @@ STATUSES = ("running", "finished", "stopped", "failed")
 
 @dataclass(frozen=True)
 class Begun:
-    """A run's config, and what follows from it: the rows of an optimiser step, whether it matters how they are split
-    (None: its kind does not say), and the data's digest. `folder` is the run's.
+    """A begun run has a config, and what follows from it: the rows of an optimiser step, whether it matters how they
+    are split (None: its kind does not say), and the data's digest. `folder` is the run's.
     """
 
     folder: Path
@@ -34,13 +34,15 @@ class Begun:
 
     @classmethod
     def of_folder(cls, folder: Path, kind: type) -> Begun:
-        """Raises UserError for a file of the run's that is not what the run wrote."""
+        """Read the run of a folder. Raises UserError for a file of the run's that is not what the run wrote."""
         check_config(folder)
         return cls._made(folder, configs.load(kind, folder / CONFIG), recorded(folder))
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, kind: type) -> Begun:
-        """Raises UserError for a checkpoint that does not say it: of another program, or a part of one."""
+        """Read the run of a checkpoint. Raises UserError for a checkpoint that does not say it: one of another program,
+        or a part of one.
+        """
         kept = read_kept(checkpoint)
         config: Any = configs.from_dict(kind, kept["config"], where=str(checkpoint / KEPT))
         return cls._made(checkpoint.parent, config, kept)
@@ -53,7 +55,7 @@ class Begun:
 
 @contextmanager
 def dated(config: Any) -> Iterator[None]:
-    """Chat templates write the date on which the run began, also where it is resumed on another day."""
+    """Make chat templates write the date on which the run began, also where it is resumed on another day."""
     date = datetime.now()
     if config.resume:
         with suppress(UserError, KeyError, ValueError, TypeError):  # what is wrong with it is said when it is resumed
@@ -64,7 +66,7 @@ def dated(config: Any) -> Iterator[None]:
 
 
 def read_kept(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint keeps of its run. Raises UserError where it keeps nothing."""
+    """Return what a checkpoint keeps of its run. Raises UserError where it keeps nothing."""
     try:
         kept: dict[str, Any] = from_json((checkpoint / KEPT).read_bytes())
     except (OSError, ValueError) as error:
@@ -83,7 +85,7 @@ def check_config(folder: Path) -> None:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The folder's run.json; empty where there is none. Raises UserError for one that is no run's record."""
+    """Return the folder's run.json; empty where there is none. Raises UserError for one that is no run's record."""
     path = folder / RECORD
     try:
         content = path.read_bytes()

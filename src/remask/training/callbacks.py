@@ -20,7 +20,7 @@ from remask.training.lines import Lines
 
 
 class FiniteGradientCallback(TrainerCallback):
-    """Stops before a step that would write NaN into the weights."""
+    """A callback that stops before a step that would write NaN into the weights."""
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
@@ -35,7 +35,7 @@ class FiniteGradientCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Writes each checkpoint's manifest, the last file of a whole checkpoint."""
+    """A callback that writes each checkpoint's manifest, the last file of a whole checkpoint."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         PartialState().wait_for_everyone()  # every rank writes its own generator's state
@@ -47,8 +47,9 @@ FINISHING = (b"\nfinishing this step\n", b"\nfinishing this step; press Ctrl-C o
 
 
 class StopCallback(TrainerCallback, AbstractContextManager):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, leave. `stopped` then holds the signal. A second Ctrl-C
-    leaves at once, by KeyboardInterrupt; a second SIGTERM, and a third Ctrl-C, end the process.
+    """A callback that stops a run on SIGTERM or Ctrl-C: it finishes the step, saves a checkpoint and leaves. `stopped`
+    then holds the signal. A second Ctrl-C leaves at once, by KeyboardInterrupt; a second SIGTERM, and a third Ctrl-C,
+    end the process.
 
     Processes that train together leave after the same step, whichever of them had the signal first.
     """
@@ -94,7 +95,7 @@ class StopCallback(TrainerCallback, AbstractContextManager):
 
 
 class ProgressCallback(TrainerCallback):
-    """Steps done, time left and the last loss."""
+    """A callback that shows the steps done, the time left and the last loss."""
 
     def __init__(self, label: str, *, enabled: bool = True) -> None:
         self.label, self.enabled, self.note = label, enabled, ""
@@ -114,7 +115,7 @@ class ProgressCallback(TrainerCallback):
         self._tick(self._done, self.note)
 
     def within(self, doing: str) -> None:
-        """What a long step is at."""
+        """Show what a long step is doing."""
         if self._tick is not None:
             self._tick(self._done, f"{self.note}; {doing}" if self.note else doing)
 
@@ -135,13 +136,14 @@ class ProgressCallback(TrainerCallback):
         self.close()
 
     def close(self) -> None:
+        """End the line of progress."""
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every logged metric to `metrics.jsonl`."""
+    """A callback that appends every logged metric to `metrics.jsonl`."""
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines

@@ -19,7 +19,7 @@ TRAININGS = {"sft": "Supervised fine-tuning", "rl": "Reinforcement learning", "d
 
 
 def write_card(folder: Path, config: Any, record: Mapping[str, Any]) -> None:
-    """Write it, unless there is one that somebody else wrote."""
+    """Write the model card, unless there is one that somebody else wrote."""
     with suppress(OSError, UnicodeError):
         if MARK not in (folder / NAME).read_text(encoding="utf-8"):
             return
@@ -27,7 +27,7 @@ def write_card(folder: Path, config: Any, record: Mapping[str, Any]) -> None:
 
 
 def card_of(folder: Path, config: Any, record: Mapping[str, Any]) -> str:
-    """The text, its head in YAML as hubs read it. `record` is what run.json holds."""
+    """Return the card's text, its head in YAML as hubs read it. `record` is what run.json holds."""
     kind = record.get("training", "sft")
     rank = config.lora.rank
     what = f"adapters (LoRA, rank {rank}) for" if rank else "a model made from"

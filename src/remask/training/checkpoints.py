@@ -14,6 +14,7 @@ MANIFEST = "remask_manifest.json"
 
 
 def digest_of_file(path: Path) -> str:
+    """Return a digest of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as handle:
         while chunk := handle.read(1 << 22):
@@ -33,7 +34,7 @@ def seal(folder: Path) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a sealed checkpoint, or None."""
+    """Return what is wrong with a sealed checkpoint, or None."""
     try:
         files = dict(from_json((folder / MANIFEST).read_text())["files"])
     except FileNotFoundError:
@@ -54,12 +55,13 @@ def fault(folder: Path) -> str | None:
 
 
 def step_of(folder: Path) -> int:
+    """Return the step that a checkpoint folder's name says; −1 where it says none."""
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first."""
+    """Return the checkpoint folders of a run, oldest first."""
     return sorted((p for p in run.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0), key=step_of)
 
 
@@ -71,7 +73,7 @@ def refuse_files(run: Path) -> None:
 
 
 def find(run: Path, resume: str) -> Path | None:
-    """The checkpoint to resume from: the one named, or with `auto` the newest (None where there is none yet).
+    """Return the checkpoint to resume from: the one named, or with `auto` the newest (None where there is none yet).
 
     A checkpoint that was being written when the process died is passed over with a note. One that was finished and is
     no longer what it was is refused: UserError, offering the newest good one.

@@ -24,7 +24,7 @@ from remask.training.saving import WEIGHTS
 
 
 class RunConfig(Protocol):
-    """What the config of every kind of run has."""
+    """The fields that the config of every kind of run has."""
 
     @property
     def model(self) -> str: ...
@@ -52,10 +52,11 @@ def check_least(least: dict[str, tuple[float | None, float]]) -> None:
 
 
 MOST = 1_000_000
-"""The most that is counted in a step: what asks for more means something else, and would run in silence for days."""
+"""The most that each setting of a step may ask for: more means something else, and would run for days without
+a word."""
 
 MOST_DRAWS = 4096
-"""Noise draws of one likelihood, which is read from as many forward passes."""
+"""The most noise draws of one likelihood, which is read from as many forward passes."""
 
 
 def check_most(most: dict[str, tuple[int | None, int]]) -> None:
@@ -116,15 +117,17 @@ FREE_ON_RESUME = frozenset(
         "trainer.report_to",
     }
 )
-"""What a resumed run may set anew: where it stops (and with that the learning rate's schedule) and what it writes."""
+"""The settings that a resumed run may change: where it stops (and with that the learning rate's schedule) and what it
+writes."""
 
 
 SPLITS_A_STEP = frozenset({"trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"})
-"""How the rows of an optimiser step are shared among processes and taken in turns; not which rows they are."""
+"""The settings of how the rows of an optimiser step are shared among processes and taken in turns; they do not change
+which rows they are."""
 
 
 def rows_per_step(config: RunConfig) -> int:
-    """Rows of an optimiser step, on all processes together."""
+    """Return the number of rows of an optimiser step, on all processes together."""
     t: Any = config.trainer
     processes = PartialState(cpu=pick_device(config.device) == "cpu").num_processes
     return t.per_device_train_batch_size * t.gradient_accumulation_steps * processes
@@ -175,10 +178,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def starting_point(
     config: RunConfig, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
 ) -> Path | None:
-    """The checkpoint to resume from; None where the run begins.
+    """Return the checkpoint to resume from, or None where the run begins.
 
-    Raises UserError for a folder that holds a run or a model which nobody said may go, and for a checkpoint of a run
-    with other settings (`refuse_another_config`) or past the run's end.
+    Raises UserError for a folder that holds a run or a model that the settings do not allow to be replaced, and for a
+    checkpoint of a run with other settings (`refuse_another_config`) or past the run's end.
     """
     model = Path(config.model).resolve()
     if folder.resolve() == (model.parent if model.is_file() else model):
@@ -220,7 +223,7 @@ def refuse_taken(config: RunConfig, folder: Path) -> None:
 def is_finished(
     config: RunConfig, folder: Path, *, free: frozenset[str], rows: Callable[[], int] | None = None
 ) -> bool:
-    """Whether `--resume auto` has nothing to do: every step is done and the model is there.
+    """Return whether `--resume auto` has nothing to do: every step is done and the model is there.
 
     Raises UserError where a finished run had other settings, is to be longer and kept no checkpoint, or is to be
     shorter than it was.
@@ -267,7 +270,7 @@ def refuse_other_base(digest: str, checkpoint: Path, model: str) -> None:
 
 
 def digest_of_base(model: str) -> str:
-    """A digest of the files of a model's weights, and where it is an adapter of those of its base."""
+    """Return a digest of the files of a model's weights, and where it is an adapter of those of its base."""
     folder, found = Path(resolve(model)), hashlib.blake2b(digest_size=16)
     stored = gguf_file(folder)
     for path in gguf_parts(stored) if stored else sorted({path for name in WEIGHTS for path in folder.glob(name)}):
@@ -278,7 +281,7 @@ def digest_of_base(model: str) -> str:
 
 
 def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:
-    """One short name for rows of token sequences, in their order."""
+    """Return one short name for rows of token sequences, in their order."""
     found = hashlib.blake2b(digest_size=16)
     for row in rows:
         for tokens in row:
@@ -287,4 +290,5 @@ def digest(rows: Iterable[Sequence[Sequence[int]]]) -> str:
 
 
 def status_of(folder: Path) -> str | None:
+    """Return the status that the folder's record says, or None."""
     return recorded(folder).get("status")

@@ -18,7 +18,9 @@ from remask.training.window import WindowTrainer
 
 
 class KeepCallback(TrainerCallback):
-    """Writes it into each checkpoint, and makes trainer and files what they were at one."""
+    """A callback that writes the run's state into each checkpoint, and restores trainer and files to what they were at
+    one.
+    """
 
     def __init__(
         self, trainer: WindowTrainer, files: Sequence[Lines], config: Any, described: dict[str, Any], base: str | None
@@ -32,14 +34,16 @@ class KeepCallback(TrainerCallback):
         }
 
     def check(self, checkpoint: Path) -> None:
-        """Raises UserError where a file is not what it was at the checkpoint of its own run."""
+        """Raises UserError where a file is not what it was at the checkpoint of the same run."""
         marks = self._marks(checkpoint)
         for file in self.files:
             if file.name in marks:
                 file.check(marks[file.name])
 
     def restore(self, checkpoint: Path | None) -> None:
-        """Before training; without a checkpoint everything begins. The first process has the files."""
+        """Restore the state of a checkpoint before training; without a checkpoint everything begins. The first process
+        has the files.
+        """
         if checkpoint is not None:
             self._restore_window(checkpoint)
         if self.trainer.is_world_process_zero():

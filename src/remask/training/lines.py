@@ -14,7 +14,9 @@ from remask.files import as_json, write_atomically
 
 
 class Lines:
-    """One such file. A run that goes on from a checkpoint cuts off what came after it, which it will write again."""
+    """A file of JSON lines that grows with a run. A run that goes on from a checkpoint cuts off what came after it,
+    which it will write again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.bytes = path, 0
@@ -22,10 +24,11 @@ class Lines:
 
     @property
     def name(self) -> str:
+        """Return the file's name."""
         return self.path.name
 
     def append(self, values: Iterable[dict[str, Any]]) -> None:
-        """Add a line for each. Raises UserError where they cannot be written; the file then ends as it did."""
+        """Add a line for each value. Raises UserError where they cannot be written; the file then ends as it did."""
         added = "".join(as_json(each) + "\n" for each in values).encode()
         try:
             with self.path.open("ab") as handle:
@@ -40,14 +43,14 @@ class Lines:
         self._count(added)
 
     def mark(self) -> dict[str, Any]:
-        """How far the file goes and what it holds, once that is on the disk."""
+        """Write the file to the disk, then return how far it goes and a digest of it."""
         if self.path.exists():
             with self.path.open("rb") as handle:
                 os.fsync(handle.fileno())
         return {"bytes": self.bytes, "blake2b": self._digest.hexdigest()}
 
     def check(self, mark: dict[str, Any]) -> None:
-        """Raises UserError where there is the file and it no longer begins with what it held at the mark."""
+        """Raises UserError where the file exists and no longer begins with what it held at the mark."""
         if self.path.exists() and _digest(self._beginning(mark)).hexdigest() != mark["blake2b"]:
             raise UserError(
                 "is not what it was when the checkpoint was written",

@@ -30,7 +30,8 @@ def load_trainable(
     device: torch.device,
     attention: str | None = None,
 ) -> tuple[Any, Any, Facts]:
-    """(model, tokenizer, facts), the model on the CPU unless quantised. A LoRA run's model is its merged weights.
+    """Return (model, tokenizer, facts), the model on the CPU unless quantised. A LoRA run's model is its merged
+    weights.
 
     Raises UserError where quantised weights would have to be trained.
     """
@@ -50,7 +51,7 @@ def load_trainable(
 
 
 def trainable(model: Any, name: str, *, quantization: Quantization | None, lora: LoraConfig, seed: int) -> Any:
-    """The model with all weights to train, or with fresh adapters drawn from the seed."""
+    """Return the model with all weights to train, or with fresh adapters drawn from the seed."""
     if not lora.rank:
         return model.requires_grad_(True)
     widest = max(max(m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear))
@@ -73,7 +74,7 @@ def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
 
 
 def without_dropout(model: Any) -> Any:
-    """No dropout in training: a policy's likelihood of the same answer on the same noise is then the same."""
+    """Switch dropout off in training: a policy's likelihood of the same answer on the same noise is then the same."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -83,7 +84,7 @@ def without_dropout(model: Any) -> Any:
 
 
 def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy that is never trained."""
+    """Return a copy of the model that is never trained."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 

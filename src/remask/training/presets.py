@@ -13,8 +13,8 @@ Objective = TypeVar("Objective", bound=Any)
 
 
 def choose(presets: Mapping[str, Objective], name: str, choices: Mapping[str, Any]) -> Objective:
-    """The preset of that name (a frozen dataclass), or the user's own (`file.py:Class`), with choices replaced. Raises
-    UserError naming what is unknown.
+    """Return the preset of that name (a frozen dataclass), or the user's (`file.py:Class`), with choices replaced.
+    Raises UserError naming what is unknown.
     """
     preset = _own(name, type(next(iter(presets.values())))) if is_own(name) else presets.get(name)
     if preset is None:
@@ -47,6 +47,8 @@ def _own(name: str, base: type) -> Any:
 
 
 def recorded(name: str, objective: Any) -> dict[str, Any]:
-    """An objective as a run's record holds it: its name, which version of the user's file it is, and its choices."""
+    """Return an objective as a run's record holds it: its name, which version of the user's file it is, and its
+    choices.
+    """
     version = {"version": stamp(name)} if is_own(name) else {}
     return {"name": name, **version, **asdict(objective)}

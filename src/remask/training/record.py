@@ -18,6 +18,9 @@ from remask.training.checkpoints import checkpoints
 
 
 def prepare_folder(config: Any, folder: Path, *, fresh: bool) -> None:
+    """Create the run's folder and write the config. A run that begins with `overwrite` first deletes what an earlier
+    one left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if fresh and config.overwrite:
         for old in checkpoints(folder):
@@ -49,12 +52,14 @@ WRITTEN = (
     "adapter_model.safetensors",
     CARD,
 )
-"""What a run leaves in its folder that must not be taken for the next run's: an adapter of the last would be loaded
-instead of the new weights."""
+"""The files that a run leaves in its folder and that must not be taken for the next run's: an old adapter would be
+loaded instead of the new weights."""
 
 
 class Record:
-    """`run.json`: what was run, on what, and how it ended. `described` is what its kind of run says of itself."""
+    """A record is the file `run.json`: what was run, on what, and how it ended. `described` is what its kind of run
+    says of itself.
+    """
 
     def __init__(
         self, folder: Path, described: dict[str, Any], *, device: str, enabled: bool, resumed: bool = False
@@ -71,6 +76,7 @@ class Record:
         self.write("running", 0.0)
 
     def write(self, status: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
+        """Write the record with a status and further values."""
         self.values |= {"status": status, "seconds": round(self.before + seconds, 2), "metrics": metrics or {}}
         if self.enabled:
             write_atomically(self.folder / RECORD, as_json(self.values, indent=1))

@@ -19,9 +19,9 @@ from remask.training.shards import cut, free_gathered, joined, part
 
 
 class Reference:
-    """The starting model. It costs nothing where adapters are trained and it never changes (they are switched off);
-    else it is a copy of the trained parameters, which `sync` renews, put in place of the live ones for a call. Of
-    sharded parameters each process keeps a copy of its own part.
+    """A reference is the starting model. It costs nothing where adapters are trained and it never changes (they are
+    switched off); else it is a copy of the trained parameters, which `sync` renews, put in place of the live ones for a
+    call. Of sharded parameters each process keeps a copy of its part.
     """
 
     FILE = "reference.safetensors"
@@ -33,12 +33,12 @@ class Reference:
             self.copy = _parts(_trained(model))
 
     def sync(self, trainer: Trainer) -> None:
-        """Make it what the model is now."""
+        """Make the reference what the model is now."""
         free_gathered(trainer)
         self.copy = _parts(_trained(trainer.model))
 
     def reader(self, trainer: Trainer, call: Callable[[Any], ModelReader]) -> ModelReader:
-        """The reference as a reader; `call` makes one of a model."""
+        """Return the reference as a reader; `call` makes a reader of a model."""
         model: Any = trainer.model
         if self.copy is None:
             return call(model).under(model.disable_adapter)
@@ -69,8 +69,8 @@ class Reference:
             self.copy[name].copy_(kept)
 
     def save(self, trainer: Trainer, folder: Path) -> None:
-        """Keep it beside a checkpoint, where it is not simply the starting model. All processes take part; the main one
-        writes.
+        """Save the reference beside a checkpoint, where it is not simply the starting model. All processes take part;
+        the main one writes.
         """
         if not self.sync_every or self.copy is None:
             return
@@ -80,6 +80,7 @@ class Reference:
             save_file({name: value.contiguous().cpu() for name, value in whole.items()}, folder / self.FILE)
 
     def restore(self, folder: Path) -> None:
+        """Load the reference that a checkpoint keeps."""
         if not self.sync_every:
             return
         if not (folder / self.FILE).exists():

@@ -17,16 +17,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from remask.errors import UserError
 
 EVALUATION_SEED = 1 << 20
-"""Seeds the noise of held-out rows, the same for every run and seed."""
+"""The seed of the noise of held-out rows, the same for every run and seed."""
 
 
 def even_multiple(args: TrainingArguments) -> int:
-    """The number of rows of an epoch, so that each rank has as many batches as the others."""
+    """Return the number of which an epoch's visits are to be a multiple, so that each rank has as many batches as the
+    others.
+    """
     return args.per_device_train_batch_size * args.world_size if args.world_size > 1 else 1
 
 
 def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: Callable[[Any], Any]) -> DataLoader:
-    """The batches of an epoch, shared among the ranks."""
+    """Return the loader of an epoch's batches, shared among the ranks."""
     args = trainer.args
     return trainer.accelerator.prepare(
         DataLoader(
@@ -42,16 +44,17 @@ def row_loader(trainer: Trainer, dataset: Dataset, sampler: Sampler, collator: C
 
 
 def no_sync(trainer: Trainer, model: Any) -> AbstractContextManager[None]:
-    """Where a rank's gradients are not yet shared with the others. Those of sharded weights are, at once: kept back,
-    they would take the memory of the whole model. (Between micro-batches: `training_arguments`.)
+    """Return a context in which a rank's gradients are not yet shared with the others, for the parts of a micro-batch;
+    for whole micro-batches see `training_arguments`. Those of sharded weights are shared at once: kept back, they would
+    take the memory of the whole model.
     """
     apart = trainer.args.world_size > 1 and not trainer.is_fsdp_enabled
     return trainer.accelerator.no_sync(model) if apart else nullcontext()
 
 
 def backward(trainer: Trainer, loss: Tensor) -> None:
-    """Add the gradient of a part of a micro-batch; the engine does so for the last part. DeepSpeed's own backward would
-    take an optimiser step after each.
+    """Add the gradient of a part of a micro-batch; the engine does so for the last part. DeepSpeed's `backward` would
+    take an optimiser step after each part.
     """
     if trainer.is_deepspeed_enabled:
         wrapped = trainer.accelerator.deepspeed_engine_wrapped
@@ -61,7 +64,7 @@ def backward(trainer: Trainer, loss: Tensor) -> None:
 
 
 class Placed(Protocol):
-    """A row that knows where it came from."""
+    """A row that says where it came from."""
 
     where: str
 
@@ -81,11 +84,12 @@ def refuse_nonfinite(trainer: Trainer, values: Tensor, rows: Sequence[Placed]) -
 class ByEpoch(Protocol):
     """A sampler whose order depends on the epoch."""
 
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn."""
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins, resumed or not."""
+    """A callback that tells the sampler which epoch begins, resumed or not."""
 
     def __init__(self, sampler: ByEpoch) -> None:
         self.sampler = sampler

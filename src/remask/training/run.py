@@ -53,7 +53,9 @@ from remask.training.window import WindowTrainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the run is, whether it reached its end (or which signal stopped it), and its last metrics."""
+    """An outcome says where the run is, whether it reached its end (or which signal stopped it), and its last
+    metrics.
+    """
 
     folder: Path
     finished: bool
@@ -64,12 +66,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to train, and how.
+    """A job says what there is to train, and how.
 
     described: what run.json says of it. checkpoint: where it goes on from (None: from the start). begin: called when
-    the folder is ready; it gives the run's own callbacks. finish: evaluates what was saved. files: those of the run's
-    own that grow with it. compares: it reads the starting model to its end. started: `time.perf_counter` when the
-    command began.
+    the folder is ready; it returns the callbacks of this kind of run. finish: evaluates what was saved. files: those of
+    the kind of run that grow with it. compares: it reads the starting model to its end. started: `time.perf_counter`
+    when the command began.
     """
 
     config: Any
@@ -87,13 +89,16 @@ class Job:
 
     @property
     def folder(self) -> Path:
+        """Return the run's folder."""
         return Path(self.config.output_dir)
 
     @property
     def kind(self) -> str:
+        """Return the name of the kind of run."""
         return str(self.described.get("training", "sft"))
 
     def seconds(self) -> float:
+        """Return the seconds since the command began."""
         return time.perf_counter() - self.started
 
 
@@ -104,7 +109,7 @@ def in_folder(
     train: Callable[[Path, Path | None], Outcome],
     rows: Callable[[], int] | None = None,
 ) -> Outcome:
-    """Let a run have its folder to itself: trained from the start or from a checkpoint, or found finished.
+    """Give a run its folder to itself, and train it from the start or from a checkpoint, or find it finished.
 
     free: settings that may change between a checkpoint and its continuation. train: gets the folder and the checkpoint.
     rows: how many rows a step takes, where that may be split otherwise.
@@ -119,7 +124,7 @@ def in_folder(
 
 @contextmanager
 def trainer_errors(command: str) -> Iterator[None]:
-    """What the engine says while a trainer is made, such as of a tracker that is not installed, as a UserError."""
+    """Raise as a UserError what the engine says while a trainer is made, such as that a tracker is not installed."""
     try:
         yield
     except (RuntimeError, ValueError, ImportError, OSError) as error:
@@ -128,7 +133,7 @@ def trainer_errors(command: str) -> Iterator[None]:
 
 
 def carry_out(job: Job) -> Outcome:
-    """Train from the start or the checkpoint, save, and evaluate; whatever ends it is written down."""
+    """Train from the start or the checkpoint, save, and evaluate. However the run ends, the record says so."""
     trainer, folder, main = job.trainer, job.folder, job.trainer.is_world_process_zero()
     job = replace(job, described={**job.described, "date": today().isoformat(timespec="seconds")})
     metrics_file = Lines(folder / "metrics.jsonl")
@@ -211,9 +216,7 @@ def _save(config: Any, trainer: Trainer, tokenizer: Any, folder: Path) -> None:
 
 
 def refuse_ruined(metrics: dict[str, float], folder: Path) -> None:
-    """Raises UserError where the model that is left gives no numbers: the last step is the only one that no gradient
-    comes after.
-    """
+    """Raises UserError where the model that is left gives no numbers: no gradient is checked after the last step."""
     if bad := [name for name, value in metrics.items() if name.startswith("eval_") and not math.isfinite(value)]:
         raise UserError(
             f"no finite {', '.join(bad)} after the last step: the run has diverged, and the model it left is of no use",
@@ -223,7 +226,7 @@ def refuse_ruined(metrics: dict[str, float], folder: Path) -> None:
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
-    """What the last step's evaluation logged, where it was evaluated already."""
+    """Return what the last step's evaluation logged, where it was evaluated already."""
     for entry in reversed(trainer.state.log_history):
         if entry["step"] == trainer.state.global_step and any(name.startswith("eval_") for name in entry):
             return {name: value for name, value in entry.items() if name.startswith("eval_")}

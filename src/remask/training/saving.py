@@ -16,13 +16,13 @@ from remask.faults import is_unwritable
 from remask.training.checkpoints import MANIFEST, checkpoints, step_of
 
 IN_THE_WAY = tuple(os.strerror(number) for number in (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM))
-"""What the system says where no room on the disk would help."""
+"""The errors of the system where freeing room on the disk would not help."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @contextmanager
 def whole_checkpoints(trainer: Trainer, command: str) -> Iterator[None]:
-    """If training ends in an error while a checkpoint is being written, what there is of it goes.
+    """Delete an incomplete checkpoint if training ends in an error while it is being written.
 
     Raises UserError where that error is that it cannot be written.
     """
@@ -41,7 +41,7 @@ def whole_checkpoints(trainer: Trainer, command: str) -> Iterator[None]:
 
 @contextmanager
 def whole_model(folder: Path, command: str) -> Iterator[None]:
-    """The same for the model that a run ends with."""
+    """Delete an incomplete model in the same way, where a run ends while it is being saved."""
     try:
         yield
     except Exception as error:
@@ -54,12 +54,12 @@ def whole_model(folder: Path, command: str) -> Iterator[None]:
 
 
 def go_on_with(command: str, folder: Path) -> str:
-    """The command that goes on with a run."""
+    """Return the command that continues a run."""
     return f"remask {command} --config {folder}/config.yaml --resume auto"
 
 
 def stopped_at(run: Path, command: str) -> str:
-    """What there is of a run that was stopped in the middle of a step."""
+    """Return a message on what there is of a run that was stopped in the middle of a step."""
     newest = _newest(run)
     if newest is None:
         return "stopped at once; no checkpoint was written yet"

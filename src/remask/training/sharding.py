@@ -26,8 +26,8 @@ PLAIN = "plain data parallelism or one process"
 
 @contextmanager
 def loaded_whole() -> Iterator[None]:
-    """A model is loaded whole although ZeRO-3 will shard it: transformers would shard it at once, before it can be
-    hashed, probed or copied (the patch `zero3-loading`).
+    """Load a model whole although ZeRO-3 will shard it: transformers would shard it at once, before it can be hashed,
+    probed or copied (the patch `zero3-loading`).
     """
     noted = integration._hf_deepspeed_config_weak_ref  # there is a setter, and nothing that tells what is set
     config = None if noted is None else noted()
@@ -41,7 +41,7 @@ def loaded_whole() -> Iterator[None]:
 
 @contextmanager
 def whole(trainer: Trainer) -> Iterator[None]:
-    """Every process holds all weights on its device and may call the model as often as it likes, without gradient.
+    """Let every process hold all weights on its device and call the model as often as it likes, without gradient.
 
     All processes enter and leave together. It takes the memory of one model in the dtype that is computed in; weights
     that were not sharded are moved to the device, and stay there.
@@ -110,7 +110,9 @@ def _forget(unit: FSDPModule) -> None:
 
 
 def save_whole(trainer: Trainer, folder: Path) -> None:
-    """The model in the hub's layout, also where checkpoints are sharded. All processes take part; the first writes."""
+    """Save the model in the hub's layout, also where checkpoints are sharded. All processes take part; the first
+    writes.
+    """
     if not trainer.is_fsdp_enabled:
         trainer.save_model(str(folder))
     else:
@@ -123,13 +125,15 @@ def save_whole(trainer: Trainer, folder: Path) -> None:
 
 
 def shares(jobs: Sequence[T], rank: int, world: int) -> list[tuple[T, bool]]:
-    """This rank's jobs, as many as every other's; of the fillers, which are done for company, the flag is false."""
+    """Return this rank's jobs, as many as every other's. The flag is false for the fillers, which are done only to keep
+    the ranks together.
+    """
     padded = [(job, True) for job in jobs] + [(job, False) for job in jobs[:1]] * (-len(jobs) % world)
     return padded[rank::world]
 
 
 def refuse_to_lose_the_model(trainer: Trainer) -> None:
-    """Raises UserError where ZeRO-3 would leave the weights in pieces when training ends, and say so to nobody."""
+    """Raises UserError where ZeRO-3 would leave the weights in pieces when training ends, without a message."""
     if not trainer.is_deepspeed_enabled:
         return
     plugin: Any = trainer.accelerator.state.deepspeed_plugin
@@ -142,10 +146,10 @@ def refuse_to_lose_the_model(trainer: Trainer) -> None:
 
 
 def settle_fsdp(trainer: Trainer) -> None:
-    """Under mixed precision, compute in it, but add gradients up in float32, and leave inputs and outputs as they are:
+    """Make FSDP compute in mixed precision, but add gradients up in float32, and leave inputs and outputs as they are:
     losses, entropies and weights of tokens are float32. accelerate would round them all.
 
-    Raises UserError for FSDP1, whose flattened weights no loss, probe or rollout here was written for.
+    Raises UserError for FSDP1: no loss, probe or rollout of Remask works on its flattened weights.
     """
     state = trainer.accelerator.state
     plugin = getattr(state, "fsdp_plugin", None)
@@ -162,13 +166,13 @@ def settle_fsdp(trainer: Trainer) -> None:
 
 
 def settle_ddp(trainer: Trainer) -> None:
-    """Gradients live in the buffers that DDP sends, instead of taking their memory a second time."""
+    """Keep gradients in the buffers that DDP sends, instead of taking their memory a second time."""
     if trainer.accelerator.ddp_handler is not None:
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
 
 
 def refuse_another_engine(trainer: Trainer, checkpoint: Path) -> None:
-    """Raises UserError where a checkpoint's weights are laid out for another engine than the one that would read it."""
+    """Raises UserError where a checkpoint's weights are stored for another engine than the one that would read it."""
     kinds = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
     now = next((name for name, used in kinds.items() if used), PLAIN)
     if any(checkpoint.glob("pytorch_model_fsdp*")):

@@ -13,18 +13,18 @@ from transformers import Trainer
 
 
 def units_of(model: torch.nn.Module) -> list[FSDPModule]:
-    """The parts of an FSDP2 model that are gathered together; none where it is not sharded, or not yet."""
+    """Return the parts of an FSDP2 model that are gathered together; none where it is not sharded, or not yet."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def zero3(trainer: Trainer) -> Any:
-    """DeepSpeed's engine, where it is at work and shards weights."""
+    """Return DeepSpeed's engine, where it is at work and shards weights, else None."""
     wrapped = getattr(trainer.accelerator, "deepspeed_engine_wrapped", None)
     return wrapped.engine if wrapped is not None and wrapped.engine.zero_optimization_partition_weights() else None
 
 
 def free_gathered(trainer: Trainer) -> bool:
-    """Free all that a process gathered of others' parts. Returns whether weights are sharded."""
+    """Free all that a process gathered of others' parts. Return whether weights are sharded."""
     model: Any = trainer.model
     engine, units = zero3(trainer), units_of(model)
     if engine is not None:
@@ -35,13 +35,13 @@ def free_gathered(trainer: Trainer) -> bool:
 
 
 def part(value: Tensor) -> Tensor:
-    """What this process keeps of a parameter, in the engine's own memory; all of it where it is not sharded."""
+    """Return this process's part of a parameter, in the engine's memory; all of it where it is not sharded."""
     held: Tensor = value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
     return held.detach()
 
 
 def cut(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole value, laid out like that parameter."""
+    """Return this process's part of a whole value, sharded like that parameter."""
     if isinstance(like, DTensor):
         value = value.to(like.device, like.dtype)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
@@ -55,7 +55,7 @@ def cut(value: Tensor, like: Tensor) -> Tensor:
 
 
 def joined(own: Tensor, like: Any) -> Tensor:
-    """The whole of which each process has its part, laid out like that parameter. All processes take part."""
+    """Return the whole of which each process has its part, sharded like that parameter. All processes take part."""
     if isinstance(like, DTensor):
         sharded = DTensor.from_local(
             own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
@@ -69,5 +69,5 @@ def joined(own: Tensor, like: Any) -> Tensor:
 
 
 def full(value: Tensor) -> Tensor:
-    """A parameter, without its gradient, whole. All processes take part."""
+    """Return a parameter, without its gradient, whole. All processes take part."""
     return joined(part(value), value)

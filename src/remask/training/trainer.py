@@ -25,32 +25,36 @@ Prepared = tuple[list[dict[str, Any]], Tensor]
 
 
 class DiffusionTrainer(WindowTrainer):
-    """Trains a diffusion language model. A subclass gives `prepare`, `compute_loss`, `describe` and `held_out`."""
+    """A trainer of a diffusion language model. A subclass gives `prepare`, `compute_loss`, `describe` and
+    `held_out`.
+    """
 
     loss_is_scaled_for_ga = True
 
     _step_started = 0.0
 
     def prepare(self, batches: list[Any], device: torch.device) -> Prepared:
-        """Inputs of `compute_loss` for each micro-batch of an optimiser step, and this process's part of N."""
+        """Return the inputs of `compute_loss` for each micro-batch of an optimiser step, and this process's
+        part of N.
+        """
         raise NotImplementedError
 
     def describe(self, seconds: float) -> dict[str, float]:
-        """What is known of the step that was just taken and took so long."""
+        """Return the numbers to log of the step that was just taken and took so long."""
         raise NotImplementedError
 
     def held_out(self) -> dict[str, float]:
-        """What is measured on held-out data, over all processes; empty where there is none."""
+        """Return what is measured on held-out data, over all processes; empty where there is none."""
         raise NotImplementedError
 
     def take(self, epoch_iterator: Iterator, count: int, device: torch.device) -> list[Any]:
-        """The next micro-batches, as the data loader has them."""
+        """Return the next micro-batches, as the data loader has them."""
         return super().get_batch_samples(epoch_iterator, count, device)[0]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one optimiser step, and N counted over all of them and all processes.
+        """Return the micro-batches of one optimiser step, and N counted over all of them and all processes.
 
         None where a run goes on from its very end: the engine would take one step more.
         """
@@ -63,7 +67,7 @@ class DiffusionTrainer(WindowTrainer):
         return inputs, count
 
     def reader(self, model: Any) -> ModelReader:
-        """The model under the run's mixed precision."""
+        """Return the model as a reader under the run's mixed precision."""
         return ModelReader(model, self.compute_loss_context_manager)
 
     def backward(self, loss: Tensor) -> None:
@@ -72,7 +76,7 @@ class DiffusionTrainer(WindowTrainer):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """The model in evaluation mode, and afterwards as it was."""
+        """Put the model in evaluation mode, and afterwards back as it was."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -83,7 +87,7 @@ class DiffusionTrainer(WindowTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """What `held_out` measures, logged."""
+        """Measure `held_out`, and log it."""
         found = self.held_out()
         if not found:
             return {}
@@ -93,8 +97,8 @@ class DiffusionTrainer(WindowTrainer):
         return metrics
 
     def of_step(self, logs: dict[str, float]) -> dict[str, float]:
-        """The engine's numbers, what the step itself says, and its seconds. What happens between steps (evaluation,
-        checkpoints) is not counted.
+        """Return the engine's numbers, what the step itself says, and its seconds. What happens between steps
+        (evaluation, checkpoints) is not counted.
         """
         seconds = time.perf_counter() - self._step_started
         return {**logs, **self.describe(seconds), "seconds": seconds}

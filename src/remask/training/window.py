@@ -14,9 +14,9 @@ MAXIMA = ("ratio_max", "grad_norm_max")
 
 
 class Window:
-    """Gathers steps. `seconds_<part>` of a step become `share_<part>` of the window's seconds, `tokens` a rate, the
-    gradient norm its mean, spread and maximum; the rest are means over the steps that have them. `loss` is the sum of
-    the losses of all steps since the run's first.
+    """A window gathers steps. `seconds_<part>` of a step become `share_<part>` of the window's seconds, `tokens` a
+    rate, the gradient norm its mean, spread and maximum; the rest are means over the steps that have them. `loss` is
+    the sum of the losses of all steps since the run's first.
     """
 
     def __init__(self, every: int) -> None:
@@ -24,15 +24,16 @@ class Window:
         self.steps: list[dict[str, float]] = []
 
     def add(self, step: dict[str, float]) -> None:
-        """`step` has `seconds` and `loss`; of other numbers what there is."""
+        """Add a step: it has `seconds` and `loss`, and may have other numbers."""
         self.steps.append(step)
         self.loss += step["loss"]
 
     def is_full(self, step: int) -> bool:
+        """Return whether a window ends at this step."""
         return step % self.every == 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint keeps of the window."""
         return {"loss": self.loss, "steps": self.steps}
 
     def restore(self, everywhere: Sequence[dict[str, Any]], rank: int, world: int) -> None:
@@ -43,7 +44,7 @@ class Window:
         self.steps = steps[rank] if same else [mean_of(step) for step in zip(*steps, strict=True)]
 
     def averaged(self) -> dict[str, float]:
-        """Empties the window."""
+        """Return the averages of the window's steps, and empty it."""
         steps, self.steps = self.steps, []
         seconds = sum(step["seconds"] for step in steps)
         names = list(dict.fromkeys(name for step in steps for name in step))
@@ -69,23 +70,23 @@ class Window:
 
 
 class WindowTrainer(Trainer):
-    """Logs what it measured of its steps once in a window of them, and its losses' mean over all steps of the run when
-    training is over. A window that is not full then is logged too, after the last checkpoint, which keeps its steps: a
-    run that goes on from there fills it, and logs what one that was never stopped does.
+    """A trainer that logs what it measured of its steps once in a window of them, and its losses' mean over all steps
+    of the run when training is over. A window that is not full then is logged too, after the last checkpoint, which
+    keeps its steps: a run that goes on from there fills it, and logs what one that was never stopped does.
     """
 
     window: Window
 
     def of_step(self, logs: dict[str, float]) -> dict[str, float]:
-        """What is known of the step that the engine logs, `seconds` and the engine's own numbers among it."""
+        """Return all numbers of the step that the engine logs, with `seconds` and the engine's numbers among them."""
         raise NotImplementedError
 
     def averaged(self) -> dict[str, float]:
-        """The window over all processes, which take part; it is empty afterwards."""
+        """Return the averages of the window over all processes, which take part; it is empty afterwards."""
         return over_ranks(self.window.averaged())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The engine logs each step. Other logs, such as an evaluation's, pass at once."""
+        """Gather the logs of each step, and pass other logs, such as an evaluation's, on at once."""
         if "loss" in logs:
             self.window.add(self.of_step(logs))
             if self.window.is_full(self.state.global_step):
@@ -99,12 +100,12 @@ class WindowTrainer(Trainer):
 
 
 def over_ranks(shown: dict[str, float]) -> dict[str, float]:
-    """The mean (of maxima the maximum) over the processes; all have the same names."""
+    """Return the mean (of maxima the maximum) over the processes; all have the same names."""
     return mean_of(gather_object([shown]))
 
 
 def mean_of(everywhere: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each number (of maxima the maximum); all have the same names."""
+    """Return the mean of each number (of maxima the maximum); all have the same names."""
     return {
         name: max(each[name] for each in everywhere)
         if name in MAXIMA

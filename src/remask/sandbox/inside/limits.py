@@ -20,7 +20,7 @@ NAMES = {
 
 
 def settings() -> dict[str, Any]:
-    """What was handed over on standard input, with its limits put into force and standard input closed."""
+    """Return what was handed over on standard input, with its limits put into force and standard input closed."""
     import json
 
     with open(0, "rb", closefd=False) as source:
@@ -42,12 +42,14 @@ def settings() -> dict[str, Any]:
 
 
 def stack_size(memory: int, processes: int, **others: int) -> int:
-    """Bytes of a thread's stack: as many threads as are allowed take no more than half of the memory for theirs."""
+    """Return the bytes of a thread's stack: as many threads as are allowed take no more than half of the memory for
+    theirs.
+    """
     return max(SMALLEST_STACK, min(LARGEST_STACK, memory // 2 // processes // PAGE * PAGE))
 
 
 def become(user: int) -> None:
-    """Stop being root, for good; where this machine does not know the user (a container has few), become nobody."""
+    """Stop being root, for good; where this machine has no such user (a container has few), become nobody."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     try:

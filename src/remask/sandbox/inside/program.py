@@ -15,6 +15,7 @@ from .wire import DEEP, STARTED, WireError, receive, send, write
 
 
 def main() -> None:
+    """Load the program, then answer calls of its functions until nobody sends any."""
     given = settings()
     requests, answers = given["requests"], given["answers"]
     module = types.ModuleType("program")
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 def raised(error: BaseException) -> tuple[str, str, str]:
+    """Return an error as a frame: its type's name, and its message cut to 500 characters."""
     try:
         message = str(error)[:500]
     except BaseException:

@@ -20,10 +20,10 @@ from .limits import settings
 from .wire import DEEP, STARTED, LateError, WireError, read, receive, send, write
 
 LOAD_SECONDS = 10.0
-"""How long a program may take before its functions can be called."""
+"""The seconds that a program may take before its functions can be called."""
 
 STOPPERS = (StopIteration, StopAsyncIteration)
-"""Never raised for the program: they would end a loop of the tests as if it had come to its end."""
+"""The errors that are never raised for the program: they would end a loop of the tests as if it had come to its end."""
 
 LENGTHS = {"ready": 1, "value": 2}
 BROKEN = "the program does not keep to the protocol"
@@ -34,7 +34,7 @@ class ProgramError(Exception):
 
 
 class Program:
-    """Stand-ins for the functions of the program at the other end of two pipes."""
+    """A program stands for the functions at the other end of two pipes."""
 
     def __init__(self, requests: int, answers: int) -> None:
         self.requests, self.answers = requests, answers
@@ -43,7 +43,7 @@ class Program:
         self.lost: str | None = None
 
     def wait_until_ready(self, seconds: float) -> str | None:
-        """None, or what kept the program from loading."""
+        """Return None, or what kept the program from loading."""
         try:
             answer = self._answer("ready", seconds)
         except ProgramError as error:
@@ -51,16 +51,19 @@ class Program:
         return None if answer[0] == "ready" else f"{answer[1]}: {answer[2]}"
 
     def has_started(self) -> bool:
-        """Whether the box at the other end came up; waits for it as long as it takes."""
+        """Return whether the box at the other end came up; it waits for it as long as it takes."""
         try:
             return read(self.answers, 1) == STARTED
         except WireError:
             return False
 
     def limit(self, seconds: float | None) -> None:
+        """Set the seconds that each further call may take (None: no limit)."""
         self.seconds = seconds
 
     def stand_in(self, name: str) -> Callable[..., Any]:
+        """Return a function that calls the program's function of that name."""
+
         def call(*arguments: Any, **keywords: Any) -> Any:
             if self.lost is not None:
                 raise ProgramError(self.lost)
@@ -108,13 +111,14 @@ class Program:
 
 
 class Tally:
-    """How many tests passed, by group."""
+    """A tally counts how many tests passed, by group."""
 
     def __init__(self) -> None:
         self.groups: dict[str, list[int]] = {}
         self.first = ""
 
     def record(self, passed: bool, group: str = "tests", note: str = "") -> None:
+        """Count one test, and keep the note of the first that failed."""
         counts = self.groups.setdefault(group, [0, 0])
         counts[0] += bool(passed)
         counts[1] += 1
@@ -122,14 +126,14 @@ class Tally:
             self.first = note
 
     def at_least(self, count: int, group: str = "tests") -> None:
-        """Tests that were never reached count as failed."""
+        """Count tests that were never reached as failed."""
         if count:
             counts = self.groups.setdefault(group, [0, 0])
             counts[1] = max(counts[1], count)
 
 
 class Soften(ast.NodeTransformer):
-    """`assert a` becomes: try it, record whether it held, go on."""
+    """A transformer that makes each `assert a` try it, record whether it held, and go on."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -151,6 +155,7 @@ class Soften(ast.NodeTransformer):
 
 
 def main() -> None:
+    """Run the tests against the program, and report what came of them."""
     given = settings()
     sys.setrecursionlimit(DEEP)
     report = given["report"]
@@ -173,6 +178,7 @@ def main() -> None:
 
 
 def run(given: dict[str, Any], program: Program, tally: Tally) -> None:
+    """Run the tests with each assertion counted, whether it holds or not."""
     tree = ast.parse(given["tests"], "tests.py")
     soften = Soften()
     tree = ast.fix_missing_locations(soften.visit(tree))

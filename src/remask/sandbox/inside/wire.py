@@ -18,16 +18,16 @@ from itertools import islice
 from typing import Any
 
 STARTED = b"!"
-"""What a box says first, before it runs anything that was handed to it."""
+"""The first byte that a box sends, before it runs anything that was handed to it."""
 
 MOST_BYTES = 256 << 20
-"""The largest frame a reader takes."""
+"""The largest frame that a reader takes."""
 
 MOST_ITEMS = 1_000_000
-"""How much of an iterator is sent."""
+"""The most items of an iterator that are sent."""
 
 DEEP = 5_000
-"""Recursion limit while frames are read and written: deeply nested answers are judged, not refused."""
+"""The recursion limit while frames are read and written: deeply nested answers are judged, not refused."""
 
 SMALL = 1 << 53
 PLAIN = frozenset({str, float, bool, type(None)})
@@ -40,11 +40,11 @@ BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     *((kind, kind) for kind in (list, tuple, set, frozenset, dict)),
 )
-"""A subclass is sent as its base: an enumeration's member as its value, a Counter as a dict."""
+"""The base that each kind of value is sent as: an enumeration's member as its value, a Counter as a dict."""
 
 
 class WireError(Exception):
-    """A frame that is not plain data, is too long, or does not come."""
+    """A frame is not plain data, is too long, or does not come."""
 
 
 class LateError(WireError):
@@ -52,7 +52,7 @@ class LateError(WireError):
 
 
 class Opaque:
-    """An object that is not plain data: its type's name and its truth are all that is known. Equal to itself only."""
+    """An object that is not plain data: only its type's name and its truth are sent. It is equal to itself only."""
 
     def __init__(self, kind: str, truth: bool) -> None:
         self.kind, self.truth = kind, truth
@@ -65,7 +65,9 @@ class Opaque:
 
 
 class Items(Opaque):
-    """What an iterator or view gave, to be gone through. Equal to itself only, as a generator is."""
+    """The items that an iterator or view gave, to be gone through. They are equal to themselves only, as a generator
+    is.
+    """
 
     def __init__(self, kind: str, items: list[Any]) -> None:
         super().__init__(kind, True)
@@ -79,7 +81,9 @@ class Items(Opaque):
 
 
 def encode(value: Any) -> Any:
-    """The value as what JSON can hold. Raises TypeError, RecursionError or MemoryError where it cannot be said."""
+    """Return the value as what JSON can hold. Raises TypeError, RecursionError or MemoryError where that is
+    impossible.
+    """
     kind = type(value)
     if kind in PLAIN:
         return value
@@ -124,7 +128,7 @@ def _encode_library(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`. Raises WireError for anything it does not write."""
+    """Return the value that `encode` wrote. Raises WireError for anything it does not write."""
     if type(value) is dict:
         raise WireError("a JSON object, which nothing is sent as")
     if type(value) is not list:
@@ -190,13 +194,14 @@ def receive(fd: int, deadline: float | None = None) -> Any:
 
 
 def write(fd: int, data: bytes) -> None:
+    """Write all bytes to a file descriptor."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def read(fd: int, count: int, deadline: float | None = None) -> bytes:
-    """Exactly that many bytes."""
+    """Return exactly that many bytes. Raises WireError where they do not come by `deadline` (monotonic)."""
     parts = []
     while count:
         if deadline is not None and not _readable(fd, max(0.0, deadline - time.monotonic())):
