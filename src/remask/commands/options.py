@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 import sys
@@ -35,7 +36,7 @@ def parse(kind: type[C], arguments: Sequence[str], *, command: str, examples: st
     """
     path, rest = _take(with_switch_values(kind, respelled_flags(kind, arguments)), "--config")
     base = configs.load(kind, path) if path is not None else kind()
-    description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
+    description = f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{examples}"
     if issubclass(kind, configs.SftConfig | configs.RlConfig | configs.DpoConfig):
         description += "\n\n--config FILE reads a YAML file of these options; flags override it."
     said = io.StringIO()
