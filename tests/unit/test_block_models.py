@@ -17,7 +17,8 @@ from remask.data.canvas import Fill
 from remask.diffusion.attention import BlockCausal, Full, named
 from remask.diffusion.blocks import attention_of, counts, in_blocks, lowest_of_each
 from remask.diffusion.corruption import Canvas, Corrupted
-from remask.diffusion.likelihood import ESTIMATORS, elbo, elbo_coupled
+from remask.diffusion.estimators import ESTIMATORS
+from remask.diffusion.likelihood import elbo, elbo_coupled
 from remask.diffusion.noise import GOLDEN_RATIO, Noise, collate_noise, row_noise
 from remask.diffusion.objective import Objective, complement_of, corrupt, denominator, sft_terms
 from remask.diffusion.reader import ModelReader, reader_of

@@ -32,8 +32,8 @@ from remask.config import (
     SftConfig,
 )
 from remask.data.canvas import Fill
+from remask.diffusion.estimators import ESTIMATORS
 from remask.diffusion.importance import TRANSFORMS
-from remask.diffusion.likelihood import ESTIMATORS
 from remask.diffusion.objective import Objective
 from remask.diffusion.weights import WEIGHTS
 from remask.errors import UserError

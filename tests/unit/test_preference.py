@@ -27,7 +27,8 @@ from remask.config import (
 from remask.data.canvas import Fill
 from remask.data.collate import Visit
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import ESTIMATORS, Likelihood, estimate
+from remask.diffusion.estimators import ESTIMATORS
+from remask.diffusion.likelihood import Likelihood, estimate
 from remask.diffusion.reader import LogitsReader
 from remask.errors import UserError
 from remask.preference.data import (

@@ -41,8 +41,9 @@ def rollout(rows: int = 6, number: int = 0) -> Rollout:
     response[:, width - CANVAS :] = True
     scored = until_end(ids, response, torch.tensor([END, EOS]))
     advantage = (torch.arange(rows) - 2.5)[:, None] * response
+    written = torch.where(response, torch.randint(0, 4, ids.shape, generator=generator), -1)
     return Rollout(
-        number, Canvas(ids, attended, response, scored), advantage, torch.ones(rows).bool(), number, {}, [], []
+        number, Canvas(ids, attended, response, scored, written), advantage, torch.ones(rows).bool(), number, {}, [], []
     )
 
 
@@ -185,7 +186,7 @@ def test_a_row_is_worth_the_same_whatever_its_batch_mates(name: str, random_mode
             batch, place = of_row(batches, plan, row)
             views = objective.estimator.draws(batch.canvas, batch.noise, random_model.config.mask_token_id)
             with torch.no_grad():
-                value = estimate(random_model, batch.canvas, views)
+                value = estimate(random_model, batch.canvas, views, objective.estimator.combine)
             values.append((value.sequence[place].item(), int(value.scored[place])))
         found.append(values)
     for alone, together in zip(*found, strict=True):

@@ -27,6 +27,7 @@ from remask.choices.machines import (
 )
 from remask.choices.methods import (
     AdvantageName,
+    AnchorName,
     Backward,
     CacheName,
     Diagnostics,
@@ -55,6 +56,7 @@ from remask.choices.methods import (
 
 __all__ = [
     "AdvantageName",
+    "AnchorName",
     "Backward",
     "CacheName",
     "Device",

@@ -147,13 +147,14 @@ Diagnostics = Annotated[
 # ---- likelihoods (docs/theory.md §8) ------------------------------
 
 LikelihoodName = Annotated[
-    Literal["mean_field", "elbo", "elbo_coupled", "coupled"],
+    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "trajectory"],
     Meanings(
         {
             "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
             "elbo": "a random number of tokens masked in each draw: unbiased for the ELBO",
             "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
             "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
+            "trajectory": "each token on the canvas before the step that wrote it (TraceRL, d2)",
         }
     ),
 ]
@@ -161,6 +162,16 @@ LikelihoodName = Annotated[
 PreferenceLikelihoodName = Annotated[
     Literal["elbo", "elbo_coupled", "mean_field"],
     Meanings({name: meanings(LikelihoodName)[name] for name in ("elbo", "elbo_coupled", "mean_field")}),
+]
+
+AnchorName = Annotated[
+    Literal["reference", "old"],
+    Meanings(
+        {
+            "reference": "the model that the run began with, or its last copy (reference.sync_every)",
+            "old": "the policy that wrote the answers (TraceRL)",
+        }
+    ),
 ]
 
 Backward = Annotated[
@@ -185,6 +196,8 @@ PolicyName = Annotated[
             "diffu-grpo": "d1: a ratio per token of mean-field likelihoods",
             "coupled-grpo": "DiffuCoder: a ratio per token, likelihoods from a mask and its complement",
             "wd1": "likelihoods weighted by the softmax of advantages, no ratio",
+            "d2": "d2-StepMerge: a ratio per token on the answer's own trajectory, in 16 parts",
+            "tracerl-blocks": "TraceRL: the same step by step, its KL to the policy that wrote the answer",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",

@@ -7,6 +7,7 @@ from typing import Any
 
 from remask.choices import (
     AdvantageName,
+    AnchorName,
     Backward,
     Device,
     Dtype,
@@ -41,6 +42,10 @@ class PolicyChoicesConfig:
     """Share of the prompt's tokens masked by mean_field."""
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
+    steps_together: int | None = None
+    """With trajectory: distinct steps whose tokens are scored in one forward (1)."""
+    segments: int | None = None
+    """With trajectory: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
     level: LevelName | None = None
     """The unit whose ratio is clipped."""
     clip_low: float | None = None
@@ -48,7 +53,9 @@ class PolicyChoicesConfig:
     clip_high: float | None = None
     """Ratios are clipped above 1 + clip_high."""
     kl: KlName | None = None
-    """Estimator of the KL to the reference."""
+    """Estimator of the KL."""
+    kl_anchor: AnchorName | None = None
+    """What the KL is to."""
     kl_weight: float | None = None
     """Weight of the KL in the loss (beta)."""
     advantage: AdvantageName | None = None

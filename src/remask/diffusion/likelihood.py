@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from remask.choices import LikelihoodName
 from remask.diffusion.blocks import counts, lowest_of_each
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask
 from remask.diffusion.noise import Noise
@@ -150,14 +149,6 @@ def coupled_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]
         _view(batch, part, mask_id, half / rate),
         _view(batch, scored & ~part, mask_id, half / (1 - rate)),
     )
-
-
-ESTIMATORS: dict[LikelihoodName, Estimator] = {
-    "mean_field": Estimator(mean_field_views),
-    "elbo": Estimator(elbo_views),
-    "elbo_coupled": Estimator(elbo_coupled_views),
-    "coupled": Estimator(coupled_views),
-}
 
 
 def mean_field(model: nn.Module | Reader, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Likelihood:

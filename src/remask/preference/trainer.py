@@ -22,7 +22,8 @@ from transformers import TrainingArguments
 from remask.data.collate import RowDataset, Visit, VisitSampler
 from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import ESTIMATORS, Draws, Likelihood, estimate
+from remask.diffusion.estimators import ESTIMATORS
+from remask.diffusion.likelihood import Draws, Likelihood, estimate
 from remask.diffusion.noise import Noise
 from remask.preference.data import Pair, PairBatch, PairCollator, batch_of
 from remask.preference.loss import PreferenceObjective, PreferenceTerms, measured, preference_terms

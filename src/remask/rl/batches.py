@@ -160,13 +160,16 @@ def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
         joined([batch.advantage for batch in batches]),
         torch.cat([batch.counted for batch in batches]),
         batches[0].version,
-        None if batches[0].old is None else [joined(values) for values in zip(*map(_old, batches), strict=True)],
+        None if batches[0].old is None else [joined(values) for values in _level(batches)],
         None if batches[0].reference is None else joined([_there(batch.reference) for batch in batches]),
     )
 
 
-def _old(batch: PolicyBatch) -> list[Tensor]:
-    return batch.old or []
+def _level(batches: Sequence[PolicyBatch]) -> Iterator[list[Tensor]]:
+    """The old values of each draw. Trajectories may have different numbers of parts: what is missing adds nothing."""
+    olds = [batch.old or [] for batch in batches]
+    for k in range(max(map(len, olds))):
+        yield [old[k] if k < len(old) else torch.zeros_like(old[0]) for old in olds]
 
 
 def _there(value: Tensor | None) -> Tensor:

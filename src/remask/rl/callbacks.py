@@ -124,7 +124,8 @@ def _batch(own: dict[str, Tensor], step: int) -> PolicyBatch:
     canvas, advantage = Canvas.of(own), own["advantage"]
     if advantage.dim() == 1:
         advantage = torch.where(canvas.corruptible, advantage[:, None], 0.0)
-    old = [own[name] for name in ("old", *(f"old{k}" for k in range(draws))) if name in own]
+    count = sum(name.startswith("old") for name in own)
+    old = [own[name] for name in ("old", *(f"old{k}" for k in range(count))) if name in own]
     wrote = step if own.get("on_policy", True) else -1
     return PolicyBatch(
         canvas,

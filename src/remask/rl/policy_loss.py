@@ -22,8 +22,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from remask.choices import AdvantageName, KlName, LevelName, LikelihoodName, PolicyNormaliserName, ScopeName
-from remask.diffusion.likelihood import ESTIMATORS, Combine, Estimator, Likelihood, mean_field_views
+from remask.choices import AdvantageName, AnchorName, KlName, LevelName, LikelihoodName, PolicyNormaliserName, ScopeName
+from remask.diffusion.estimators import ESTIMATORS
+from remask.diffusion.likelihood import Combine, Estimator, Likelihood, mean_field_views
+from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
 
 MAX_LOG_RATIO = 20.0
@@ -44,29 +46,39 @@ class PolicyObjective:
     scope: ScopeName = "canvas"
     prompt_mask: float = 0.0
     fresh_noise: bool = True
+    steps_together: int = 1
+    segments: int = 0
     level: LevelName = "sequence"
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: KlName = "k2"
     kl_weight: float = 0.01
+    kl_anchor: AnchorName = "reference"
     advantage: AdvantageName = "leave_one_out"
     normaliser: PolicyNormaliserName = "sequences"
 
     @property
     def uses_old(self) -> bool:
         """Return whether the likelihood at the time of the rollout is needed."""
-        return self.level != "none"
+        return self.level != "none" or (self.uses_kl and self.kl_anchor == "old")
+
+    @property
+    def uses_kl(self) -> bool:
+        """Return whether the loss has a KL term."""
+        return self.kl != "none" and self.kl_weight > 0
 
     @property
     def uses_reference(self) -> bool:
         """Return whether the reference model's likelihood is needed."""
-        return self.kl != "none" and self.kl_weight > 0
+        return self.uses_kl and self.kl_anchor == "reference"
 
     @property
     def estimator(self) -> Estimator:
         """Return the estimator that scores answers. A subclass may have another (docs/extending.md)."""
         if self.likelihood == "mean_field" and self.prompt_mask:
             return Estimator(partial(mean_field_views, prompt_rate=self.prompt_mask))
+        if self.likelihood == "trajectory":
+            return Trajectory(run=self.steps_together, segments=self.segments)
         return ESTIMATORS[self.likelihood]
 
     def combine(self, advantage: Float[Tensor, "B L"]) -> Combine:
@@ -143,10 +155,11 @@ def policy_terms(
         log_ratio = torch.zeros_like(current.sequence)
         surrogate = -gain * current.sequence / (n if objective.normaliser == "tokens" else 1)
     kl = torch.zeros_like(current.sequence)
-    if reference is not None and at_tokens:
-        kl = _per_row(kl_estimate(objective.kl, current.token - reference.token), scored)
-    elif reference is not None:
-        kl = kl_estimate(objective.kl, current.sequence - reference.sequence) / n
+    anchor = reference if objective.kl_anchor == "reference" else _unmoved(current) if old is None else old
+    if objective.uses_kl and anchor is not None and at_tokens:
+        kl = _per_row(kl_estimate(objective.kl, current.token - anchor.token), scored)
+    elif objective.uses_kl and anchor is not None:
+        kl = kl_estimate(objective.kl, current.sequence - anchor.sequence) / n
     row = surrogate + objective.kl_weight * kl
     if objective.normaliser == "tokens":
         row = row * n
@@ -186,6 +199,11 @@ def rows_counted(
         return (scored.sum(-1) * counted).sum().float()
     rows = counted.sum().float()
     return rows / group_size if objective.normaliser == "groups" else rows
+
+
+def _unmoved(current: Likelihood) -> Likelihood:
+    """What the policy said of answers that it has just written: what it says now."""
+    return Likelihood(current.token.detach(), current.sequence.detach(), current.scored)
 
 
 def _exp(log_ratio: Tensor) -> Tensor:

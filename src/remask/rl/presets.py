@@ -13,6 +13,8 @@ from remask.training.presets import choose
 ESPO = PolicyObjective()
 MEAN_FIELD = replace(ESPO, likelihood="mean_field", draws=1, prompt_mask=0.15)
 TOKEN_RATIO: dict[str, Any] = {"level": "token", "clip_low": 0.5, "clip_high": 0.5, "kl": "k3", "normaliser": "tokens"}
+D2 = replace(ESPO, **TOKEN_RATIO, likelihood="trajectory", draws=1, kl_weight=0.04, scope="until_eos", advantage="mean")
+OWN_POLICY: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "kl_anchor": "old", "kl_weight": 0.01}
 
 PRESETS: dict[str, PolicyObjective] = {
     "espo": ESPO,  # 2512.03759
@@ -21,6 +23,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "wd1": replace(  # 2507.08838
         MEAN_FIELD, level="none", kl="none", scope="until_eos", advantage="softmax", normaliser="groups"
     ),
+    "d2": replace(D2, segments=16),  # d2-StepMerge, 2509.21474
+    "tracerl-blocks": replace(D2, **OWN_POLICY, advantage="normalised"),  # 2509.06949, as its file for SDAR
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
@@ -61,6 +65,20 @@ def check(objective: PolicyObjective) -> None:
         raise UserError(
             f"softmax weights with a ratio per {objective.level}",
             mend="they weigh likelihoods: set choices.level to none, or take another advantage",
+        )
+    if objective.likelihood == "trajectory" and objective.scope == "canvas":
+        raise UserError(
+            "a trajectory's likelihood over the whole canvas: the fill after an answer's end was not written by steps",
+            mend="set choices.scope to until_eos",
+        )
+    if objective.likelihood == "trajectory" and objective.draws > 1:
+        raise UserError(
+            f"choices.draws = {objective.draws}: an answer was written on one trajectory", mend="set draws to 1"
+        )
+    if objective.steps_together < 1 or objective.segments < 0:
+        raise UserError(
+            f"choices.steps_together = {objective.steps_together}, choices.segments = {objective.segments}",
+            mend="give 1 or more steps, and 0 or more segments",
         )
     if objective.likelihood == "mean_field" and not objective.prompt_mask and objective.draws > 1:
         raise UserError(

@@ -115,6 +115,12 @@ class PolicyTrainer(DiffusionTrainer):
         self._of_rollouts: list[dict[str, float]] = []
         keywords.setdefault("eval_dataset", [] if held_out is None else held_out.prompts)
         super().__init__(model, args, **keywords)
+        if objective.likelihood == "trajectory" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError(
+                "likelihood trajectory with sharded weights: processes would take different numbers of forwards",
+                where=args.output_dir,
+                mend="train on whole weights (one GPU, or DDP), or take another likelihood",
+            )
 
     # ---- rollouts ---------------------------------------------------------------------------------------------
 
@@ -162,7 +168,8 @@ class PolicyTrainer(DiffusionTrainer):
 
     @property
     def _by_draw(self) -> bool:
-        return self.objective.draws > 1 and not self.whole_backward
+        several = self.objective.draws > 1 or self.objective.likelihood == "trajectory"
+        return several and not self.whole_backward
 
     @torch.no_grad()
     def _values(self, reader: Reader, batch: PolicyBatch) -> list[Tensor]:
@@ -213,20 +220,20 @@ class PolicyTrainer(DiffusionTrainer):
             read.append((current, terms))
             return torch.where(batch.counted, terms.row, 0.0).sum() / total * self.args.world_size
 
+        draws, combine = self._draws(batch), self.objective.combine(batch.advantage)
         if self._by_draw:
             loss = draw_by_draw(
                 self.reader(model),
                 batch.canvas,
-                self._draws(batch),
+                draws,
                 loss_of,
                 backward=self.backward,
-                combine=self.objective.combine(batch.advantage),
-                known=batch.old if self._is_on_policy(batch) and len(batch.old or ()) == len(batch.noise) else None,
+                combine=combine,
+                known=batch.old if self._is_on_policy(batch) and len(batch.old or ()) == len(draws) else None,
                 no_sync=lambda: no_sync(self, model),
             )
         else:
-            combine = self.objective.combine(batch.advantage)
-            loss = loss_of(estimate(self.reader(model), batch.canvas, self._draws(batch), combine))
+            loss = loss_of(estimate(self.reader(model), batch.canvas, draws, combine))
         self._micro.append(self._measured(*read[0], batch))
         return loss
 

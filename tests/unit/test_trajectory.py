@@ -1,0 +1,208 @@
+"""The likelihood of the way an answer was written: parts by hand, the published objectives, and its identity."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.diffusion.attention import BlockCausal
+from remask.diffusion.blocks import in_blocks
+from remask.diffusion.corruption import Canvas
+from remask.diffusion.draw_by_draw import draw_by_draw
+from remask.diffusion.likelihood import Likelihood, estimate
+from remask.diffusion.reader import ModelReader
+from remask.diffusion.trajectory import Trajectory, parts_of
+from remask.errors import UserError
+from remask.rl.policy_loss import PolicyObjective, policy_terms
+from remask.rl.presets import PRESETS, resolve
+from remask.sampling.denoise import run
+from remask.sampling.schedule import Decoding
+
+MASK = 1
+
+
+def test_parts_by_hand() -> None:
+    """Steps 4 0 9 0 4 and a token that was not written: by distinct steps, two of them together, in segments."""
+    written = torch.tensor([[-1, 4, 0, 9, 0, 4, -1]])
+    scored = written >= 0
+    assert parts_of(written, scored, None).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
+    assert parts_of(written, scored, None, run=2).tolist() == [[0, 0, 0, 1, 0, 0, 0]]
+    # 10 steps in 4 parts, cut at 0, 2, 5, 7: step 4 is in the second, step 9 in the last.
+    assert parts_of(written, scored, None, segments=4).tolist() == [[0, 1, 0, 3, 0, 1, 0]]
+    block = torch.tensor([[-1, 0, 0, 0, 1, 1, 1]])
+    assert parts_of(written, scored, block).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
+
+
+def test_views_show_what_was_there_before_the_step() -> None:
+    """Answer tokens written at 1, 0, 1 and never (fill): first the second one on a bare canvas, then the others."""
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    answer, written = torch.tensor([[False, True, True, True, True]]), torch.tensor([[-1, 1, 0, 1, -1]])
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer, written)
+    (first,), (second,) = Trajectory().draws(canvas, [], MASK)
+    assert first.ids.tolist() == [[5, MASK, MASK, MASK, MASK]]
+    assert first.scored.tolist() == [[False, False, True, False, False]]
+    assert second.ids.tolist() == [[5, MASK, 7, MASK, MASK]]
+    assert second.scored.tolist() == [[False, True, False, True, False]]
+    with pytest.raises(UserError, match="at which step"):
+        Trajectory().draws(replace(canvas, written=None), [], MASK)
+
+
+def test_published_merging_of_steps(shared: Path) -> None:
+    """TraceRL's shrink: equal parts have equal merged steps, in the same order."""
+    for item in json.loads((shared / "golden" / "rl" / "tracerl.json").read_text())["cases"]["shrink"]["items"]:
+        written = torch.tensor([item["step_map"]])
+        found = parts_of(written, torch.ones_like(written, dtype=torch.bool), None, run=item["s"])[0].tolist()
+        merged = sorted(set(item["merged"]))
+        assert found == [merged.index(step) for step in item["merged"]]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("part", ["views_whole", "views_blocks"])
+def test_published_views(part: str, shared: Path) -> None:
+    """The canvases and the scored places of TraceRL's two files, pads not scored."""
+    case = json.loads((shared / "golden" / "rl" / "tracerl.json").read_text())["cases"][part]
+    ids, prompt = torch.tensor(case["ids"]), case["prompt_length"]
+    answer = torch.arange(ids.shape[1]).expand_as(ids) >= prompt
+    steps = torch.tensor(case["step_map"])
+    written = torch.cat([torch.full((len(ids), prompt), -1), steps], dim=1)
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer & (ids != case["pad_id"]), written)
+    if part == "views_blocks":
+        canvas = in_blocks(canvas, BlockCausal(case["block"], "answer"))
+    wanted = {
+        (tuple((torch.tensor(noisy)[-steps.shape[1] :]).tolist()), tuple(scored[prompt:]))
+        for noisy, scored in zip(case.get("noisy") or case["ext"], case["scored"], strict=True)
+    }
+    found = set()
+    for (view,) in Trajectory(run=case["s"]).draws(canvas, [], case["mask_id"]):
+        for row in range(len(ids)):
+            if view.scored[row].any():
+                found.add((tuple(view.ids[row, prompt:].tolist()), tuple(view.scored[row, prompt:].tolist())))
+    scored_of = lambda views: sorted(scored for _, scored in views)  # noqa: E731
+    assert scored_of(found) == scored_of({(ids, tuple(map(bool, scored))) for ids, scored in wanted})
+
+
+@pytest.mark.shared
+def test_d2s_published_loss_and_gradient(shared: Path) -> None:
+    """Σ over segments of the clipped ratio and k3 to the reference, over the answers' tokens."""
+    case = json.loads((shared / "golden" / "rl" / "d2.json").read_text())
+    segment, answer = torch.tensor(case["segment"]), torch.tensor(case["answer"]).bool()
+    for published in case["runs"]:
+        lp = torch.tensor(case["lp"], dtype=torch.float64, requires_grad=True)
+
+        def own(values: Any) -> Tensor:
+            stacked = torch.as_tensor(values, dtype=torch.float64) if not torch.is_tensor(values) else values
+            return stacked.gather(1, segment[:, None]).squeeze(1) * answer
+
+        def value(values: Any) -> Likelihood:
+            token = own(values)
+            return Likelihood(token, token.sum(-1), answer.sum(-1))
+
+        objective = replace(
+            PRESETS["d2"], clip_low=published["clip"], clip_high=published["clip"], kl_weight=published["beta"]
+        )
+        advantage = torch.tensor(case["adv"], dtype=torch.float64)[:, None]
+        terms = policy_terms(objective, advantage, value(lp), value(case["old"]), value(case["reference"]), answer)
+        loss = terms.row.sum() / answer.sum()
+        assert loss.item() == pytest.approx(published["loss"], rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, lp)
+        assert torch.allclose(gradient, torch.tensor(published["grad"], dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.shared
+def test_tracerls_published_loss_and_gradient(shared: Path) -> None:
+    """As its file for SDAR: Σ over tokens, the KL to the old policy, over rows times the padded length. (One log-ratio
+    of 11.5 is cut there at 10, here at 20: a difference of 4e-9 in its gradient.)
+    """
+    case = json.loads((shared / "golden" / "rl" / "tracerl.json").read_text())["cases"]["policy_loss"]
+    scored = torch.tensor(case["scored"]).bool()
+
+    def value(values: Any) -> Likelihood:
+        token = (values if torch.is_tensor(values) else torch.tensor(values, dtype=torch.float64)) * scored
+        return Likelihood(token, token.sum(-1), scored.sum(-1))
+
+    for published in (r for r in case["runs"] if r["trainer"] == "sdar"):
+        lp = torch.tensor(case["lp"], dtype=torch.float64, requires_grad=True)
+        objective = replace(
+            PRESETS["tracerl-blocks"],
+            clip_low=published["eps"],
+            clip_high=published["eps"],
+            kl="k3" if published["k3"] else "k1",
+            kl_weight=published["beta"],
+        )
+        advantage = torch.tensor(case["adv_token" if published["per_token_advantage"] else "adv"], dtype=torch.float64)
+        advantage = advantage if published["per_token_advantage"] else advantage[:, None]
+        terms = policy_terms(objective, advantage, value(lp), value(case["old"]), None, scored)
+        loss = terms.row.sum() / scored.numel()
+        assert loss.item() == pytest.approx(published["loss"], rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, lp)
+        assert torch.allclose(gradient, torch.tensor(published["grad"], dtype=torch.float64), rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+def test_a_trajectory_is_scored_as_it_was_sampled(random_model: Any) -> None:
+    """At temperature 1 the probabilities that the sampler gave its tokens are those that the likelihood finds."""
+    prompt = torch.randint(5, 200, (2, 4), generator=torch.Generator().manual_seed(0))
+    decoding = Decoding(max_new_tokens=8, steps=4, temperature=1.0, stop_early=False)
+    written = run(random_model, prompt, None, decoding, row_seeds=[3, 4])
+    ids = torch.cat([prompt, written.ids], dim=1)
+    answer = torch.arange(12).expand_as(ids) >= 4
+    steps = torch.cat([torch.full((2, 4), -1), written.revealed_at], dim=1)
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer, steps)
+    draws = Trajectory().draws(canvas, [], random_model.config.mask_token_id)
+    assert len(draws) == 4
+    found = estimate(random_model, canvas, draws, Trajectory().combine).token[:, 4:].exp()
+    assert torch.allclose(found, written.confidence, rtol=0.05, atol=1e-3)  # the sampler never answers the mask
+
+
+def test_the_gradient_part_by_part_is_the_whole_one(random_model: Any) -> None:
+    ids = torch.randint(5, 200, (2, 8), generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(8).expand_as(ids) > 2
+    written = torch.where(answer, torch.arange(8).expand_as(ids) % 3, -1)
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer, written)
+    objective = resolve("tracerl-blocks")
+    draws, combine = objective.estimator.draws(canvas, [], MASK), objective.combine(torch.ones(2, 8))
+
+    def loss_of(current: Likelihood) -> Tensor:
+        return policy_terms(objective, torch.tensor([[1.0], [-0.5]]), current, None, None, answer).row.sum()
+
+    found = []
+    for whole in (True, False):
+        random_model.zero_grad()
+        if whole:
+            loss = loss_of(estimate(random_model, canvas, draws, combine))
+        else:
+            reader = ModelReader(random_model)
+            loss = draw_by_draw(reader, canvas, draws, loss_of, backward=Tensor.backward, combine=combine)
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in random_model.parameters() if p.grad is not None]))
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
+    assert found[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"scope": "canvas"}, "until_eos"),
+        ({"draws": 2}, "one trajectory"),
+        ({"steps_together": 0}, "steps_together = 0"),
+    ],
+)
+def test_choices_that_make_no_trajectory_are_refused(choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve("d2", **choices)
+
+
+def test_the_kl_may_be_to_the_policy_that_wrote_the_answer() -> None:
+    """k3 of d = 0.1 by hand; no reference model is needed."""
+    objective = PolicyObjective(level="token", kl="k3", kl_weight=1.0, kl_anchor="old")
+    assert (objective.uses_reference, objective.uses_old) == (False, True)
+    token = torch.tensor([[-0.4]])
+    new, old = (Likelihood(t, t.sum(-1), torch.tensor([1])) for t in (token, token - 0.1))
+    terms = policy_terms(objective, torch.zeros(1, 1), new, old, None, torch.ones(1, 1, dtype=torch.bool))
+    assert terms.kl.item() == pytest.approx(torch.tensor(-0.1).exp().item() - 1 + 0.1, rel=1e-4)
