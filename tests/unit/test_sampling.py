@@ -402,7 +402,6 @@ def test_a_model_gone_to_nan_is_an_error_and_no_endless_loop(temperature: float)
         ({"temperature": math.nan}, "temperature = nan"),
         ({"temperature": math.inf}, "temperature = inf"),
         ({"reveal": "loudest"}, "unknown reveal 'loudest'.*confidence, margin, entropy"),
-        ({"max_new_tokens": 8, "block_length": 9}, "longer than the canvas of 8"),
         ({"max_new_tokens": 8, "block_length": 2, "steps": 3}, "3 steps cannot finish 4 blocks"),
         ({"threshold": 0.5, "reveal": "random"}, "threshold has no meaning"),
         ({"threshold": 0.5, "reveal": "left_to_right"}, "threshold has no meaning"),
@@ -418,7 +417,7 @@ def test_settings_are_described_with_their_defaults() -> None:
     described = Decoding(max_new_tokens=8).described()
     assert (described["steps"], described["block_length"], described["temperature"]) == (8, 8, 0.0)
     assert Decoding(max_new_tokens=8, threshold=0.9).described()["steps"] is None
-    assert set(described) == set(Decoding.__dataclass_fields__) - {"rule"}
+    assert set(described) == set(Decoding.__dataclass_fields__) - {"rule", "at_least"}
 
 
 def test_a_checkpoints_settings_give_way_to_those_given(random_model: Any) -> None:

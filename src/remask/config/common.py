@@ -89,7 +89,7 @@ class DecodingConfig:
     steps: int | None = None
     """Model calls for the whole canvas (default: one token a step)."""
     block_length: int | None = None
-    """Blocks are finished left to right (default: the whole canvas, in any order)."""
+    """Blocks are finished left to right (default: the whole canvas, in any order; a block model's own block)."""
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -99,6 +99,8 @@ class DecodingConfig:
     """A rule of your own in place of reveal: file.py:Class (docs/extending.md)."""
     threshold: float | None = None
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
+    at_least: int | None = None
+    """Under a threshold, the fewest tokens that a step reveals (default: 1)."""
     schedule: ScheduleName | None = None
     """How many tokens a step reveals."""
     eps: float | None = None
@@ -112,7 +114,7 @@ class DecodingConfig:
     stop_early: bool | None = None
     """Stop a row when its text can no longer change."""
     cache: CacheName | None = None
-    """Which keys and values are kept from one step to the next."""
+    """Which keys and values are kept from one step to the next (default: none; exact in block models)."""
     seed: int | None = None
     """Seeds sampling at temperature above 0 and random reveal."""
 

@@ -75,8 +75,8 @@ STOP_LAST = 1e6
 
 @dataclass(frozen=True)
 class Reveal:
-    """Write the best of the masked places' proposals: as many as the schedule says, or all above the threshold and at
-    least one.
+    """Write the best of the masked places' proposals: as many as the schedule says, or all above the threshold and
+    `at_least` so many.
     """
 
     decoding: Decoding
@@ -88,7 +88,7 @@ class Reveal:
         here, score = self.asked(state), self._scores(state, proposals)
         if state.count is None:
             above = here & (score >= (self.decoding.threshold or 0.0))
-            return Choice(above | lowest(-score, here.any(-1).long(), here))
+            return Choice(above | lowest(-score, here.any(-1) * self.decoding.at_least, here))
         return Choice(lowest(-score, state.count, here))
 
     def _scores(self, state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
