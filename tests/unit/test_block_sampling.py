@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from remask.models.load import load_model
 from remask.sampling import Decoding, Step, generate, run
 from remask.sampling.generate import decoding_for, encode_prompts
 from remask.sampling.infill import infill
-from remask.sampling.layout import Layout, canvas_after, fitted, laid_out
+from remask.sampling.layout import Layout, at_turn, canvas_after, fitted, laid_out, turns
 
 MASK = 1
 EVERY_CACHE = ("none", "exact")
@@ -153,36 +155,46 @@ def test_a_step_reveals_as_many_as_in_a_block_of_masks(kept: Any, random_model: 
 
 # ---- the published samplers' tokens -------------------------------------------------------------------------------
 
-GOLDEN = {"sdar_tiny": 72, "llada2_moe_tiny": 36, "fast_dllm_v2_tiny": 12}
+GOLDEN = {"sdar_tiny": 72, "llada2_moe_tiny": 63, "fast_dllm_v2_tiny": 35}
 """Families, and their cases that are compared."""
 
 
-def published(case: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings of a case under Remask's names; None where there are none."""
-    if case.get("sampler") == "llada2.1" or case.get("small_block_size", 8) != 8:
-        return None
+def published(case: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a case under Remask's names."""
     settings = {"max_new_tokens": case.get("gen_length") or case["max_new_tokens"]}
     steps = case.get("denoising_steps") or case.get("steps")
-    if case["threshold"] is not None:
-        least = {} if steps is None else {"at_least": case["block_length"] // steps}
-        return settings | {"threshold": case["threshold"]} | least
-    settings["steps"] = steps * -(-case["gen_length"] // case["block_length"])
-    return settings | ({"reveal": "left_to_right"} if case["strategy"] == "sequential" else {})
+    if case["threshold"] is None:
+        settings["steps"] = steps * -(-case["gen_length"] // case["block_length"])
+        return settings | ({"reveal": "left_to_right"} if case["strategy"] == "sequential" else {})
+    settings["threshold"] = case["threshold"]
+    if steps is not None:
+        settings["at_least"] = case["block_length"] // steps
+    if case.get("sampler") == "llada2.1":
+        settings["at_least"] = case["num_to_transfer"]
+        settings |= {"edit_threshold": case["editing_threshold"], "edit_steps": case["max_post_steps"]}
+    if "small_block_size" in case:
+        settings["sub_block_length"] = case["small_block_size"]
+    return settings
+
+
+def comparable(case: dict[str, Any]) -> bool:
+    """Not where the published code answers the mask token or counts its probability, which Remask never does. Of Fast-
+    dLLM v2 that is one case, in which a token has the probability 0.199966 with the mask and 0.200083 without it.
+    """
+    near = case.get("small_block_size") == 4 and case["threshold"] == 0.2 and case["prompt"][0] == 39
+    return not near and case.get("same_if_mask_is_never_answered") is not False
 
 
 @pytest.mark.shared
 @every_cache
 @pytest.mark.parametrize("family", GOLDEN)
 def test_tokens_are_the_published_ones(family: str, kept: Any, shared: Path) -> None:
-    """Cases of equal settings in one batch. Where the published code answers the mask token, which Remask never does,
-    its tokens may be others. LLaDA2 and Fast-dLLM v2 are compared up to the first EOS.
-    """
+    """Cases of equal settings in one batch. LLaDA2 and Fast-dLLM v2 are compared up to the first EOS."""
     folder, alike = shared / "golden" / family, {}
     for case in json.loads((folder / "expected_generate.json").read_text()):
-        settings = published(case)
-        if settings is not None and case.get("same_if_mask_is_never_answered") is not False:
+        if comparable(case):
             block = case.get("block_length") or case["block_size"]
-            alike.setdefault((block, *settings.items()), []).append(case)
+            alike.setdefault((block, *published(case).items()), []).append(case)
     of_block = cache(lambda block: load_model(str(folder), attention=f"block:{block}").eval())
     for (block, *settings), cases in alike.items():
         decoding = Decoding(**dict(settings), cache=kept, stop_early=family != "sdar_tiny")
@@ -206,6 +218,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "sampled": {"threshold": 0.012, "temperature": 0.9, "at_least": 2},
     "in any order": {"reveal": "random"},
     "schedule t": {"schedule": "t", "steps": 6},
+    "edited": {"threshold": 0.045, "edit_threshold": 0.02, "edit_steps": 3},
+    "parts of blocks": {"threshold": 0.045, "sub_block_length": 2},
 }
 
 
@@ -341,6 +355,11 @@ def test_a_block_models_settings(block_model: Any) -> None:
         (Full(), {"block_length": 9, "max_new_tokens": 8}, "longer than the canvas of 8"),
         (Full(), {"at_least": 2}, "at_least = 2 without a threshold"),
         (Full(), {"at_least": 0, "threshold": 0.5}, "at_least = 0"),
+        (Full(), {"edit_threshold": 0.5}, r"edit_threshold = 0\.5 without a threshold"),
+        (Full(), {"edit_steps": 4, "threshold": 0.5}, "edit_steps = 4 without edit_threshold"),
+        (Full(), {"edit_steps": -1, "threshold": 0.5, "edit_threshold": 0.5}, "edit_steps = -1"),
+        (Full(), {"edit_threshold": 0.5, "threshold": 0.5, "rule": "a.py:Rule"}, "do not go together"),
+        (Full(), {"sub_block_length": 0}, "sub_block_length = 0"),
     ],
 )
 def test_what_a_model_cannot_follow_is_refused(
@@ -366,3 +385,79 @@ def test_at_least_so_many_are_revealed_under_a_threshold(block_model: Any) -> No
     decoding = Decoding(max_new_tokens=8, threshold=1.1, at_least=3, stop_early=False)
     when = run(block_model, torch.tensor([prompts()[2]]), None, decoding).revealed_at[0]
     assert when.bincount().tolist() == [3, 1, 3, 1]
+
+
+# ---- editing, and parts of blocks ---------------------------------------------------------------------------------
+
+
+class Scripted(torch.nn.Module):
+    """Proposes the tokens of a script, one line a step, each with the probability that stands beside it."""
+
+    def __init__(self, script: list[list[tuple[int, float]]]) -> None:
+        super().__init__()
+        self.script, self.calls = script, 0
+        self.config = SimpleNamespace(mask_token_id=0, eos_token_id=1, vocab_size=10)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, look: Any) -> Any:
+        line = self.script[min(self.calls, len(self.script) - 1)]
+        self.calls += 1
+        places = positions[0].nonzero()[:, 0] - (input_ids.shape[1] - len(line))
+        logits = torch.full((len(places), 10), -torch.inf)
+        for row, place in enumerate(places.tolist()):
+            token, p = line[place]
+            logits[row, 9], logits[row, token] = math.log(1 - p), math.log(p)
+        return SimpleNamespace(seen=look(logits, slice(None)))
+
+
+def test_editing_by_hand() -> None:
+    """Step 1 writes 2 and 3; step 2 writes 4 and makes 5 of 2, but not 6 of 3, which is not sure enough; step 3 has no
+    masks and makes 7 of 4; step 4 changes nothing.
+    """
+    script = [
+        [(2, 0.9), (3, 0.8), (4, 0.55)],
+        [(5, 0.7), (6, 0.55), (4, 0.9)],
+        [(5, 0.9), (3, 0.9), (7, 0.9)],
+        [(5, 0.9), (3, 0.9), (7, 0.9)],
+    ]
+    settings = {"max_new_tokens": 3, "threshold": 0.75, "edit_threshold": 0.6}
+    prompt = torch.tensor([[8]])
+    for edit_steps, ids, forwards in ((16, [5, 3, 7], 4), (1, [5, 3, 7], 3), (0, [5, 3, 4], 2)):
+        found = run(Scripted(script), prompt, None, Decoding(**settings, edit_steps=edit_steps))  # type: ignore[arg-type]
+        assert (found.ids[0].tolist(), found.forwards) == (ids, forwards)
+    assert found.revealed_at.tolist() == [[1, 0, 1]]
+    assert found.confidence[0].tolist() == pytest.approx([0.7, 0.8, 0.9])
+
+
+def test_turns_by_hand() -> None:
+    """Two blocks of five in parts of two; whose turn it is with masks in places 3 and 4, and with none."""
+    block_of = torch.tensor([0] * 5 + [1] * 5)
+    assert turns(block_of, 5, 2, first_alone=False).tolist() == [0, 0, 1, 1, 2] * 2
+    first = turns(block_of, 5, 2, first_alone=True)
+    assert first.tolist() == [-1, 0, 1, 1, 2] * 2
+    masked = torch.tensor([[False] * 3 + [True] * 2 + [False] * 5, [False] * 10, [True] * 5 + [False] * 5])
+    expected = [[0, 0, 1, 1, 0] * 2, [0, 1, 1, 1, 1] * 2, [1, 0, 0, 0, 0] * 2]
+    assert at_turn(masked, first).int().tolist() == expected
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_what_cannot_be_edited_is_not_waited_for(block: int, random_model: Any) -> None:
+    """In a shifted model of blocks of one token nothing is ever edited."""
+    random_model.attention, random_model.config.shift = BlockCausal(block), True
+    decoding = Decoding(max_new_tokens=4, threshold=0.5, edit_threshold=0.0, edit_steps=2, stop_early=False)
+    found = run(random_model, torch.tensor([prompts()[1]]), None, decoding)
+    assert (found.revealed_at >= 0).all()
+    assert found.forwards == 4 or block == 2
+
+
+def test_a_row_does_not_stop_at_an_end_that_may_still_be_edited() -> None:
+    script = [[(2, 0.9), (1, 0.9), (4, 0.1)], [(2, 0.9), (3, 0.9), (4, 0.9)], [(2, 0.9), (3, 0.9), (4, 0.9)]]
+    settings = {"max_new_tokens": 3, "threshold": 0.75, "edit_threshold": 0.6}
+    assert run(Scripted(script), torch.tensor([[8]]), None, Decoding(**settings)).ids.tolist() == [[2, 3, 4]]  # type: ignore[arg-type]
+
+
+def test_parts_of_a_block_are_written_one_after_another(random_model: Any) -> None:
+    """Under full attention too: blocks of six in parts of four and two."""
+    decoding = Decoding(max_new_tokens=12, block_length=6, sub_block_length=4, stop_early=False)
+    when = run(random_model, torch.tensor([prompts()[1]]), None, decoding).revealed_at[0]
+    for part in (range(4), range(4, 6), range(6, 10), range(10, 12)):
+        assert sorted(when[list(part)].tolist()) == list(part)

@@ -19,6 +19,7 @@ from remask.models.prediction import Prediction, predicted
 from remask.sampling import Decoding, Denoised, Step, denoise, generate, run
 from remask.sampling.generate import decoding_for
 from remask.sampling.row_noise import RowNoise
+from remask.sampling.schedule import UNSAID
 from remask.sampling.selection import drawn, propose, restrict
 
 RULES = ("confidence", "margin", "entropy", "random", "left_to_right")
@@ -417,7 +418,7 @@ def test_settings_are_described_with_their_defaults() -> None:
     described = Decoding(max_new_tokens=8).described()
     assert (described["steps"], described["block_length"], described["temperature"]) == (8, 8, 0.0)
     assert Decoding(max_new_tokens=8, threshold=0.9).described()["steps"] is None
-    assert set(described) == set(Decoding.__dataclass_fields__) - {"rule", "at_least"}
+    assert set(described) == set(Decoding.__dataclass_fields__) - set(UNSAID)
 
 
 def test_a_checkpoints_settings_give_way_to_those_given(random_model: Any) -> None:

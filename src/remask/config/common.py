@@ -90,6 +90,8 @@ class DecodingConfig:
     """Model calls for the whole canvas (default: one token a step)."""
     block_length: int | None = None
     """Blocks are finished left to right (default: the whole canvas, in any order; a block model's own block)."""
+    sub_block_length: int | None = None
+    """Within a block, so many tokens are written before those after them (Fast-dLLM v2)."""
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -101,6 +103,10 @@ class DecodingConfig:
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
     at_least: int | None = None
     """Under a threshold, the fewest tokens that a step reveals (default: 1)."""
+    edit_threshold: float | None = None
+    """Under a threshold, replace written tokens of the block where another's probability reaches this (LLaDA2.1)."""
+    edit_steps: int | None = None
+    """With edit_threshold, how many steps a block without masks has at most (default: 16)."""
     schedule: ScheduleName | None = None
     """How many tokens a step reveals."""
     eps: float | None = None

@@ -19,12 +19,11 @@ from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
-from remask.own_code import load_class
 from remask.sampling.cache import AroundBlocks, Everything, FinishedBlocks, Inputs, Reads
 from remask.sampling.guidance import guided
-from remask.sampling.layout import fitted, laid_out
+from remask.sampling.layout import at_turn, fitted, laid_out, turns
 from remask.sampling.row_noise import RowNoise, Use
-from remask.sampling.rules import Proposals, Reveal, Rule, State
+from remask.sampling.rules import Proposals, State, rule_of
 from remask.sampling.schedule import Decoding
 from remask.sampling.selection import Proposal, propose
 
@@ -128,12 +127,15 @@ class _Writing:
         self.rule = rule_of(decoding)
         self.revealed_at = torch.full(self.masked.shape, -1, device=device)
         self.confidence = torch.full(self.masked.shape, torch.nan, dtype=torch.float64, device=device)
-        self.steps_in_block = torch.zeros(B, dtype=torch.long, device=device)
+        self.steps_in_block, self.steps_unmasked = (torch.zeros(B, dtype=torch.long, device=device) for _ in range(2))
+        self.goes_on = torch.zeros(B, dtype=torch.bool, device=device)
         self.active = torch.arange(B, device=device)
         self.block = self._first_unfinished()
         self.forwards = self.row_forwards = 0
         self.in_blocks = isinstance(attention, BlockCausal)
         self.shift = bool(getattr(config, "shift", False))
+        first_alone = self.in_blocks and self.shift
+        self.turn_of = turns(self.block_of, self.layout.width, decoding.sub_block_length, first_alone=first_alone)
         self.reads = self._reads()
 
     def _reads(self) -> Reads:
@@ -157,10 +159,9 @@ class _Writing:
         """What the rule may look at, of the active rows."""
         rows = self.active
         in_block = self.block_of == self.block[rows, None]
-        count = self._count((self.masked[rows] & in_block).sum(-1), (self.layout.prompt[rows] & in_block).sum(-1))
-        window = self.open[rows] & in_block
-        if self.in_blocks and self.shift:
-            window = self._first_before_others(window)
+        masked = self.masked[rows] & in_block
+        count = self._count(masked.sum(-1), (self.layout.prompt[rows] & in_block).sum(-1))
+        window = self.open[rows] & in_block & at_turn(masked, self.turn_of)
         return State(
             tokens=self.ids[rows, self.prompt_length :],
             masked=self.masked[rows],
@@ -169,18 +170,11 @@ class _Writing:
             confidence=self.confidence[rows],
             step=self.steps_in_block[rows],
             steps=self.layout.steps[self.block[rows]],
+            steps_unmasked=self.steps_unmasked[rows],
             count=count,
             stops=self.stop_ids,
             uniform=partial(self._uniform, rows, self.forwards + 1, "order"),
         )
-
-    def _first_before_others(self, window: Bool[Tensor, "b C"]) -> Bool[Tensor, "b C"]:
-        """A block's first token alone while it is masked. With a shift, the output that predicts it is of the block
-        before, which is finished: what is written in its own block says nothing of it, and it says something of that.
-        """
-        places = torch.arange(window.shape[1], device=window.device)
-        first = window & self.masked[self.active] & (places % self.layout.width == 0)
-        return torch.where(first.any(-1, keepdim=True), first, window)
 
     def _uniform(self, rows: Tensor, number: int, use: Use) -> Float[Tensor, "b C"]:
         return self.noise.uniform(rows, number, self.masked.shape[1], use)
@@ -195,8 +189,9 @@ class _Writing:
             torch.zeros_like(state.confidence).masked_scatter(asked, proposal.confidence),
             torch.full_like(state.confidence, -torch.inf).masked_scatter(asked, proposal.score),
         )
-        write, again = self.rule.choose(state, proposals)
+        write, again, goes_on = self.rule.choose(state, proposals)
         write = write & asked
+        self.steps_unmasked[rows] += (~(state.masked & state.window).any(-1)).long()
         canvas = torch.where(write, proposals.token, state.tokens)
         masked = state.masked & ~write
         written_at = torch.where(write, number, state.written_at)
@@ -205,12 +200,20 @@ class _Writing:
             again = again & state.window & ~write
             canvas, masked = canvas.masked_fill(again, self.mask_id), masked | again
             written_at, confidence = written_at.masked_fill(again, -1), confidence.masked_fill(again, torch.nan)
+        self.goes_on[rows] = False if goes_on is None else goes_on & self._may_change(masked)
         self.ids[rows, self.prompt_length :] = canvas
         self.masked[rows] = masked
         self.revealed_at[rows] = written_at
         self.confidence[rows] = confidence
         of_answer = partial(self.layout.of_answer, rows=rows)
         return Step(number, rows, of_answer(canvas), of_answer(write), None if again is None else of_answer(again))
+
+    def _may_change(self, masked: Bool[Tensor, "b C"]) -> Bool[Tensor, "b"]:
+        """Active rows of whose block at work something is masked, or may be replaced."""
+        rows = self.active
+        in_block = self.block_of == self.block[rows, None]
+        replaceable = self.open[rows] & at_turn(torch.zeros_like(masked), self.turn_of)
+        return (in_block & (masked | replaceable)).any(-1)
 
     def _propose(self, here: Tensor) -> Proposal:
         """A token for each place of `here`, in row-major order."""
@@ -283,8 +286,12 @@ class _Writing:
 
     def retire(self) -> None:
         """Move rows to their next block, and let go of those that are done."""
-        rows, blocks = self.active, self._first_unfinished()
-        self.steps_in_block[rows] = torch.where(blocks != self.block[rows], 0, self.steps_in_block[rows] + 1)
+        rows = self.active
+        goes_on = self.goes_on[rows]
+        blocks = torch.where(goes_on, self.block[rows], self._first_unfinished())
+        same = blocks == self.block[rows]
+        self.steps_in_block[rows] = torch.where(same, self.steps_in_block[rows] + 1, 0)
+        self.steps_unmasked[rows] = torch.where(same, self.steps_unmasked[rows], 0)
         self.block[rows] = blocks
         self._refuse_endless(rows)
         done = blocks >= len(self.layout.steps)
@@ -292,7 +299,7 @@ class _Writing:
             canvas, masked = (
                 self.layout.of_answer(found[rows], rows) for found in (self.ids[:, self.prompt_length :], self.masked)
             )
-            done = done | text_is_final(canvas, masked, self.stop_ids)
+            done = done | (text_is_final(canvas, masked, self.stop_ids) & ~goes_on)
         self.active = rows[~done]
 
     def _refuse_endless(self, rows: Tensor) -> None:
@@ -313,14 +320,6 @@ class _Writing:
             self.layout.of_answer(found, rows) for found in (ids, self.revealed_at, self.confidence.float())
         )
         return Denoised(ids, revealed_at, confidence, self.forwards, self.row_forwards, seconds)
-
-
-def rule_of(decoding: Decoding) -> Rule:
-    """The rule that a setting names: `Reveal`, or the user's own. Raises UserError where that cannot be had."""
-    if decoding.rule is None:
-        return Reveal(decoding)
-    made: Rule = load_class(decoding.rule, "a sampler's rule", ("asked", "choose"))(decoding)
-    return made
 
 
 def text_is_final(

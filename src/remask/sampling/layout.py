@@ -163,3 +163,27 @@ def _steps_of_whole_blocks(decoding: Decoding, block: int, blocks: int) -> list[
     share, needed = max(1, steps * block // C), -(-C // block)
     extra = max(0, steps - share * needed)
     return [share + (number < extra) for number in range(blocks)]
+
+
+FIRST, NOBODY = -1, torch.iinfo(torch.long).max
+"""Turns: of a block's first place where that is written before all others, and where no place is masked."""
+
+
+def turns(block_of: Int[Tensor, "W"], width: int, part: int | None, *, first_alone: bool) -> Int[Tensor, "W"]:
+    """Places of a block that have the same turn may be written in any order, and those of a lower one before them: its
+    parts of so many tokens.
+
+    With `first_alone` the first place is before all others, and final: in a shifted block model the output that
+    predicts it is of the block before, of which nothing that is written later says more.
+    """
+    places = torch.arange(len(block_of), device=block_of.device) - block_of * width
+    found = places // (part or width)
+    return torch.where(places == 0, FIRST, found) if first_alone else found
+
+
+def at_turn(masked: Bool[Tensor, "b W"], turn_of: Int[Tensor, "W"]) -> Bool[Tensor, "b W"]:
+    """Of each row the places whose turn it is: those of the lowest that has one of these masks, or, where there are
+    none, all that are not final.
+    """
+    turn = torch.where(masked, turn_of, NOBODY).amin(-1, keepdim=True)
+    return torch.where(turn == NOBODY, turn_of != FIRST, turn_of == turn)

@@ -11,15 +11,21 @@ from remask.choices import CacheName, RevealName, ScheduleName, refuse_unknown
 from remask.errors import UserError
 from remask.own_code import is_own, stamp
 
+UNSAID = ("rule", "at_least", "edit_threshold", "edit_steps", "sub_block_length")
+"""Settings that are left out of records where they have their defaults, as records of earlier versions lack them."""
+
 
 @dataclass(frozen=True)
 class Decoding:
     """How an answer is written. Every score is reported with these beside it.
 
     max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
-    blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
+    blocks. block_length: blocks are finished left to right (default C: fully any-order). sub_block_length: and so are
+    parts of a block (Fast-dLLM v2). reveal: which proposals are
     kept first. rule: `file.py:Class`, a rule of one's own in place of `reveal` (`sampling/rules.py`). threshold: reveal
     every proposal whose score reaches it, or the `at_least` best where those are fewer, instead of a fixed number.
+    edit_threshold: under a threshold, replace written tokens of the block at work where another one's probability
+    reaches this; a block without masks has `edit_steps` more steps at most (LLaDA2.1).
     schedule: how many a step reveals without a threshold: `even`, a block's masks split over its steps, or `t`, Dream's
     int(n·(1−s/t)) of the n masks left, t falling evenly from 1 to eps over the steps and all that is left in the last.
     temperature 0 takes the likeliest token; top_k and top_p restrict sampling. guidance w > 0 is classifier-free:
@@ -44,6 +50,9 @@ class Decoding:
     rule: str | None = None
     threshold: float | None = None
     at_least: int = 1
+    edit_threshold: float | None = None
+    edit_steps: int = 16
+    sub_block_length: int | None = None
     schedule: ScheduleName = "even"
     eps: float = 1e-3
     guidance: float = 0.0
@@ -54,12 +63,13 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "steps", "block_length", "top_k", "at_least"):
+        for name in ("max_new_tokens", "steps", "block_length", "sub_block_length", "top_k", "at_least"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}", mend="give 1 or more")
-        if self.seed < 0:
-            raise UserError(f"seed = {self.seed}", mend="give 0 or more")
+        for name in ("seed", "edit_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}", mend="give 0 or more")
         if self.rule is not None and not is_own(self.rule):
             raise UserError(f"rule = {self.rule!r}", mend="write file.py:Class; the named rules are those of reveal")
         refuse_unknown("reveal", self.reveal, RevealName)
@@ -70,8 +80,10 @@ class Decoding:
             raise UserError(f"temperature = {self.temperature}", mend="give 0 or more")
         if not np.isfinite(self.guidance) or self.guidance < 0:
             raise UserError(f"guidance = {self.guidance}", mend="give 0 or more")
-        if self.threshold is not None and not np.isfinite(self.threshold):
-            raise UserError(f"threshold = {self.threshold}", mend="give a number")
+        for name in ("threshold", "edit_threshold"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value):
+                raise UserError(f"{name} = {value}", mend="give a number")
         if self.cache not in (None, "none") and self.guidance:
             raise UserError("guidance and a cache do not go together", mend="leave one out")
         if not 0 < self.eps < 1:
@@ -84,8 +96,17 @@ class Decoding:
             )
         if self.threshold is not None and self.reveal in ("random", "left_to_right"):
             raise UserError(f"a threshold has no meaning for reveal = {self.reveal!r}", mend="use a model's score")
-        if self.threshold is None and self.at_least != 1:
-            raise UserError(f"at_least = {self.at_least} without a threshold", mend="give a threshold, or steps alone")
+        for name in ("at_least", "edit_threshold"):
+            if self.threshold is None and self.says(name):
+                raise UserError(f"{name} = {getattr(self, name)} without a threshold", mend="give a threshold")
+        if self.edit_threshold is None and self.says("edit_steps"):
+            raise UserError(f"edit_steps = {self.edit_steps} without edit_threshold", mend="give edit_threshold")
+        if self.edit_threshold is not None and self.rule is not None:
+            raise UserError("edit_threshold and a rule of one's own do not go together", mend="leave one out")
+
+    def says(self, name: str) -> bool:
+        """Whether a setting is another than its default."""
+        return bool(getattr(self, name) != Decoding.__dataclass_fields__[name].default)
 
     @property
     def blocks(self) -> list[range]:
@@ -113,8 +134,8 @@ class Decoding:
         steps = None if self.threshold is not None else self.steps or self.max_new_tokens
         said = asdict(replace(self, block_length=self.block_length or self.max_new_tokens, cache=self.cache or "none"))
         said["steps"] = steps
-        for name in ("rule", "at_least"):  # left out where they say nothing, as in records of earlier versions
-            if said[name] == Decoding.__dataclass_fields__[name].default:
+        for name in UNSAID:
+            if not self.says(name):
                 del said[name]
         if self.rule is not None:
             said["rule"] = f"{self.rule}@{stamp(self.rule)}"
