@@ -19,7 +19,7 @@ from remask.models.load import load_model
 from remask.sampling import Decoding, Step, generate, run
 from remask.sampling.generate import decoding_for, encode_prompts
 from remask.sampling.infill import infill
-from remask.sampling.layout import Layout, at_turn, canvas_after, fitted, laid_out, turns
+from remask.sampling.layout import Layout, at_turn, canvas_after, fitted, laid_out, longest_prompt, turns
 
 MASK = 1
 EVERY_CACHE = ("none", "exact")
@@ -379,6 +379,14 @@ def test_the_whole_last_block_must_fit_the_model(block_model: Any, tokenizer: An
     assert (len(prompt) + 5) % 4
     with pytest.raises(UserError, match="exceed the model"):
         encode_prompts(block_model, tokenizer, ["p"], decoding)
+
+
+@pytest.mark.parametrize("attention", [BlockCausal(4), BlockCausal(4, "answer"), BlockCausal(1), Full()])
+@pytest.mark.parametrize("positions", [16, 17, 19])
+def test_the_longest_prompt_is_the_last_one_that_fits(attention: Any, positions: int) -> None:
+    longest = longest_prompt(positions, 5, attention)
+    fits = [length for length in range(positions) if length + canvas_after(length, 5, attention) <= positions]
+    assert max(fits) == longest
 
 
 def test_at_least_so_many_are_revealed_under_a_threshold(block_model: Any) -> None:

@@ -60,6 +60,15 @@ def canvas_after(prompt: int, new_tokens: int, attention: Attention) -> int:
     return -(-(shared + new_tokens) // attention.block) * attention.block - shared
 
 
+def longest_prompt(positions: int, new_tokens: int, attention: Attention) -> int:
+    """Tokens of the longest prompt that leaves room for its canvas among so many positions; below 1 where none does."""
+    if not isinstance(attention, BlockCausal):
+        return positions - new_tokens
+    if attention.alignment == "row":  # prompt and answer end in one of the whole blocks that there are positions for
+        return positions // attention.block * attention.block - new_tokens
+    return positions - canvas_after(0, new_tokens, attention)
+
+
 @dataclass(frozen=True)
 class Layout:
     """ids, attended [B, L]: rows with their canvas, which begins at column `start`. masked [B, W]: what is to be
