@@ -22,6 +22,7 @@ from pathlib import Path
 
 import adapters_speed
 import approximate_speed
+import block_speed
 import head_speed
 import kernels_speed
 import likelihood_speed
@@ -77,6 +78,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "sft": lambda rounds: sft_speed.measure(rounds, SMALL, DEVICE),
     "sampling": lambda rounds: sampling_speed.measure(rounds, SMALL, DEVICE),
     "approximate": lambda rounds: approximate_speed.measure(rounds, device=DEVICE),
+    "blocks": lambda rounds: block_speed.measure(rounds, SMALL, DEVICE),
     "likelihood": lambda rounds: likelihood_speed.measure(rounds, SMALL, DEVICE),
     "policy": lambda rounds: policy_speed.measure(rounds, SMALL, DEVICE),
     "probes": lambda rounds: sft_speed.measure_probes(rounds, SMALL, DEVICE),
@@ -86,6 +88,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
 }
 if SMALL != LARGE:
     PARTS["sampling-wide"] = lambda rounds: sampling_speed.measure(rounds, LARGE, DEVICE)
+    PARTS["blocks-wide"] = lambda rounds: block_speed.measure(rounds, LARGE, DEVICE)
 if ON_GPU:  # where they take seconds
     PARTS |= {
         "padding": lambda rounds: passes_speed.measure(rounds, LLADA_8B, DEVICE),

@@ -224,7 +224,8 @@ def test_times_of_blocks_are_stratified_and_a_rows_own() -> None:
 def test_one_block_is_the_estimate_of_the_whole_row(name: str, random_model: Any) -> None:
     """To the bit: of a model that reads rows whole, and of a block model whose block is longer than the rows."""
     whole = rows_of_two(4)
-    whole = Canvas(whole.ids, whole.attended, whole.corruptible, whole.supervised)
+    written = torch.where(whole.corruptible, torch.arange(9) % 3, -1)
+    whole = Canvas(whole.ids, whole.attended, whole.corruptible, whole.supervised, written)
     noise = draws(2)
     estimator: Any = ESTIMATORS[name]  # type: ignore[index]
     views = [estimator.draws(canvas, noise, 1) for canvas in (whole, in_blocks(whole, BlockCausal(64)))]

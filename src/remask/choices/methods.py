@@ -301,12 +301,13 @@ ScheduleName = Annotated[
 ]
 
 CacheName = Annotated[
-    Literal["none", "prefix", "dual"],
+    Literal["none", "prefix", "dual", "exact"],
     Meanings(
         {
             "none": "exact: compute every token at every step",
             "prefix": "approximate and faster: compute what stands before the block once a block",
             "dual": "approximate and faster: compute what stands before and after the block once a block",
+            "exact": "exact and faster, of block models alone: compute a finished block once",
         }
     ),
 ]

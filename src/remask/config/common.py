@@ -89,7 +89,9 @@ class DecodingConfig:
     steps: int | None = None
     """Model calls for the whole canvas (default: one token a step)."""
     block_length: int | None = None
-    """Blocks are finished left to right (default: the whole canvas, in any order)."""
+    """Blocks are finished left to right (default: the whole canvas, in any order; a block model's own block)."""
+    sub_block_length: int | None = None
+    """Within a block, so many tokens are written before those after them (Fast-dLLM v2)."""
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -99,6 +101,12 @@ class DecodingConfig:
     """A rule of your own in place of reveal: file.py:Class (docs/extending.md)."""
     threshold: float | None = None
     """Reveal every proposal whose score reaches this, instead of a fixed number a step."""
+    at_least: int | None = None
+    """Under a threshold, the fewest tokens that a step reveals (default: 1)."""
+    edit_threshold: float | None = None
+    """Under a threshold, replace written tokens of the block where another's probability reaches this (LLaDA2.1)."""
+    edit_steps: int | None = None
+    """With edit_threshold, how many steps a block without masks has at most (default: 16)."""
     schedule: ScheduleName | None = None
     """How many tokens a step reveals."""
     eps: float | None = None
@@ -112,7 +120,7 @@ class DecodingConfig:
     stop_early: bool | None = None
     """Stop a row when its text can no longer change."""
     cache: CacheName | None = None
-    """Which keys and values are kept from one step to the next."""
+    """Which keys and values are kept from one step to the next (default: none; exact in block models)."""
     seed: int | None = None
     """The seed of sampling at temperature above 0 and of random reveal."""
 

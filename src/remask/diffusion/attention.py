@@ -42,21 +42,25 @@ class Reading:
     stream: Int[Tensor, "B S"]
 
 
-def may_look(reading: Reading) -> Bool[Tensor, "B S S"]:
-    """Return, for each pair of tokens, whether the one on the second axis may attend to the one on the third.
+def may_look(reading: Reading, at: Int[Tensor, "B q"] | None = None) -> Bool[Tensor, "B _ S"]:
+    """Return, for each pair of tokens, whether the one on the second axis may attend to the one on the third. The
+    second axis has the tokens whose numbers in the reading `at` gives, or all of them.
 
     A clean token attends to the clean tokens of the same block and of earlier ones. A noised token attends to the
     tokens of the same block in the same stream, and to the clean tokens of earlier blocks. No token attends to padding;
     padding attends to itself alone, as an attention over nothing is no number.
     """
-    stream, block = reading.stream, reading.block
-    of, at = stream[:, :, None], stream[:, None, :]
-    to_clean = torch.where(of == CLEAN, block[:, None, :] <= block[:, :, None], block[:, None, :] < block[:, :, None])
-    within = (of == at) & (block[:, None, :] == block[:, :, None])
-    allowed = ((at == CLEAN) & to_clean) | within
-    allowed &= (of != PADDING) & (at != PADDING)
-    itself = torch.eye(stream.shape[1], dtype=torch.bool, device=stream.device)
-    return allowed | (itself & (of == PADDING))
+    number = torch.arange(reading.ids.shape[1], device=reading.ids.device).expand_as(reading.ids)
+    to, to_block, to_number = (of_all[:, None, :] for of_all in (reading.stream, reading.block, number))
+    of, of_block, of_number = (
+        (of_all if at is None else of_all.gather(1, at))[:, :, None]
+        for of_all in (reading.stream, reading.block, number)
+    )
+    to_clean = torch.where(of == CLEAN, to_block <= of_block, to_block < of_block)
+    within = (of == to) & (to_block == of_block)
+    allowed = ((to == CLEAN) & to_clean) | within
+    allowed &= (of != PADDING) & (to != PADDING)
+    return allowed | ((to_number == of_number) & (of == PADDING))
 
 
 @runtime_checkable

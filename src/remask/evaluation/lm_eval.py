@@ -33,6 +33,7 @@ from remask.progress import progress
 from remask.sampling.denoise import run
 from remask.sampling.engine import LocalEngine, Request
 from remask.sampling.generate import decoding_for
+from remask.sampling.layout import canvas_after
 from remask.sampling.schedule import Decoding
 
 Tick = Callable[[int], None]
@@ -150,7 +151,8 @@ class RemaskLM(TemplateLM):
             for decoding, numbers in groups.items():
                 contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
                 for context in contexts:
-                    self._refuse_too_long(len(context) + decoding.max_new_tokens)
+                    canvas = canvas_after(len(context), decoding.max_new_tokens, attention_of(self.model))
+                    self._refuse_too_long(len(context) + canvas)
                 engine = LocalEngine(
                     self.tokenizer, self.batch_size, model=self.model, on_done=_counted_on(tick, len(texts))
                 )

@@ -80,6 +80,7 @@ class Bidirectional(Causal):
         look: Look | None = None,
         clean: Tensor | None = None,
         answer: Tensor | None = None,
+        at: Tensor | None = None,
         **kwargs: Any,
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
@@ -89,20 +90,21 @@ class Bidirectional(Causal):
 
         A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
         light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
-        are given the ids themselves are taken for them.
+        are given the ids themselves are taken for them. With `at` [B, q] only those tokens of the rows, given by their
+        places, are computed: `past_key_values` has, and is given, the keys and values of the whole rows.
 
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
         if not isinstance(self.attention, Full):
-            if input_ids is None or position_ids is not None or "past_key_values" in kwargs:
+            if input_ids is None or position_ids is not None or (at is None) == ("past_key_values" in kwargs):
                 raise UserError(
-                    "a block model was called with embeddings, position_ids or a cache, which it does not take yet",
-                    mend="call it with input_ids and attention_mask",
+                    "a block model was called with embeddings, position_ids or a cache, which it does not take",
+                    mend="call it with input_ids and attention_mask, and write texts with remask.generate",
                 )
             reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
-            return self._predicted(in_blocks(reading, positions), targets, weights, look, kwargs)
+            return self._predicted(in_blocks(reading, positions, at), targets, weights, look, kwargs)
         batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)

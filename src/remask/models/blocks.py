@@ -28,19 +28,20 @@ def read_by(
     return attention.training(ids, clean, attended, answer)
 
 
-def in_blocks(reading: Reading, positions: Bool[Tensor, "B L"] | None) -> Batch:
+def in_blocks(reading: Reading, positions: Bool[Tensor, "B L"] | None, at: Int[Tensor, "B q"] | None = None) -> Batch:
     """The reading with its mask written out [B, 1, S, S]. `positions` are among its first L tokens; without them all
     its tokens' outputs are given. A row starts anew where a token does not follow the one before it.
+
+    With `at` only those tokens of it, with a mask [B, 1, q, S]: keys and values of the others are there already.
     """
-    B, S = reading.ids.shape
-    starts = torch.ones(B, S, dtype=torch.bool, device=reading.ids.device)
-    starts[:, 1:] = reading.places[:, 1:] != reading.places[:, :-1] + 1
+    ids, places = reading.ids, reading.places
     if positions is not None:
-        rest = torch.zeros(B, S - positions.shape[1], dtype=torch.bool, device=positions.device)
+        rest = positions.new_zeros(len(ids), ids.shape[1] - positions.shape[1])
         positions = torch.cat([positions, rest], dim=1)
-    inputs = {
-        "input_ids": reading.ids,
-        "position_ids": reading.places,
-        "attention_mask": may_look(reading)[:, None],
-    }
+    if at is not None:
+        ids, places = ids.gather(1, at), places.gather(1, at)
+        positions = None if positions is None else positions.gather(1, at)
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = places[:, 1:] != places[:, :-1] + 1
+    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": may_look(reading, at)[:, None]}
     return Batch(inputs, positions, starts)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from remask.choices import Split
 from remask.config import DecodingConfig, RlConfig
+from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.rl.grading import Grader
 from remask.rl.held_out import HeldOut
@@ -15,6 +16,7 @@ from remask.rl.ranks import tell
 from remask.rl.rewards import OF_TASKS, Reward, refuse_missing_columns
 from remask.sampling.engine import engine_of
 from remask.sampling.generate import decoding_for
+from remask.sampling.layout import longest_prompt
 from remask.sampling.schedule import Decoding
 from remask.tasks import GeneratedTask, get
 from remask.tasks.benchmark import Asking, Benchmark, read_template
@@ -147,10 +149,13 @@ def held_out_of(
 def _room(model: Any, decoding: Decoding, where: str) -> int | None:
     """The longest prompt that the canvas leaves room for among the model's positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and decoding.max_new_tokens >= positions:
+    if not positions:
+        return None
+    room = longest_prompt(positions, decoding.max_new_tokens, attention_of(model))
+    if room < 1:
         raise UserError(
             f"a canvas of {decoding.max_new_tokens} leaves no room for a prompt in the model's {positions} positions",
             where=where,
             mend="lower max_new_tokens",
         )
-    return positions - decoding.max_new_tokens if positions else None
+    return room

@@ -1,16 +1,22 @@
-"""Approximate decoding: tokens whose keys and values are kept from an earlier step are not computed again.
+"""What a step computes: all tokens, or those alone whose keys and values are not kept from an earlier step.
 
 In a bidirectional model every token's keys and values change with every token that is written; a cache pretends that
 those far from the block at work do not (Fast-dLLM, arXiv 2505.22618). They are read anew by a whole forward whenever a
-block begins. `prefix` keeps what stands before the block; `dual` also the masks after it.
+block begins. `prefix` keeps what stands before the block; `dual` also the masks after it. Both are approximate.
+
+In a block model a token looks at its own block and at those before it, so that what is kept of a finished block is
+exact. It must be computed of the finished block: with its last mask still in it, keys and values are others. The pass
+that does so is the first one of the next block, which reads both.
 
 Shapes: B rows of the batch, b rows of a forward, L prompt and canvas, q tokens of a forward, H heads, d their width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +24,39 @@ from torch import Tensor
 
 from remask.choices import CacheName
 from remask.models.bidirectional import counted_positions
+
+Inputs = Mapping[str, Tensor]
+"""What a model is given of whole rows, by name: `input_ids`, `attention_mask`, `positions`, …, each [b, L]."""
+Part = tuple[Tensor, Callable[[Inputs], dict[str, Any]]]
+"""Rows (bool [b]) that are computed together, and what to give the model instead of the whole rows."""
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """How the rows of a step are read."""
+
+    def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
+        """Forwards that make up a step of these rows of the batch, whose blocks at work begin at those columns. Each
+        part is to be computed before the next one is asked for.
+        """
+
+
+class Everything:
+    """Every token at every step; with a `width`, no more than the prompt and the blocks of so many tokens up to those
+    at work, as later ones are looked at by nobody.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        self.width = width
+
+    def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
+        end = None if self.width is None else int(starts.max()) + self.width
+        yield torch.ones_like(rows, dtype=torch.bool), partial(up_to, end)
+
+
+def up_to(end: int | None, inputs: Inputs) -> dict[str, Any]:
+    """The first columns of the rows."""
+    return {name: given[:, :end] for name, given in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -78,13 +117,78 @@ class KeyValues:
     def update(
         self, key: Float[Tensor, "b H q d"], value: Float[Tensor, "b H q d"], layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Float[Tensor, "b H L d"], Float[Tensor, "b H L d"]]:
-        B, L = self.shape
-        if layer_idx == len(self.layers):
-            H, d = key.shape[1], key.shape[3]
-            self.layers.append((key.new_zeros(B, H, L, d), value.new_zeros(B, H, L, value.shape[3])))
+        self._make_room(key, value, layer_idx)
         row, query = self.window.renew.nonzero(as_tuple=True)
         place = self.window.places[row, query]
         keys, values = self.layers[layer_idx]
         keys[self.rows[row], :, place] = key[row, :, query]
         values[self.rows[row], :, place] = value[row, :, query]
         return keys[self.rows], values[self.rows]
+
+    def _make_room(self, key: Tensor, value: Tensor, layer_idx: int) -> None:
+        B, L = self.shape
+        if layer_idx == len(self.layers):
+            H, d = key.shape[1], key.shape[3]
+            self.layers.append((key.new_zeros(B, H, L, d), value.new_zeros(B, H, L, value.shape[3])))
+
+
+class AroundBlocks(KeyValues):
+    """Approximate: a row is read whole when it begins a block, and then in part (`of_blocks`)."""
+
+    def __init__(self, name: CacheName, rows: int, length: int, width: int, device: torch.device, *, shift: bool):
+        super().__init__(rows, length)
+        self.name, self.width, self.shift = name, width, shift
+        self.begun = torch.full((rows,), -1, device=device)
+
+    def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
+        """Rows that begin a block are read whole, the others in part."""
+        begins = self.begun[rows] != starts
+        self.begun[rows] = starts
+        length = self.shape[1]
+        for among, window in (
+            (begins, lambda: whole(int(begins.sum()), length, rows.device)),
+            (~begins, lambda: of_blocks(self.name, starts[~begins], self.width, length, shift=self.shift)),
+        ):
+            if among.any():
+                yield among, partial(self._read, rows[among], window())
+
+    def _read(self, rows: Tensor, window: Window, inputs: Inputs) -> dict[str, Any]:
+        return self.inputs(rows, window, **inputs)
+
+
+class FinishedBlocks(KeyValues):
+    """Exact, of block models: keys and values of finished blocks. What is not stored of them is computed together with
+    the block at work: the prompt's before the first one, and after it the block that was finished last.
+
+    stored [B]: the columns of each row whose keys and values are those of finished blocks.
+    """
+
+    def __init__(self, rows: int, length: int, width: int, device: torch.device) -> None:
+        super().__init__(rows, length)
+        self.width = width
+        self.stored = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
+        """Rows of which as many tokens are to be computed go together."""
+        widths = starts + self.width - self.stored[rows]
+        for width in widths.unique().tolist():
+            among = widths == width
+            some = rows[among]
+            places = self.stored[some, None] + torch.arange(width, device=rows.device)
+            yield among, partial(self._read, some, places)
+            self.stored[some] = starts[among]
+
+    def _read(self, rows: Tensor, places: Tensor, inputs: Inputs) -> dict[str, Any]:
+        self.rows, self.places, self.end = rows, places, int(places.max()) + 1
+        return {**up_to(self.end, inputs), "at": places, "past_key_values": self}
+
+    def update(
+        self, key: Float[Tensor, "b H q d"], value: Float[Tensor, "b H q d"], layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Float[Tensor, "b H k d"], Float[Tensor, "b H k d"]]:
+        """Keys and values of the columns up to the last one that is read."""
+        self._make_room(key, value, layer_idx)
+        kept = self.layers[layer_idx]
+        for of_all, new in zip(kept, (key, value), strict=True):
+            of_all[self.rows[:, None], :, self.places] = new.transpose(1, 2)
+        keys, values = (of_all[:, :, : self.end] for of_all in kept)
+        return (keys, values) if len(self.rows) == self.shape[0] else (keys[self.rows], values[self.rows])

@@ -11,9 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.chat_template import Message
 from remask.data.chat import decode_text, encode_prompt
+from remask.diffusion.attention import BlockCausal
+from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
 from remask.sampling.denoise import Denoised, Step, run
+from remask.sampling.layout import canvas_after, fitted
 from remask.sampling.schedule import Decoding
 
 
@@ -138,11 +141,12 @@ def encode_prompts(
         )
         for number, p in enumerate(prompts)
     ]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit, attention = getattr(model.config, "max_position_embeddings", None), attention_of(model)
     for number, ids in enumerate(encoded):
-        if limit and len(ids) + decoding.max_new_tokens > limit:
+        canvas = canvas_after(len(ids), decoding.max_new_tokens, attention)
+        if limit and len(ids) + canvas > limit:
             raise UserError(
-                f"{len(ids)} prompt tokens and a canvas of {decoding.max_new_tokens} exceed the model's {limit}",
+                f"{len(ids)} prompt tokens and a canvas of {canvas} exceed the model's {limit}",
                 where=f"prompt {number}",
                 mend="shorten the prompt or lower max_new_tokens",
             )
@@ -152,23 +156,27 @@ def encode_prompts(
 def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) -> Decoding:
     """The settings given, over those the checkpoint was made for.
 
-    A default that no longer fits (a block longer than a shorter canvas that was asked for) gives way.
+    A default that no longer fits (a block longer than a shorter canvas that was asked for, or another one than a block
+    model's) gives way. Raises UserError for settings that the model cannot follow.
     """
+    attention = attention_of(model)
     if decoding is not None:
         if settings:
             raise UserError("both a Decoding and single settings were given", mend="give one or the other")
-        return decoding
+        return fitted(decoding, attention)
     defaults = dict(getattr(model.config, "default_decoding", None) or {})
     given = {key: value for key, value in settings.items() if value is not None}
     if "max_new_tokens" in given and given["max_new_tokens"] != defaults.get("max_new_tokens"):
         defaults = {}
+    if isinstance(attention, BlockCausal):
+        defaults = {key: value for key, value in defaults.items() if key not in ("block_length", "cache")}
     unknown = set(given) - set(Decoding.__dataclass_fields__)
     if unknown:
         raise UserError(
             f"unknown decoding settings {', '.join(sorted(unknown))}",
             mend=f"they are {', '.join(Decoding.__dataclass_fields__)}",
         )
-    return Decoding(**{**defaults, **given})
+    return fitted(Decoding(**{**defaults, **given}), attention)
 
 
 def _run_batch(

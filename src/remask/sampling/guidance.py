@@ -5,10 +5,10 @@ Shapes: b rows, N chosen positions, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from remask.diffusion.head import Look, look_at
@@ -17,21 +17,18 @@ from remask.diffusion.head import Look, look_at
 @torch.no_grad()
 def guided(
     model: nn.Module,
-    ids: Int[Tensor, "b L"],
-    attended: Int[Tensor, "b L"],
-    positions: Bool[Tensor, "b L"],
+    inputs: Mapping[str, Tensor],
     look: Look,
     *,
-    prompt_length: int,
+    prompt: Bool[Tensor, "b L"],
     mask_id: int,
     guidance: float,
 ) -> tuple[Tensor, ...]:
     """What `look` says of u + (w+1)(c − u): c with the prompt, u with every prompt token masked, in one forward of
-    both.
+    both. `inputs` are the model's, `input_ids` among them.
     """
-    blank: Any = ids.clone()
-    blank[:, :prompt_length] = mask_id
-    both = torch.cat([ids, blank])
-    logits = model(input_ids=both, attention_mask=attended.repeat(2, 1), positions=positions.repeat(2, 1)).logits
+    both = {name: torch.cat([given, given]) for name, given in inputs.items()}
+    both["input_ids"][len(prompt) :].masked_fill_(prompt, mask_id)
+    logits = model(**both).logits
     conditional, unconditional = logits.chunk(2)
     return look_at(nn.Identity(), unconditional + (guidance + 1) * (conditional - unconditional), look)

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.chat_template import Message, template_of
 from remask.data.chat import encode_prompt
+from remask.diffusion.attention import BlockCausal
+from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.sampling.denoise import run
 from remask.sampling.generate import decoding_for
@@ -46,12 +48,21 @@ def infill(
     after = [template.end] if prompt is not None and template.end is not None else []
     canvas = torch.tensor([ids + after], device=model.device)
     gaps = ids.count(mask_id)
-    defaults = {"steps": gaps, "temperature": 0.0}
     given = {key: value for key, value in settings.items() if value is not None and key != "max_new_tokens"}
     if "block_length" in given:
-        raise UserError("a text is filled in as one block", mend="leave block_length out")
-    decoding = decoding_for(model, **{**defaults, **given, "max_new_tokens": canvas.shape[1]})
-    decoding = replace(decoding, steps=min(decoding.steps or gaps, gaps), block_length=None, stop_early=False)
+        raise UserError("a text is filled in as one block, or in the model's", mend="leave block_length out")
+    in_blocks = isinstance(attention_of(model), BlockCausal)
+    if in_blocks and "steps" in given:
+        raise UserError(
+            "this model fills in block by block, a token a step", mend="leave steps out, or give a threshold"
+        )
+    defaults = {"temperature": 0.0} if in_blocks else {"temperature": 0.0, "steps": gaps}
+    settings = {**defaults, **given, "max_new_tokens": canvas.shape[1]}
+    decoding = replace(decoding_for(model, **settings), stop_early=False)
+    if in_blocks:
+        decoding = replace(decoding, steps=None)
+    else:
+        decoding = replace(decoding, steps=min(decoding.steps or gaps, gaps), block_length=None)
     prompt_ids = torch.tensor([before], dtype=torch.long, device=model.device)
     done = run(model, prompt_ids, None, decoding, canvas=canvas)
     written = [place for place, token in enumerate(ids) if token == mask_id]

@@ -11,22 +11,33 @@ from remask.choices import CacheName, RevealName, ScheduleName, refuse_unknown
 from remask.errors import UserError
 from remask.own_code import is_own, stamp
 
+UNSAID = ("rule", "at_least", "edit_threshold", "edit_steps", "sub_block_length")
+"""Settings that are left out of records where they have their defaults, as records of earlier versions lack them."""
+
 
 @dataclass(frozen=True)
 class Decoding:
     """How an answer is written. Every score is reported with these beside it.
 
     max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
-    blocks. block_length: blocks are finished left to right (default C: fully any-order). reveal: which proposals are
+    blocks. block_length: blocks are finished left to right (default C: fully any-order). sub_block_length: and so are
+    parts of a block (Fast-dLLM v2). reveal: which proposals are
     kept first. rule: `file.py:Class`, a rule of one's own in place of `reveal` (`sampling/rules.py`). threshold: reveal
-    every proposal whose score reaches it (at least one) instead of a fixed number.
+    every proposal whose score reaches it, or the `at_least` best where those are fewer, instead of a fixed number.
+    edit_threshold: under a threshold, replace written tokens of the block at work where another one's probability
+    reaches this; a block without masks has `edit_steps` more steps at most (LLaDA2.1).
     schedule: how many a step reveals without a threshold: `even`, a block's masks split over its steps, or `t`, Dream's
     int(n·(1−s/t)) of the n masks left, t falling evenly from 1 to eps over the steps and all that is left in the last.
     temperature 0 takes the likeliest token; top_k and top_p restrict sampling. guidance w > 0 is classifier-free:
     logits u + (w+1)(c − u), with u those of the prompt masked (a second forward). suppress_eos: the EOS that fills is
     never written. stop_last: tokens that end a text are written after all others. stop_early: a row whose text can no
-    longer change stops (the rest is EOS). cache: `none` computes every token at every step; `prefix` and `dual` are
-    approximate: what stands before the block at work, or on both sides of it, is computed once a block.
+    longer change stops (the rest is EOS). cache: `none` computes every token at every step (the default under full
+    attention); `prefix` and `dual` are approximate: what stands before the block at work, or on both sides of it, is
+    computed once a block; `exact` is for block models, and their default: a finished block is computed once.
+
+    A block model's block_length is its own block, and its default. Its last block is written whole, and what is beyond
+    max_new_tokens is cut off. Of an answer's first block the prompt's last tokens may be a part: they count as written,
+    so that a step reveals as many tokens as in any other block.
     """
 
     max_new_tokens: int = 128
@@ -38,49 +49,64 @@ class Decoding:
     reveal: RevealName = "confidence"
     rule: str | None = None
     threshold: float | None = None
+    at_least: int = 1
+    edit_threshold: float | None = None
+    edit_steps: int = 16
+    sub_block_length: int | None = None
     schedule: ScheduleName = "even"
     eps: float = 1e-3
     guidance: float = 0.0
     suppress_eos: bool = False
     stop_last: bool = False
     stop_early: bool = True
-    cache: CacheName = "none"
+    cache: CacheName | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "steps", "block_length", "top_k"):
+        for name in ("max_new_tokens", "steps", "block_length", "sub_block_length", "top_k", "at_least"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}", mend="give 1 or more")
-        if self.seed < 0:
-            raise UserError(f"seed = {self.seed}", mend="give 0 or more")
+        for name in ("seed", "edit_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}", mend="give 0 or more")
         if self.rule is not None and not is_own(self.rule):
             raise UserError(f"rule = {self.rule!r}", mend="write file.py:Class; the named rules are those of reveal")
-        for name, choice in (("reveal", RevealName), ("schedule", ScheduleName), ("cache", CacheName)):
-            refuse_unknown(name, getattr(self, name), choice)
+        refuse_unknown("reveal", self.reveal, RevealName)
+        refuse_unknown("schedule", self.schedule, ScheduleName)
+        if self.cache is not None:
+            refuse_unknown("cache", self.cache, CacheName)
         if not np.isfinite(self.temperature) or self.temperature < 0:
             raise UserError(f"temperature = {self.temperature}", mend="give 0 or more")
         if not np.isfinite(self.guidance) or self.guidance < 0:
             raise UserError(f"guidance = {self.guidance}", mend="give 0 or more")
-        if self.threshold is not None and not np.isfinite(self.threshold):
-            raise UserError(f"threshold = {self.threshold}", mend="give a number")
-        if self.cache != "none" and self.guidance:
+        for name in ("threshold", "edit_threshold"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value):
+                raise UserError(f"{name} = {value}", mend="give a number")
+        if self.cache not in (None, "none") and self.guidance:
             raise UserError("guidance and a cache do not go together", mend="leave one out")
         if not 0 < self.eps < 1:
             raise UserError(f"eps = {self.eps}", mend="give a number in (0, 1)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}", mend="give a number in (0, 1]")
-        if self.block_length is not None and self.block_length > self.max_new_tokens:
-            raise UserError(
-                f"block_length = {self.block_length} is longer than the canvas of {self.max_new_tokens}",
-                mend="lower block_length or raise max_new_tokens",
-            )
         if self.threshold is None and self.steps is not None and self.steps < len(self.blocks):
             raise UserError(
                 f"{self.steps} steps cannot finish {len(self.blocks)} blocks", mend="raise steps or block_length"
             )
         if self.threshold is not None and self.reveal in ("random", "left_to_right"):
             raise UserError(f"a threshold has no meaning for reveal = {self.reveal!r}", mend="use a model's score")
+        for name in ("at_least", "edit_threshold"):
+            if self.threshold is None and self.says(name):
+                raise UserError(f"{name} = {getattr(self, name)} without a threshold", mend="give a threshold")
+        if self.edit_threshold is None and self.says("edit_steps"):
+            raise UserError(f"edit_steps = {self.edit_steps} without edit_threshold", mend="give edit_threshold")
+        if self.edit_threshold is not None and self.rule is not None:
+            raise UserError("edit_threshold and a rule of one's own do not go together", mend="leave one out")
+
+    def says(self, name: str) -> bool:
+        """Whether a setting is another than its default."""
+        return bool(getattr(self, name) != Decoding.__dataclass_fields__[name].default)
 
     @property
     def blocks(self) -> list[range]:
@@ -106,9 +132,11 @@ class Decoding:
     def described(self) -> dict[str, Any]:
         """Every setting with its defaults filled in, as reported beside a score."""
         steps = None if self.threshold is not None else self.steps or self.max_new_tokens
-        said = asdict(replace(self, block_length=self.block_length or self.max_new_tokens)) | {"steps": steps}
-        if self.rule is None:
-            del said["rule"]  # as in records of earlier versions
-        else:
+        said = asdict(replace(self, block_length=self.block_length or self.max_new_tokens, cache=self.cache or "none"))
+        said["steps"] = steps
+        for name in UNSAID:
+            if not self.says(name):
+                del said[name]
+        if self.rule is not None:
             said["rule"] = f"{self.rule}@{stamp(self.rule)}"
         return said
