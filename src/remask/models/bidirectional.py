@@ -26,7 +26,7 @@ from remask.models.prediction import Prediction, predicted
 
 
 class Causal:
-    """What type checkers know of the class of transformers that a mixin stands before."""
+    """Tell type checkers what the class of transformers has that a mixin stands before."""
 
     if TYPE_CHECKING:
         model: Any
@@ -40,7 +40,7 @@ class Causal:
 
 
 class Bidirectional(Causal):
-    """`forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i.
+    """A mixin whose `forward` gives logits aligned with their tokens: `logits[:, i]` predicts token i.
 
     A config with `shift` true says that the network's own output at i−1 predicts token i, as in models that began as
     causal ones (Dream): the shift is undone here and nowhere else.
@@ -123,7 +123,9 @@ class Bidirectional(Causal):
         return predicted(self.lm_head, hidden, targets, weights, look)
 
     def hidden_at(self, at: Tensor | None, **inputs: Any) -> Tensor:
-        """What the head is given: [N, D] at those tokens, counted through the rows; [B, L, D] where none are named."""
+        """Return what the head is given: [N, D] at those tokens, counted through the rows; [B, L, D] where none are
+        named.
+        """
         only = {"outputs_at": at} if at is not None and self.narrows else {}
         hidden: Tensor = self.model(use_cache=False, **only, **inputs).last_hidden_state
         if at is None:
@@ -145,7 +147,7 @@ class Bidirectional(Causal):
 
 
 class Config:
-    """What type checkers know of transformers' configs."""
+    """Tell type checkers what configs of transformers have."""
 
     if TYPE_CHECKING:
 
@@ -159,7 +161,9 @@ class OfficialKeys(Config):
     dtype: Any
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is saved. Without `rope_theta` or `rope_scaling` older code would silently take its own default."""
+        """Return the values to save. Without `rope_theta` or `rope_scaling` older code would silently take its own
+        default.
+        """
         values = super().to_diff_dict()
         rope = values.get("rope_parameters") or {}
         if "rope_theta" in rope:
@@ -174,7 +178,7 @@ class OfficialKeys(Config):
 
 
 def counted_positions(attention_mask: Tensor | None) -> Tensor | None:
-    """[B, L]: each token's number among its row's attended ones, from 0; None where the mask does not say."""
+    """Return [B, L], each token's number among its row's attended ones, from 0; None where the mask does not say."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     return attention.counted(attention_mask != 0)
@@ -204,8 +208,8 @@ def padded(
 
 
 def predictors(positions: Tensor, starts: Tensor | None) -> Tensor:
-    """[N], counted through the rows: the tokens whose outputs predict the chosen positions. With a shift (`starts`
-    given) the token before, but of a start the start itself.
+    """Return [N], counted through the rows: the tokens whose outputs predict the chosen positions. With a shift
+    (`starts` given) the token before, but of a start the start itself.
     """
     at = positions.flatten().nonzero()[:, 0]
     return at if starts is None else at - (~starts).flatten()[at].long()

@@ -33,7 +33,7 @@ Part = tuple[Tensor, Callable[[Inputs], dict[str, Any]]]
 
 @runtime_checkable
 class Reads(Protocol):
-    """How the rows of a step are read."""
+    """A way to read the rows of a step."""
 
     def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
         """Forwards that make up a step of these rows of the batch, whose blocks at work begin at those columns. Each
@@ -50,6 +50,7 @@ class Everything:
         self.width = width
 
     def parts(self, rows: Int[Tensor, "b"], starts: Int[Tensor, "b"]) -> Iterator[Part]:
+        """Yield all rows as one part."""
         end = None if self.width is None else int(starts.max()) + self.width
         yield torch.ones_like(rows, dtype=torch.bool), partial(up_to, end)
 
@@ -68,13 +69,14 @@ class Window:
 
 
 def whole(rows: int, length: int, device: torch.device) -> Window:
+    """Return the window of whole rows, all of it renewed."""
     places = torch.arange(length, device=device).expand(rows, -1)
     return Window(places, torch.ones_like(places, dtype=torch.bool))
 
 
 def of_blocks(name: CacheName, starts: Int[Tensor, "b"], width: int, length: int, *, shift: bool) -> Window:
-    """What to compute where each row's block begins at `starts` and is up to `width` long: with `dual` the block, with
-    `prefix` all from it on. With a shift, the token before as well: its output predicts the block's first.
+    """Return what to compute where each row's block begins at `starts` and is up to `width` long: with `dual` the
+    block, with `prefix` all from it on. With a shift, the token before as well: its output predicts the block's first.
     """
     if name == "prefix":
         places = torch.arange(int(starts.min()) - shift, length, device=starts.device).expand(len(starts), -1)
@@ -102,7 +104,7 @@ class KeyValues:
         attention_mask: Int[Tensor, "b L"],
         positions: Bool[Tensor, "b L"],
     ) -> dict[str, Any]:
-        """What to give the model for these tokens of the rows instead of the whole rows."""
+        """Return what to give the model for these tokens of the rows instead of the whole rows."""
         self.rows, self.window = rows, window
         numbers, places = counted_positions(attention_mask), window.places
         assert numbers is not None
@@ -117,6 +119,7 @@ class KeyValues:
     def update(
         self, key: Float[Tensor, "b H q d"], value: Float[Tensor, "b H q d"], layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Float[Tensor, "b H L d"], Float[Tensor, "b H L d"]]:
+        """Keep what the window renews, and return the keys and values of whole rows."""
         self._make_room(key, value, layer_idx)
         row, query = self.window.renew.nonzero(as_tuple=True)
         place = self.window.places[row, query]

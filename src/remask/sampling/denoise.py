@@ -35,7 +35,7 @@ LONGEST = 16
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did, for whoever watches: canvases of the rows still written, where tokens are new, and where they
+    """A step as whoever watches is told of it: canvases of the rows still written, where tokens are new, and where they
     were masked again (None: nowhere).
     """
 
@@ -48,8 +48,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Denoised:
-    """ids [B, C]; revealed_at [B, C], the step that wrote each token (−1: filled after the row stopped); confidence
-    [B, C], p(x̂) when revealed (NaN where filled); forwards and row_forwards, model calls and rows in them; seconds.
+    """The canvases that were written. ids [B, C]; revealed_at [B, C], the step that wrote each token (−1: filled after
+    the row stopped); confidence [B, C], p(x̂) when revealed (NaN where filled); forwards and row_forwards, model calls
+    and rows in them; seconds.
     """
 
     ids: Int[Tensor, "B C"]

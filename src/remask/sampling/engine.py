@@ -80,7 +80,7 @@ class LocalEngine:
         self.model, self.version = model, version
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        """See `Engine.answer`."""
+        """Return an answer to each request, `batch_size` of them at a time."""
         generated = generate_from_ids(
             self.model,
             self.tokenizer,
@@ -99,7 +99,7 @@ class LocalEngine:
 
 
 def engine_of(name: str, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Engine:
-    """`local`, or the class that `file.py:Class` names, made with the tokenizer and the batch size.
+    """Return the engine `local`, or the class that `file.py:Class` names, made with the tokenizer and the batch size.
 
     Raises UserError where there is no such class or it lacks a method.
     """

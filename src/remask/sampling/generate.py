@@ -22,8 +22,8 @@ from remask.sampling.schedule import Decoding
 
 @dataclass(frozen=True)
 class Row:
-    """How one canvas was written: the token at each place, the step that revealed it (−1: filled after the text was
-    final), the probability the model gave it then, and whether a token that ends a text is among them.
+    """A canvas and how it was written: the token at each place, the step that revealed it (−1: filled after the text
+    was final), the probability the model gave it then, and whether a token that ends a text is among them.
     """
 
     token_ids: list[int]
@@ -34,8 +34,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Generated:
-    """texts: up to the first stop token. token_ids: whole canvases. history: a `Row` per prompt. stats: forwards,
-    row_forwards, tokens (of text, stop token included), seconds, and the decoding settings.
+    """Answers to prompts. texts: up to the first stop token. token_ids: whole canvases. history: a `Row` per prompt.
+    stats: forwards, row_forwards, tokens (of text, stop token included), seconds, and the decoding settings.
     """
 
     texts: list[str]
@@ -90,7 +90,7 @@ def generate_from_ids(
     on_step: Callable[[Step], None] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Generated:
-    """`generate` for prompts that are token ids already."""
+    """Answer as `generate` does, for prompts that are token ids already."""
     stops = stop_token_ids(model.config)
     seeds = list(row_seeds) if row_seeds is not None else list(range(len(encoded)))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))

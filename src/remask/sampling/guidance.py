@@ -24,8 +24,8 @@ def guided(
     mask_id: int,
     guidance: float,
 ) -> tuple[Tensor, ...]:
-    """What `look` says of u + (w+1)(c − u): c with the prompt, u with every prompt token masked, in one forward of
-    both. `inputs` are the model's, `input_ids` among them.
+    """Return what `look` says of u + (w+1)(c − u): c with the prompt, u with every prompt token masked, in one forward
+    of both. `inputs` are the model's, `input_ids` among them.
     """
     both = {name: torch.cat([given, given]) for name, given in inputs.items()}
     both["input_ids"][len(prompt) :].masked_fill_(prompt, mask_id)

@@ -25,7 +25,7 @@ def infill(
     prompt: str | list[Message] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """`text` with its masks written: {text, token_ids, written (places in token_ids), confidence, forwards}.
+    """Return the text with its masks written: {text, token_ids, written (places in token_ids), confidence, forwards}.
 
     Each of the model's mask token in `text` is one token to write. With a `prompt` the text is the answer to it and is
     followed by the end token, else it stands alone. Settings are `Decoding`'s; the canvas is the text and one block,

@@ -71,10 +71,10 @@ def longest_prompt(positions: int, new_tokens: int, attention: Attention) -> int
 
 @dataclass(frozen=True)
 class Layout:
-    """ids, attended [B, L]: rows with their canvas, which begins at column `start`. masked [B, W]: what is to be
-    written. prompt [B, W]: what of the canvas is the prompt's. answer [B, C]: the places of each row's answer on the
-    canvas. block_of [W]: the number of each place's block. steps: how many each block is to take. width: the tokens of
-    a block, of which the last one may have fewer.
+    """Rows and the places that matter in them. ids, attended [B, L]: rows with their canvas, which begins at column
+    `start`. masked [B, W]: what is to be written. prompt [B, W]: what of the canvas is the prompt's. answer [B, C]: the
+    places of each row's answer on the canvas. block_of [W]: the number of each place's block. steps: how many each
+    block is to take. width: the tokens of a block, of which the last one may have fewer.
     """
 
     ids: Int[Tensor, "B L"]
@@ -88,7 +88,7 @@ class Layout:
     width: int
 
     def of_answer(self, found: Tensor, rows: Int[Tensor, "b"]) -> Tensor:
-        """[b, C]: of something [b, W] said of these rows' canvases, what is said of their answers."""
+        """Return [b, C]: of something [b, W] said of these rows' canvases, what is said of their answers."""
         return found.gather(1, self.answer[rows])
 
 
@@ -191,8 +191,8 @@ def turns(block_of: Int[Tensor, "W"], width: int, part: int | None, *, first_alo
 
 
 def at_turn(masked: Bool[Tensor, "b W"], turn_of: Int[Tensor, "W"]) -> Bool[Tensor, "b W"]:
-    """Of each row the places whose turn it is: those of the lowest that has one of these masks, or, where there are
-    none, all that are not final.
+    """Return of each row the places whose turn it is: those of the lowest that has one of these masks, or, where there
+    are none, all that are not final.
     """
     turn = torch.where(masked, turn_of, NOBODY).amin(-1, keepdim=True)
     return torch.where(turn == NOBODY, turn_of != FIRST, turn_of == turn)

@@ -24,7 +24,7 @@ from remask.sampling.schedule import Decoding
 
 @dataclass(frozen=True)
 class State:
-    """What a rule may look at before a step.
+    """The state that a rule may look at before a step.
 
     tokens: the canvases. masked: places that hold the mask. window: places of the block at work that may be written
     (not those that were given). written_at: the step that wrote a token, −1 where none did. confidence: the probability
@@ -56,8 +56,8 @@ class Proposals(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Where proposals are written, where tokens are masked again (None: nowhere), and in which rows the block at work
-    is to have another step even if no place of it is masked (None: in none).
+    """A rule's choice: where proposals are written, where tokens are masked again (None: nowhere), and in which rows
+    the block at work is to have another step even if no place of it is masked (None: in none).
     """
 
     write: Bool[Tensor, "b C"]
@@ -73,7 +73,7 @@ class Rule(Protocol):
         """The places of the window for which a proposal is wanted: one or more in every row."""
 
     def choose(self, state: State, proposals: Proposals) -> Choice:
-        """What is written of it and what is masked again. No place is in both."""
+        """Return what is written of it and what is masked again. No place is in both."""
 
 
 STOP_LAST = 1e6
@@ -89,9 +89,11 @@ class Reveal:
     decoding: Decoding
 
     def asked(self, state: State) -> Bool[Tensor, "b C"]:
+        """Return the masked places of the block at work."""
         return state.masked & state.window
 
     def choose(self, state: State, proposals: Proposals) -> Choice:
+        """Return the best of them to write; nothing is masked again."""
         here, score = state.masked & state.window, self._scores(state, proposals)
         if state.count is None:
             above = here & (score >= (self.decoding.threshold or 0.0))
@@ -135,10 +137,12 @@ def models_score(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
 
 
 def random_order(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+    """Return uniform numbers: any place is as good as another."""
     return state.uniform()
 
 
 def left_to_right(state: State, proposals: Proposals) -> Float[Tensor, "b C"]:
+    """Return scores that fall from the left to the right."""
     places = torch.arange(state.tokens.shape[1], dtype=torch.float64, device=state.tokens.device)
     return -places.expand(state.tokens.shape)
 

@@ -17,7 +17,7 @@ UNSAID = ("rule", "at_least", "edit_threshold", "edit_steps", "sub_block_length"
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is written. Every score is reported with these beside it.
+    """The settings that an answer is written with. Every score is reported with these beside it.
 
     max_new_tokens: canvas length C. steps: forwards for the whole canvas (default C, one token a step), shared out over
     blocks. block_length: blocks are finished left to right (default C: fully any-order). sub_block_length: and so are
@@ -105,7 +105,7 @@ class Decoding:
             raise UserError("edit_threshold and a rule of one's own do not go together", mend="leave one out")
 
     def says(self, name: str) -> bool:
-        """Whether a setting is another than its default."""
+        """Return whether a setting is another than its default."""
         return bool(getattr(self, name) != Decoding.__dataclass_fields__[name].default)
 
     @property
