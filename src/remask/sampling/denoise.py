@@ -96,8 +96,9 @@ def run(
 class _Writing:
     """A batch of canvases being written. Rows stand in `active` until their text is done.
 
-    ids, attended [B, L] and masked, revealed_at, confidence [B, W]: as laid out. block, steps_in_block [B]: the block
-    at work, and the steps it has had.
+    ids, attended [B, L] and masked, revealed_at, confidence [B, W]: as laid out. block, steps_in_block, steps_unmasked
+    [B]: the block at work, the steps that it has had, and those of them without a mask. goes_on [B]: whether its rule
+    wants another one though none may be left.
     """
 
     def __init__(
