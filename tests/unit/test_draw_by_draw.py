@@ -24,7 +24,8 @@ def batch(seed: int = 0) -> Canvas:
     ids = torch.randint(10, 200, (ROWS, PROMPT + CANVAS), generator=torch.Generator().manual_seed(seed))
     response = torch.zeros(ids.shape, dtype=torch.bool)
     response[:, PROMPT:] = True
-    return Canvas(ids, torch.ones_like(response), response, response)
+    written = torch.where(response, torch.arange(PROMPT + CANVAS) % 3, -1)
+    return Canvas(ids, torch.ones_like(response), response, response, written)
 
 
 def noise(draws: int) -> list[Noise]:
@@ -70,11 +71,13 @@ class Peak:
 
 def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False) -> tuple[float, Tensor, int]:
     """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
-    objective = resolve(name) if PRESETS[name].likelihood == "mean_field" else resolve(name, draws=draws)
+    objective = (
+        resolve(name) if PRESETS[name].likelihood in ("mean_field", "trajectory") else resolve(name, draws=draws)
+    )
     canvas = batch()
     views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)
     with torch.no_grad():
-        value = estimate(model, canvas, views)
+        value = estimate(model, canvas, views, objective.estimator.combine)
     old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
     advantage = torch.tensor([1.0, -0.5, 0.25])
 
@@ -90,10 +93,11 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
                 views,
                 loss_of,
                 backward=lambda part: part.backward(),
+                combine=objective.estimator.combine,
                 known=draw_values(model, canvas, views) if known else None,
             )
         else:
-            loss = loss_of(estimate(model, canvas, views))
+            loss = loss_of(estimate(model, canvas, views, objective.estimator.combine))
         loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), memory.peak
 

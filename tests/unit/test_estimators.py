@@ -26,7 +26,7 @@ from remask.analysis.reward_relation import concordance
 from remask.data.canvas import Fill, Row
 from remask.data.collate import Collator, Visit
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.noise import Noise
+from remask.diffusion.noise import Noise, low_discrepancy_place
 from remask.diffusion.objective import Objective
 from remask.diffusion.reader import LogitsReader
 from remask.diffusion.times import LINEAR, MIN_TIME

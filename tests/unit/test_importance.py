@@ -48,7 +48,7 @@ def test_times_of_three_tokens_by_hand() -> None:
     """Entropies ¼, 1, 9⁄4 → β ½, 1, 3⁄2 with mean 1 → at t = ¾: t_i = ½, ¾, ⅞."""
     response = torch.tensor([[False, True, True, True]])
     ratio = importance(torch.tensor([[0.0, 0.25, 1.0, 2.25]]), response, "sqrt").ratio
-    rate = importance_rate(torch.tensor([0.75]), ratio, response)
+    rate = importance_rate(torch.tensor([[0.75]]), ratio, response)
     assert rate[0].tolist() == pytest.approx([0.0, 0.5, 0.75, 0.875], abs=1e-6)
 
 
@@ -182,8 +182,8 @@ def test_the_permuted_control_has_the_same_rates_on_other_tokens() -> None:
     signal, shuffle = torch.rand(1, 12, generator=generator), torch.rand(1, 12, generator=generator)
     response = (torch.arange(12) >= 4)[None]
     time = torch.tensor([0.4])
-    plain = importance_rate(time, importance(signal, response, "sqrt").ratio, response)
-    control = importance_rate(time, importance(signal, response, "sqrt", shuffle=shuffle).ratio, response)
+    plain = importance_rate(time[:, None], importance(signal, response, "sqrt").ratio, response)
+    control = importance_rate(time[:, None], importance(signal, response, "sqrt", shuffle=shuffle).ratio, response)
     assert not torch.equal(plain, control)
     assert torch.equal(plain.sort().values, control.sort().values)
     assert (control[~response] == 0).all()

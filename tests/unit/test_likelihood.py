@@ -178,7 +178,7 @@ def one_by_one(model: Any, estimate: Any, batch: Canvas, noise: list[Noise]) -> 
     """The estimate of every draw alone [draws, rows], all of them in one batch: the same rows once more for each."""
     rows = torch.arange(len(batch.ids)).repeat(len(noise))
     many = Canvas(batch.ids[rows], batch.attended[rows], batch.corruptible[rows], batch.supervised[rows])
-    together = Noise(torch.cat([one.t for one in noise]), torch.cat([one.u for one in noise]))
+    together = Noise(torch.cat([one.tau for one in noise]), torch.cat([one.u for one in noise]))
     return estimate(model, many, [together], MASK).sequence.reshape(len(noise), -1)
 
 
