@@ -185,6 +185,64 @@ def fast_dllm_generate(
     return x[:, P:]
 
 
+@torch.no_grad()
+def sdar_generate(model: Any, prompt: Tensor, *, length: int, steps: int, block: int) -> Tensor:
+    """SDAR (JetAstra/SDAR), generate.py at 59549b1: `block_diffusion_generate`, a fixed number of tokens a step, which
+    are the likeliest; the draw of each token, for which it has no temperature 0, is the likeliest one.
+
+    Blocks are counted from the prompt's first token. Of each block all logits are turned into probabilities, in the
+    model's precision; a finished block is read once more, for its keys and values. Returns the answer [1, length].
+    """
+    mask_id, P = model.config.mask_token_id, prompt.shape[1]
+    x = torch.cat([prompt, prompt.new_full((1, -(P + length) % block + length), mask_id)], dim=1)
+    kept, begun = Stored(block), P // block * block
+    if begun:
+        model(**kept.inputs(x, 0, begun, store=True))
+    for start in range(begun, x.shape[1], block):
+        end, before = start + block, int((x[:, start : start + block] != mask_id).sum())
+        counts = even_counts(block, steps * block // length)
+        for count in counts:
+            here = x[:, start:end] == mask_id
+            if not here.any():
+                break
+            probability = model(**kept.inputs(x, start, end)).logits.softmax(-1)
+            token = probability.argmax(-1, keepdim=True)
+            confidence = torch.where(here, probability.gather(-1, token)[..., 0], -torch.inf)
+            chosen = torch.zeros_like(here).scatter(1, confidence.topk(min(count, block - before)).indices, True) & here
+            x[:, start:end] = torch.where(chosen, token[..., 0], x[:, start:end])
+        model(**kept.inputs(x, start, end, store=True))
+    return x[:, P : P + length]
+
+
+class Stored:
+    """Keys and values [B, H, k, d] of finished blocks, as a growing cache of transformers holds them."""
+
+    def __init__(self, block: int) -> None:
+        self.block, self.store = block, False
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def inputs(self, x: Tensor, start: int, end: int, *, store: bool = False) -> dict[str, Any]:
+        """What the model is given to compute these columns of the rows [B, L] behind those that are stored."""
+        self.store = store
+        places = torch.arange(end, device=x.device)
+        mask = places[None, :] // self.block <= places[start:, None] // self.block
+        return {
+            "input_ids": x[:, start:end],
+            "position_ids": places[start:].expand(len(x), -1),
+            "attention_mask": mask.expand(len(x), 1, -1, -1),
+            "past_key_values": self,
+        }
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        found = key, value
+        if layer_idx in self.layers:
+            keys, values = self.layers[layer_idx]
+            found = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        if self.store:
+            self.layers[layer_idx] = found
+        return found
+
+
 class Kept:
     """Keys and values [B, H, L, d] of each layer, of the last pass that computed them: attention's cache. Passes
     have the same mask, true everywhere, as those of Remask's cache.

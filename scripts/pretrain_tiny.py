@@ -8,8 +8,13 @@ A smaller one that answers without working, for studies of many runs; stopped ea
     python scripts/pretrain_tiny.py --output tiny-direct --direct --tasks sudoku --canvas 20 --width 64 --layers 3 \
         --steps 2500 --stop-after 450 --learning-rate 3e-3 --batch-size 64
 
+The same as a block model, whose blocks are counted from the answer's first token:
+
+    python scripts/pretrain_tiny.py --output tiny-block --attention block:4:answer --direct --tasks sudoku --canvas 20 \
+        --width 64 --layers 3 --steps 2500 --stop-after 450 --learning-rate 3e-3 --batch-size 64
+
 The embedded `tiny` is phase2 (the first phase shows Countdown with larger numbers, the second the generated task's
-own), `tiny-direct` the smaller one.
+own), `tiny-direct` the smaller one, `tiny-block` the block model.
 
 A byte-level masked diffusion model in LLaDA's layout learns generated Sudoku and Countdown, half of whose worked
 answers are wrong: as real base models, it then can do right but often samples wrong, which leaves room for SFT and RL.
@@ -31,10 +36,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from remask.diffusion.attention import Attention, BlockCausal, named
+from remask.diffusion.blocks import in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import collate_noise, row_noise
 from remask.diffusion.objective import Objective, corrupt, denominator, row_losses, scored_positions
-from remask.diffusion.token_loss import token_cross_entropy
+from remask.diffusion.reader import ModelReader
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
 from remask.tasks import Countdown, GeneratedTask, Sudoku
 
@@ -66,7 +73,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, canvas: int) -> LLaDAConfig:
+def build_config(
+    tokenizer: PreTrainedTokenizerFast, width: int, layers: int, canvas: int, attention: str
+) -> LLaDAConfig:
+    reads = named(attention)
+    block = reads.block if isinstance(reads, BlockCausal) else canvas
+    own = {"attention": attention} if isinstance(reads, BlockCausal) else {}
     return LLaDAConfig(
         vocab_size=len(tokenizer),
         d_model=width,
@@ -82,7 +94,8 @@ def build_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, ca
         stop_token_ids=[tokenizer.convert_tokens_to_ids("<|end|>")],
         fill=f"multiple:{canvas}",
         prompt_style="compact",
-        default_decoding={"max_new_tokens": canvas, "steps": 20, "block_length": canvas},
+        default_decoding={"max_new_tokens": canvas, "steps": 20, "block_length": block},
+        **own,
     )
 
 
@@ -113,23 +126,24 @@ def rows(
 
 
 def batch(
-    samples: list[tuple[list[int], list[int]]], step: int, seed: int, eos: int, usual: int
+    samples: list[tuple[list[int], list[int]]], step: int, seed: int, eos: int, usual: int, attention: Attention
 ) -> tuple[Canvas, object]:
     """Rows filled with EOS to one canvas length per batch; mostly the usual one, so that others are known too."""
     lengths = [usual * 9 // 10, usual, usual, usual, usual * 6 // 5]
-    canvas = max(random.Random(step).choice(lengths), max(len(a) for _, a in samples))
-    width = max(len(p) for p, _ in samples) + canvas
+    length = max(random.Random(step).choice(lengths), max(len(a) for _, a in samples))
+    width = max(len(p) for p, _ in samples) + length
     ids = torch.full((len(samples), width), eos)
     attended = torch.zeros(ids.shape, dtype=torch.bool)
     response = attended.clone()
     noise = []
     for b, (prompt, answer) in enumerate(samples):
         ids[b, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        attended[b, : len(prompt) + canvas] = True
-        response[b, len(prompt) : len(prompt) + canvas] = True
+        attended[b, : len(prompt) + length] = True
+        response[b, len(prompt) : len(prompt) + length] = True
         visit = step * len(samples) + b
-        noise.append(row_noise(seed, 0, visit, visit, canvas))
-    return Canvas(ids, attended, response, response), collate_noise(noise, [len(p) for p, _ in samples], width)
+        noise.append(row_noise(seed, 0, visit, visit, length))
+    canvas = in_blocks(Canvas(ids, attended, response, response), attention)
+    return canvas, collate_noise(noise, [len(p) for p, _ in samples], width)
 
 
 def main() -> None:
@@ -143,6 +157,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=["sudoku", "countdown"], choices=["sudoku", "countdown"])
     parser.add_argument("--direct", action="store_true", help="answers without working")
+    parser.add_argument("--attention", default="full", help="full, block:4, or block:4:answer")
     parser.add_argument("--canvas", type=int, default=CANVAS, help="tokens of an answer with its fill")
     parser.add_argument(
         "--countdown",
@@ -161,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = build_tokenizer()
-    config = build_config(tokenizer, arguments.width, arguments.layers, arguments.canvas)
+    config = build_config(tokenizer, arguments.width, arguments.layers, arguments.canvas, arguments.attention)
     model = LLaDAModelLM.from_pretrained(arguments.init) if arguments.init else LLaDAModelLM(config)
     model.train()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -183,11 +198,10 @@ def main() -> None:
     started, window = time.perf_counter(), []
     for step in range(arguments.stop_after or arguments.steps):
         samples = list(itertools.islice(stream, arguments.batch_size))
-        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id, arguments.canvas)
+        canvas, noise = batch(samples, step, arguments.seed, config.eos_token_id, arguments.canvas, model.attention)
         corrupted = corrupt(objective, canvas, noise, config.mask_token_id)
         where = scored_positions(canvas, corrupted)
-        logits = model(input_ids=corrupted.ids, attention_mask=canvas.attended.long(), positions=where).logits
-        ce = token_cross_entropy(logits, canvas.ids[where])
+        ce = ModelReader(model).losses(corrupted.ids, canvas, where)
         loss = row_losses(objective, canvas, corrupted, ce).sum() / denominator(objective, canvas, corrupted)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -197,7 +211,7 @@ def main() -> None:
         window.append(loss.item())
         if (step + 1) % 50 == 0:
             elapsed = time.perf_counter() - started
-            left = elapsed / (step + 1) * (arguments.steps - step - 1)
+            left = elapsed / (step + 1) * ((arguments.stop_after or arguments.steps) - step - 1)
             print(
                 f"step {step + 1:5d}  loss {sum(window) / len(window):.4f}  {elapsed:6.0f} s, {left:6.0f} s left",
                 flush=True,

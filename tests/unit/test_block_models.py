@@ -166,6 +166,33 @@ def test_fast_dllms_published_loss_and_gradient(number: int, shared: Path) -> No
     assert norm_of(model) == pytest.approx(case["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(2))
+def test_dllm_rls_loss_and_gradient_of_blocks_counted_from_the_answer(number: int, shared: Path) -> None:
+    """Prompts padded on the left; an answer's padding is attended to, and masked, but not scored. What a step of the
+    trace is scored on is masked and scored as given; the sum over the width of the answers, averaged over rows.
+    """
+    folder = shared / "golden" / "sdar_tiny"
+    case = json.loads((folder / "block_training.json").read_text())["dllm_rl"][number]
+    model: Any = load_model(str(folder), attention=f"block:{case['block_length']}:answer")
+    given, noised = torch.tensor(case["input_ids"]), torch.tensor(case["extended_input_ids"])
+    width, length = case["prompt_width"], given.shape[1]
+    place = torch.arange(length).expand(len(noised), -1)
+    row = (noised[:, None, :length] == given).all(-1).long().argmax(-1)  # a trace has a row for each of its steps
+    prompt = torch.tensor(case["prompt_lengths"])[row, None]
+    answer = place >= width
+    attended = place >= width - prompt
+    clean = noised[:, :length]
+    shown = torch.cat([noised[:, :width], noised[:, length:]], dim=1)
+    scored = torch.tensor(case["mask"]).bool()
+    canvas = in_blocks(Canvas(clean, attended, answer, answer), attention_of(model))
+    ce = ModelReader(model).losses(shown, canvas, scored)
+    loss = ce.sum() / (case["response_width"] * len(noised))
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-4)
+    loss.backward()
+    assert norm_of(model) == pytest.approx(case["grad_norm"], rel=1e-4)
+
+
 def norm_of(model: Any) -> float:
     """The gradient's norm without the row of the pad token, to which the published classes give none."""
     others = [token for token in range(model.config.vocab_size) if token != model.config.pad_token_id]

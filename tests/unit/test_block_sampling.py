@@ -16,7 +16,7 @@ from torch import Tensor
 from remask.diffusion.attention import BlockCausal, Full
 from remask.errors import UserError
 from remask.models.load import load_model
-from remask.sampling import Decoding, Step, generate, run
+from remask.sampling import Decoding, Earlier, Step, generate, run
 from remask.sampling.generate import decoding_for, encode_prompts
 from remask.sampling.infill import infill
 from remask.sampling.layout import Layout, at_turn, canvas_after, fitted, laid_out, longest_prompt, turns
@@ -429,6 +429,15 @@ def test_editing_by_hand() -> None:
     ]
     settings = {"max_new_tokens": 3, "threshold": 0.75, "edit_threshold": 0.6}
     prompt = torch.tensor([[8]])
+    steps: list[Step] = []
+    found = run(Scripted(script), prompt, None, Decoding(**settings), on_step=steps.append)  # type: ignore[arg-type]
+    assert found.earlier == [[Earlier(0, 2, 0, 1), Earlier(2, 4, 1, 2)]]
+    assert [step.replaced.tolist() for step in steps if step.replaced is not None] == [
+        [[False, False, False]],
+        [[True, False, False]],
+        [[False, False, True]],
+        [[False, False, False]],
+    ]
     for edit_steps, ids, forwards in ((16, [5, 3, 7], 4), (1, [5, 3, 7], 3), (0, [5, 3, 4], 2)):
         found = run(Scripted(script), prompt, None, Decoding(**settings, edit_steps=edit_steps))  # type: ignore[arg-type]
         assert (found.ids[0].tolist(), found.forwards) == (ids, forwards)

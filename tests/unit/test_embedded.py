@@ -12,7 +12,9 @@ from remask.errors import UserError
 from remask.models.load import EMBEDDED, resolve
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("tiny", 1_041_280), ("tiny-direct", 179_904)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("tiny", 1_041_280), ("tiny-direct", 179_904), ("tiny-block", 179_904)]
+)
 def test_embedded_models_load_in_float32_and_answer(name: str, parameters: int) -> None:
     model, tokenizer = remask.load(name)
     assert model.dtype == torch.float32
@@ -23,5 +25,5 @@ def test_embedded_models_load_in_float32_and_answer(name: str, parameters: int) 
 
 
 def test_a_model_that_is_not_there_is_told_from_them() -> None:
-    with pytest.raises(UserError, match="tiny or tiny-direct"):
+    with pytest.raises(UserError, match="tiny or tiny-direct or tiny-block"):
         resolve("tiny-other")

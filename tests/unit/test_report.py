@@ -383,7 +383,36 @@ def test_frames_of_the_animation_by_hand() -> None:
 
 def test_old_strips_without_confidence_are_shown() -> None:
     strip = strip_rows({"tokens": ["a"], "revealed_at": [0]})
-    assert strip["cells"] == [{"frame": 1, "sure": None, "width": 1, "alpha": "0.50", "text": "a"}]
+    cell = {"frame": 1, "sure": None, "width": 1, "alpha": "0.50", "text": "a", "was": [], "begins": False}
+    assert strip["cells"] == [cell]
+
+
+def test_blocks_and_tokens_that_did_not_stay_are_shown() -> None:
+    """Two blocks of two. At the first place x stands from step 0 and is replaced at step 3 by a; at the last one y
+    stands from step 2 and is masked again at step 4, in which nothing is written.
+    """
+    strip = strip_rows(
+        {
+            "tokens": ["a", "b", "c", "d"],
+            "revealed_at": [3, 1, 2, 5],
+            "block": [0, 0, 1, 1],
+            "earlier": [
+                {"place": 0, "token": "x", "written_at": 0, "until": 3},
+                {"place": 3, "token": "y", "written_at": 2, "until": 4},
+            ],
+        }
+    )
+    assert [cell["begins"] for cell in strip["cells"]] == [False, False, True, False]
+    assert [cell["was"] for cell in strip["cells"]] == [[[1, 4, "x"]], [], [], [[3, 5, "y"]]]
+    assert [cell["frame"] for cell in strip["cells"]] == [4, 2, 3, 5]
+    assert (strip["blocks"], strip["replaced"]) == (2, 2)
+    assert ["".join(cell["text"] or "." for cell in row["cells"]) for row in strip["rows"]] == [
+        "x...",
+        "xb..",
+        "xbcy",
+        "abcy",
+        "abcd",
+    ]
 
 
 def test_the_animation_can_be_worked_without_a_pointer_and_is_still_without_a_script(page: str) -> None:

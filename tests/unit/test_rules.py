@@ -11,7 +11,8 @@ from test_sampling import MASK, PROMPT, Table, table_of
 
 from remask import cli
 from remask.errors import UserError
-from remask.sampling.denoise import Step, run
+from remask.sampling.denoise import run
+from remask.sampling.record import Step
 from remask.sampling.schedule import Decoding
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend" / "remasking_rule.py"

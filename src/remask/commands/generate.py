@@ -82,7 +82,9 @@ def _prompts(lines: Iterable[str]) -> list[str]:
 
 
 class _canvas:  # noqa: N801
-    """Draws the canvas at every step: masks as dots, tokens as they appear."""
+    """Draws the canvas at every step: masks as dots (those of later blocks dim), tokens as they appear (yellow where
+    they replace another).
+    """
 
     def __init__(self, tokenizer: Any, mask_id: int, prompt: str) -> None:
         self.tokenizer, self.mask_id, self.prompt = tokenizer, mask_id, prompt
@@ -96,14 +98,17 @@ class _canvas:  # noqa: N801
 
         def draw(step: Any) -> None:
             text = Text(f"{self.prompt}\n", style="dim")
-            for token, new in zip(step.canvas[0].tolist(), step.revealed[0].tolist(), strict=True):
+            told = (step.canvas, step.revealed, step.replaced, step.at_work)
+            for token, new, instead, now in zip(*(of_rows[0].tolist() for of_rows in told), strict=True):
+                fresh = "yellow" if instead else "green"
                 if token == self.mask_id:
-                    text.append("·", style="dim")
+                    text.append("·", style="" if now else "dim")
                 elif token in self.tokenizer.all_special_ids:
-                    text.append("◦", style="green" if new else "dim")
+                    text.append("◦", style=fresh if new else "dim")
                 else:
-                    text.append(self.tokenizer.decode([token]), style="bold green" if new else "")
-            text.append(f"\nstep {step.number + 1}", style="dim")
+                    text.append(self.tokenizer.decode([token]), style=f"bold {fresh}" if new else "")
+            edits = "" if not step.replaced[0].any() else f", {int(step.replaced[0].sum())} replaced"
+            text.append(f"\nstep {step.number + 1}{edits}", style="dim")
             self.live.update(text, refresh=True)
 
         return draw

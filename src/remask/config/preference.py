@@ -72,8 +72,8 @@ class DpoConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct. It is also the
-    reference."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct, tiny-block. It
+    is also the reference."""
     model_attention: str | None = None
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"

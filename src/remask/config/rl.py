@@ -169,7 +169,7 @@ class RlConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     tasks: str = "sudoku"

@@ -117,7 +117,7 @@ class SftConfig:
     __pydantic_config__ = STRICT
 
     model: str = "tiny"
-    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct."""
+    """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"

@@ -33,7 +33,7 @@ def in_blocks(canvas: Canvas, attention: Attention) -> Canvas:
 
 def attention_of(model: Any) -> Attention:
     """Return the attention of a model: which of its tokens attend to which."""
-    found = getattr(model, "attention", None)
+    found = getattr(getattr(model, "module", model), "attention", None)  # DDP and DeepSpeed wrap a model as `module`
     return found if isinstance(found, Attention) else Full()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Combine, Draws, Likelihood, View, estimate, likelihood, mean, token_log_p
-from remask.diffusion.reader import Reader
+from remask.diffusion.reader import ModelReader, Reader
 
 
 def draw_by_draw(
@@ -37,11 +38,13 @@ def draw_by_draw(
     `backward`; that one is returned with the loss's value for the caller to do so.
     """
 
-    def read(views: Sequence[View], share: Tensor | None) -> Tensor:
-        return token_log_p(reader, canvas, views, share)
-
     if known is None and len(draws) <= 1:
         return loss_of(estimate(reader, canvas, draws, combine))
+    shared = Shared.of(reader, canvas)
+
+    def read(views: Sequence[View], share: Tensor | None, last: bool = False) -> Tensor:
+        return token_log_p(shared.whole if last else shared.apart, canvas, views, share)
+
     left, first = list(draws), None
     with no_sync():
         if known is None:
@@ -53,11 +56,50 @@ def draw_by_draw(
         loss = loss_of(likelihood(combine(leaves, draws), canvas))
         shares = torch.autograd.grad(loss, leaves)
         if first is not None:
-            backward((first * shares[-1]).sum())
+            backward(shared.counted((first * shares[-1]).sum()))
             del first
     for views, share in zip(left[:-1], shares, strict=False):
         with no_sync():
-            backward((read(views, share) * share).sum())
+            backward(shared.counted((read(views, share) * share).sum()))
     share = shares[len(left) - 1]
-    last = (read(left[-1], share) * share).sum()
+    last = (read(left[-1], share, last=True) * share).sum() + shared.left()
     return last + (loss - last).detach()
+
+
+@dataclass
+class Shared:
+    """The clean rows of a block model, which all draws look at, are read once. All draws but the last end their
+    gradient in what is kept of them (`apart`), and it goes on from there together with the last one's (`whole`).
+
+    scale: zero; its gradient tells what `backward` multiplied the gradients of the `calls` draws with.
+    """
+
+    whole: Reader
+    apart: Reader
+    scale: Float[Tensor, ""]
+    calls: int = 0
+
+    @classmethod
+    def of(cls, reader: Reader, canvas: Canvas) -> Shared:
+        """Return a reader's parts; under full attention both are the reader."""
+        whole = apart = reader
+        if isinstance(reader, ModelReader):
+            whole = apart = reader.having_read(canvas)
+            if whole.kept is not None:
+                apart = replace(whole, kept=whole.kept.apart())
+        return cls(whole, apart, torch.zeros((), device=canvas.ids.device, requires_grad=True))
+
+    def counted(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Return the loss of a draw, from which `scale` learns what its gradient is multiplied with."""
+        self.calls += 1
+        return loss if self.apart is self.whole else loss + self.scale
+
+    def left(self) -> Float[Tensor, ""] | float:
+        """Return a term with the gradient that has ended in what is kept."""
+        if not (isinstance(self.whole, ModelReader) and isinstance(self.apart, ModelReader)):
+            return 0.0
+        if self.apart is self.whole or self.whole.kept is None or self.apart.kept is None or self.scale.grad is None:
+            return 0.0
+        pairs = zip(self.whole.kept.tensors(), self.apart.kept.tensors(), strict=True)
+        ended = [(kept * leaf.grad).sum() for kept, leaf in pairs if leaf.grad is not None]
+        return sum(ended, start=torch.zeros_like(self.scale)) / (self.scale.grad / self.calls)

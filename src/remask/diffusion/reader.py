@@ -7,21 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from remask.diffusion.attention import Full
+from remask.diffusion.blocks import attention_of
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.head import Look, with_gradient_of
 from remask.diffusion.token_loss import TokenReading, read_tokens, token_cross_entropy
 
 
 @runtime_checkable
+class Kept(Protocol):
+    """What was computed of a block model's clean rows, which depends on no noise: keys and values."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return them."""
+
+    def apart(self) -> Kept:
+        """Return the same values, in which a gradient ends (`.grad` of `tensors()`)."""
+
+
+@runtime_checkable
 class Reader(Protocol):
-    """A reader is whatever reads noised rows. `noised` are the rows of `canvas` with some of their tokens masked."""
+    """A reader is whatever reads noised rows. `noised` are the rows of `canvas` with some of their tokens masked, or
+    K versions of them, all rows of one version after all of another [K·B, L]; so are the positions.
+    """
 
     def losses(
         self,
@@ -64,20 +79,21 @@ class ModelReader:
 
     model: Callable[..., Any]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    kept: Kept | None = None
 
     def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the losses that the model's prediction gives."""
         if weights is not None and torch.is_grad_enabled():
             loss, ce = self.weighted_loss(noised, canvas, positions, weights)
             return with_gradient_of(loss, ce, weights)
-        said: Tensor = self.call(noised, canvas, positions, targets=canvas.ids[positions]).token_loss
+        said: Tensor = self.call(noised, canvas, positions, targets=targets(noised, canvas, positions)).token_loss
         return said
 
     def weighted_loss(
         self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted loss and the losses that the model's prediction gives."""
-        said = self.call(noised, canvas, positions, targets=canvas.ids[positions], weights=weights)
+        said = self.call(noised, canvas, positions, targets=targets(noised, canvas, positions), weights=weights)
         return said.loss, said.token_loss
 
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
@@ -86,7 +102,13 @@ class ModelReader:
         return seen
 
     def call(self, noised: Tensor, canvas: Canvas, positions: Tensor, **wanted: Any) -> Any:
-        """Return the model's prediction at the positions. A block model reads the clean rows beside the noised ones."""
+        """Return the model's prediction at the positions. A block model reads the clean rows beside the noised ones:
+        once for all their versions.
+        """
+        if isinstance(attention_of(self.model), Full):
+            canvas = canvas.repeat(len(noised) // len(canvas.ids))
+        elif self.kept is not None:
+            wanted["kept"] = self.kept
         with self.context():
             return self.model(
                 input_ids=noised,
@@ -97,6 +119,18 @@ class ModelReader:
                 **wanted,
             )
 
+    def having_read(self, canvas: Canvas) -> ModelReader:
+        """Return a reader of noised versions of this canvas, which has read the clean rows where a block model can
+        do so apart. What it keeps has the gradient.
+        """
+        if isinstance(attention_of(self.model), Full):
+            return self
+        with self.context():
+            read = self.model(
+                clean=canvas.ids, attention_mask=canvas.attended.long(), answer=canvas.corruptible, keep=True
+            )
+        return replace(self, kept=read.kept)
+
     def under(self, further: Callable[[], AbstractContextManager[Any]]) -> ModelReader:
         """Return the same model, called under a further context."""
 
@@ -105,7 +139,7 @@ class ModelReader:
             with self.context(), further():
                 yield
 
-        return ModelReader(self.model, both)
+        return replace(self, context=both)
 
     def read_only(self) -> ModelReader:
         """Return the same module, called in evaluation mode and without gradient."""
@@ -132,7 +166,8 @@ class LogitsReader:
 
     def losses(self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the cross-entropies of the function's logits."""
-        return token_cross_entropy(self.function(noised, canvas.attended, positions), canvas.ids[positions])
+        attended = canvas.attended.repeat(len(noised) // len(canvas.ids), 1)
+        return token_cross_entropy(self.function(noised, attended, positions), targets(noised, canvas, positions))
 
     def weighted_loss(
         self, noised: Tensor, canvas: Canvas, positions: Tensor, weights: Tensor
@@ -144,8 +179,15 @@ class LogitsReader:
     @torch.no_grad()
     def look(self, noised: Tensor, canvas: Canvas, positions: Tensor, look: Look) -> tuple[Tensor, ...]:
         """Return what `look` gives for the function's logits, all at once."""
-        logits = self.function(noised, canvas.attended, positions)
+        attended = canvas.attended.repeat(len(noised) // len(canvas.ids), 1)
+        logits = self.function(noised, attended, positions)
         return look(logits, slice(0, len(logits)))
+
+
+def targets(noised: Int[Tensor, "R L"], canvas: Canvas, positions: Bool[Tensor, "R L"]) -> Int[Tensor, "N"]:
+    """Return the canvas's tokens at the positions of its noised versions."""
+    copies = len(noised) // len(canvas.ids)
+    return canvas.ids.repeat(copies, 1)[positions] if copies > 1 else canvas.ids[positions]
 
 
 def reader_of(model: nn.Module | Reader) -> Reader:

@@ -214,8 +214,8 @@ def _sureness(tokenizer: PreTrainedTokenizerBase, row: Row, stops: Sequence[int]
 
 
 def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[str, Any]:
-    """Return one canvas being unmasked: its final tokens, the step that revealed each (None: filled), and how sure it
-    was.
+    """Return one canvas being unmasked: its final tokens, the step that revealed each (None: filled), how sure it was,
+    the block of each, and the tokens that did not stay.
     """
     return {
         "prompt": prompt,
@@ -224,6 +224,8 @@ def strip_of(tokenizer: PreTrainedTokenizerBase, prompt: str, row: Row) -> dict[
         "confidence": [
             round(c, 4) if step >= 0 else None for c, step in zip(row.confidence, row.revealed_at, strict=True)
         ],
+        "block": row.block,
+        "earlier": [asdict(one) | {"token": tokenizer.decode([one.token])} for one in row.earlier],
         "steps": max(row.revealed_at) + 1,
     }
 

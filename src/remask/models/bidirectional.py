@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from remask.diffusion import attention
-from remask.diffusion.attention import Full
+from remask.diffusion.attention import BlockCausal, Full
 from remask.diffusion.head import Look
 from remask.errors import UserError
-from remask.models import packing
-from remask.models.blocks import in_blocks, read_by
+from remask.models import packing, streams
+from remask.models.batch import Batch
+from remask.models.blocks import Given, in_blocks, read_by
 from remask.models.fused import fuse
 from remask.models.last_layer import narrow
-from remask.models.packing import Batch
 from remask.models.prediction import Prediction, predicted
+from remask.models.streams import CleanRows
 
 
 class Causal:
@@ -31,6 +33,7 @@ class Causal:
     if TYPE_CHECKING:
         model: Any
         lm_head: Any
+        training: bool
 
         def __init__(self, config: Any) -> None: ...
 
@@ -81,6 +84,8 @@ class Bidirectional(Causal):
         clean: Tensor | None = None,
         answer: Tensor | None = None,
         at: Tensor | None = None,
+        keep: bool = False,
+        kept: CleanRows | None = None,
         **kwargs: Any,
     ) -> Prediction:
         """Logits [B, L, V], or [N, V] at the N true places of `positions` (bool [B, L], row-major order).
@@ -90,27 +95,72 @@ class Bidirectional(Causal):
 
         A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
         light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
-        are given the ids themselves are taken for them. With `at` [B, q] only those tokens of the rows, given by their
-        places, are computed: `past_key_values` has, and is given, the keys and values of the whole rows.
+        are given the ids themselves are taken for them. The ids may be K noised versions of the clean rows, all of one
+        after all of the other [K·B, L]. With `keep` the clean rows alone are read, and given back as `kept`, with which
+        later calls need not read them again; None where a model cannot. With `at` [B, q] only those tokens of the rows,
+        given by their places, are computed: `past_key_values` has, and is given, the keys and values of the whole rows.
 
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
         """
         kwargs.pop("use_cache", None)
         if not isinstance(self.attention, Full):
-            if input_ids is None or position_ids is not None or (at is None) == ("past_key_values" in kwargs):
+            if position_ids is not None or inputs_embeds is not None or (at is None) == ("past_key_values" in kwargs):
                 raise UserError(
                     "a block model was called with embeddings, position_ids or a cache, which it does not take",
                     mend="call it with input_ids and attention_mask, and write texts with remask.generate",
                 )
-            reading = read_by(self.attention, input_ids, attention_mask, clean, answer)
+            given = Given.of(input_ids, attention_mask, clean, answer)
+            if keep or (
+                positions is not None and clean is not None and packing.attention_of(self.config) == packing.NAME
+            ):
+                return self._beside(given, positions, keep, kept, targets, weights, look)
+            reading = read_by(self.attention, given)
             return self._predicted(in_blocks(reading, positions, at), targets, weights, look, kwargs)
+        if keep:
+            return Prediction()
         batch = None
         if position_ids is None and inputs_embeds is None and not kwargs:
             batch = self._packed(input_ids, attention_mask, positions)
         if batch is None:
             batch = padded(input_ids, attention_mask, position_ids, inputs_embeds, positions)
         return self._predicted(batch, targets, weights, look, kwargs)
+
+    def _beside(
+        self,
+        given: Given,
+        positions: Tensor | None,
+        keep: bool,
+        kept: CleanRows | None,
+        targets: Tensor | None,
+        weights: Tensor | None,
+        look: Look | None,
+    ) -> Prediction:
+        """What is asked of noised blocks, which are read with no more than they look at; with `keep` the clean rows."""
+        if keep and not self._reads_apart():
+            return Prediction()
+        assert isinstance(self.attention, BlockCausal)
+        assert given.clean is not None
+        rows = streams.Rows(self.attention, given.attended, given.answer)
+        if keep:
+            batch, found = streams.clean_batch(rows, given.clean)
+            if bool(found.tokens.any()):
+                self.hidden_at(batch.starts.new_zeros(0, dtype=torch.long), **batch.inputs)
+            found.filled = True
+            return Prediction(kept=found)
+        assert positions is not None
+        shift = getattr(self.config, "shift", False)
+        batch = streams.noised_batch(rows, given.ids, given.clean, positions, shift=shift, kept=kept)
+        return self._predicted(batch, targets, weights, look, {})
+
+    def _reads_apart(self) -> bool:
+        """Whether keys and values may be handed from one pass to another: they may not where activations are computed
+        again, nor where weights are sharded and gathered for a pass.
+        """
+        model: Any = self
+        again = self.training and model.is_activation_checkpointing
+        sharded = isinstance(model, FSDPModule) or hasattr(self.get_input_embeddings().weight, "ds_id")
+        return packing.attention_of(self.config) == packing.NAME and not again and not sharded
 
     def _predicted(
         self, batch: Batch, targets: Tensor | None, weights: Tensor | None, look: Look | None, keywords: dict[str, Any]

@@ -5,27 +5,50 @@ Shapes: B rows, L length of a row, S tokens that a pass reads of it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from remask.diffusion.attention import Attention, Reading, may_look
-from remask.models.packing import Batch
+from remask.models.batch import Batch
 
 
-def read_by(
-    attention: Attention,
-    ids: Int[Tensor, "B L"],
-    attention_mask: Int[Tensor, "B L"] | None,
-    clean: Int[Tensor, "B L"] | None,
-    answer: Bool[Tensor, "B L"] | None,
-) -> Reading:
+@dataclass(frozen=True)
+class Given:
+    """Given are rows, and what a call says of them: ids [K·B, L], the noised versions, or the rows as they stand where
+    there are no clean ones.
+    """
+
+    ids: Int[Tensor, "R L"]
+    attended: Bool[Tensor, "B L"]
+    clean: Int[Tensor, "B L"] | None
+    answer: Bool[Tensor, "B L"]
+
+    @classmethod
+    def of(
+        cls,
+        ids: Int[Tensor, "R L"] | None,
+        attention_mask: Int[Tensor, "B L"] | None,
+        clean: Int[Tensor, "B L"] | None,
+        answer: Bool[Tensor, "B L"] | None,
+    ) -> Given:
+        """Return the rows: all of them attended to, and nothing an answer, where a call does not say otherwise."""
+        ids = clean if ids is None else ids
+        assert ids is not None
+        rows = ids if clean is None else clean
+        attended = torch.ones_like(rows, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+        return cls(ids, attended, clean, torch.zeros_like(attended) if answer is None else answer)
+
+
+def read_by(attention: Attention, given: Given) -> Reading:
     """The reading of noised rows beside the clean ones, or of rows as they stand where there are none."""
-    attended = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
-    answer = torch.zeros_like(attended) if answer is None else answer
-    if clean is None:
-        return attention.inference(ids, attended, answer, None)
-    return attention.training(ids, clean, attended, answer)
+    if given.clean is None:
+        return attention.inference(given.ids, given.attended, given.answer, None)
+    copies = len(given.ids) // len(given.clean)
+    clean, attended, answer = (x.repeat(copies, 1) for x in (given.clean, given.attended, given.answer))
+    return attention.training(given.ids, clean, attended, answer)
 
 
 def in_blocks(reading: Reading, positions: Bool[Tensor, "B L"] | None, at: Int[Tensor, "B q"] | None = None) -> Batch:

@@ -35,7 +35,7 @@ from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
 from remask.models.registry import convertible_types, is_convertible, known_types, model_class
 
-EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct")}
+EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct", "tiny-block")}
 """The models that come with the package, by the names they are loaded by."""
 
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
@@ -46,8 +46,8 @@ LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
 
 
 def resolve(path: str | Path) -> str:
-    """Return the folder of an embedded model (`tiny`, `tiny-direct`), or the path unchanged. Raises UserError for a
-    path that is not there.
+    """Return the folder of an embedded model (`tiny`, `tiny-direct`, `tiny-block`), or the path unchanged. Raises
+    UserError for a path that is not there.
     """
     text = str(path)
     if text in EMBEDDED:

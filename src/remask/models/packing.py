@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,6 +22,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from remask.diffusion.precision import HALF, computed_in
+from remask.models.batch import Batch
+from remask.models.streams import Streams
+from remask.models.streams import attention as by_streams
 
 NAME = "sdpa_packed"
 """The name of an attention of transformers: its `sdpa`, but for packed batches."""
@@ -54,17 +56,6 @@ def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> 
     except ImportError:
         return False
     return "scale" in inspect.signature(varlen_attn).parameters and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch as the inner model takes it. `inputs` are its keywords, `positions` what is chosen of its tokens (None:
-    all), `starts` each row's first one. Both have the shape of its tokens, [B, L], or [T] where it is packed.
-    """
-
-    inputs: dict[str, Any]
-    positions: Bool[Tensor, "..."] | None
-    starts: Bool[Tensor, "..."]
 
 
 def packed(ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], positions: Bool[Tensor, "B L"]) -> Batch | None:
@@ -102,9 +93,14 @@ def attention(
     scaling: float | None = None,
     row_lengths: Sequence[int] | None = None,
     row_ends: Tensor | None = None,
+    streams: Streams | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' sdpa; in a packed batch ([1, H, T, d], `row_lengths`), each row by itself."""
+    """Compute transformers' sdpa; in a packed batch ([1, H, T, d], `row_lengths`), each row by itself; in a block
+    model's pass (`streams`), each block by what it may look at.
+    """
+    if streams is not None:
+        return by_streams(query, key, value, streams, dropout, scaling), None
     if row_lengths is None or row_ends is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords

@@ -12,17 +12,20 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from remask.diffusion.head import Look, look_at, two_pass_cross_entropy, weighted_cross_entropy
 from remask.models.sharded_head import head_of
+from remask.models.streams import CleanRows
 
 
 @dataclass
 class Prediction(MaskedLMOutput):
     """A prediction holds what a forward pass was asked for. logits: given where neither targets nor a function `look`
     were given. token_loss [N]: −log p of each target in nats. loss: their weighted sum, where weights were given; it
-    then has the gradient, and they have none. seen: what `look` gave for the positions.
+    then has the gradient, and they have none. seen: what `look` gave for the positions. kept: the
+    clean rows of a block model, read alone.
     """
 
     token_loss: Tensor | None = None
     seen: tuple[Tensor, ...] | None = None
+    kept: CleanRows | None = None
 
 
 def predicted(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from remask.errors import UserError
@@ -100,34 +102,49 @@ def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return sorted(by_arm.values(), key=lambda strip: order.index(strip["arm"]))
 
 
+@dataclass(frozen=True)
+class Stay:
+    """How long a token stood at its place: from the step that wrote it to the one that replaced it or masked it again;
+    the last one stays.
+    """
+
+    shown: dict[str, Any]
+    written: int
+    until: float = math.inf
+    sure: float | None = None
+
+
 def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
     """Return the rows and the cells of a strip. rows: at most STRIP_ROWS of the steps, each cell masked, open, or newly
     opened since the row above. cells: the whole canvas, each with the number of the frame (a step, from 1) that reveals
-    it.
+    it, and with the tokens that stood there before.
     """
     tokens = [str(token) for token in data["tokens"]]
     revealed = [None if step is None else int(step) for step in data["revealed_at"]]
     confidence = [None if c is None else float(c) for c in data.get("confidence") or [None] * len(tokens)]
-    if not len(tokens) == len(revealed) == len(confidence):
+    block = [int(number) for number in data.get("block") or [0] * len(tokens)]
+    if not len(tokens) == len(revealed) == len(confidence) == len(block):
         raise ValueError(f"{len(tokens)} tokens, {len(revealed)} steps, {len(confidence)} confidences")
-    steps = sorted({step for step in revealed if step is not None})
+    stays: list[list[Stay]] = [[] for _ in tokens]
+    for one in data.get("earlier") or []:
+        written, until = int(one["written_at"]), int(one["until"])
+        stays[int(one["place"])].append(Stay(glyph(str(one["token"])), written, until))
+    for of_place, token, step, sure in zip(stays, tokens, revealed, confidence, strict=True):
+        if step is not None:
+            of_place.append(Stay(glyph(token), step, sure=sure))
+    steps = sorted({stay.written for of_place in stays for stay in of_place})
     if not steps:
         raise ValueError("no token was revealed")
     glyphs = [glyph(token) for token in tokens[:STRIP_TOKENS]]
+    begins = [number > 0 and block[number] != block[number - 1] for number in range(len(glyphs))]
     count = min(STRIP_ROWS, len(steps))
     picked = [steps[round((k + 1) * len(steps) / count) - 1] for k in range(count)]
     rows, previous = [], steps[0] - 1
     for step in picked:
-        cells = []
-        for i, shown in enumerate(glyphs):
-            at, sure, width = revealed[i], confidence[i], _width(shown)
-            if at is None or at > step:
-                cells.append({"state": "m", "width": width, "text": "", "alpha": None})
-            else:
-                new = at > previous
-                alpha = _alpha(sure) if new else None
-                state = "n" if new else "q" if shown["quiet"] else "o"
-                cells.append({"state": state, "width": width, "text": shown["text"], "alpha": alpha})
+        cells = [
+            _row_cell(shown, of_place, step, previous) | {"begins": border}
+            for shown, of_place, border in zip(glyphs, stays, begins, strict=False)
+        ]
         rows.append({"step": bisect_left(steps, step) + 1, "cells": cells})
         previous = step
     return {
@@ -135,22 +152,49 @@ def strip_rows(data: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "frames": len(steps),
         "cells": [
-            _film_cell(shown, at, sure, steps) for shown, at, sure in zip(glyphs, revealed, confidence, strict=False)
+            _film_cell(shown, at, of_place, steps) | {"begins": border}
+            for shown, at, of_place, border in zip(glyphs, revealed, stays, begins, strict=False)
         ],
         "tokens": len(tokens),
         "cut": len(tokens) - len(glyphs),
         "every": len(steps) > count,
+        "blocks": len(set(block)),
+        "replaced": sum(len(of_place) - (at is not None) for at, of_place in zip(revealed, stays, strict=True)),
     }
 
 
-def _film_cell(shown: dict[str, Any], at: int | None, sure: float | None, steps: Sequence[int]) -> dict[str, Any]:
-    """A cell of the animation; frame None: it is never revealed."""
+def _row_cell(shown: dict[str, Any], stays: Sequence[Stay], step: int, previous: int) -> dict[str, Any]:
+    """A cell of the rows: what stands there after this step."""
+    standing = next((stay for stay in stays if stay.written <= step < stay.until), None)
+    if standing is None:
+        return {"state": "m", "width": _width(shown), "text": "", "alpha": None}
+    new = standing.written > previous
+    state = "n" if new else "q" if standing.shown["quiet"] else "o"
+    return {
+        "state": state,
+        "width": _width(shown),
+        "text": standing.shown["text"],
+        "alpha": _alpha(standing.sure) if new else None,
+    }
+
+
+def _film_cell(shown: dict[str, Any], at: int | None, stays: Sequence[Stay], steps: Sequence[int]) -> dict[str, Any]:
+    """A cell of the animation; frame None: it is never revealed. was: [first frame, frame after the last, text] of each
+    token that did not stay.
+    """
+    last = stays[-1] if stays else None
+    sure = None if last is None else last.sure
     return {
         "frame": None if at is None else bisect_left(steps, at) + 1,
         "sure": None if sure is None else f"{sure:.2f}",
         "width": _width(shown),
         "alpha": _alpha(sure),
         "text": shown["text"],
+        "was": [
+            [bisect_left(steps, stay.written) + 1, bisect_left(steps, stay.until) + 1, stay.shown["text"]]
+            for stay in stays
+            if stay.until != math.inf
+        ],
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from remask.models.facts import first_eos, stop_token_ids
 from remask.sampling.cache import AroundBlocks, Everything, FinishedBlocks, Inputs, Reads
 from remask.sampling.guidance import guided
 from remask.sampling.layout import at_turn, fitted, laid_out, turns
+from remask.sampling.record import Denoised, Earlier, Step
 from remask.sampling.row_noise import RowNoise, Use
 from remask.sampling.rules import Proposals, State, rule_of
 from remask.sampling.schedule import Decoding
@@ -31,34 +31,6 @@ PROPOSED = (torch.long, torch.float64, torch.float64)
 """Dtypes of a proposal's tensors."""
 LONGEST = 16
 """Steps that a rule may take for each token of a block before it is stopped."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step as whoever watches is told of it: canvases of the rows still written, where tokens are new, and where they
-    were masked again (None: nowhere).
-    """
-
-    number: int
-    rows: Int[Tensor, "b"]
-    canvas: Int[Tensor, "b C"]
-    revealed: Bool[Tensor, "b C"]
-    masked_again: Bool[Tensor, "b C"] | None = None
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """The canvases that were written. ids [B, C]; revealed_at [B, C], the step that wrote each token (−1: filled after
-    the row stopped); confidence [B, C], p(x̂) when revealed (NaN where filled); forwards and row_forwards, model calls
-    and rows in them; seconds.
-    """
-
-    ids: Int[Tensor, "B C"]
-    revealed_at: Int[Tensor, "B C"]
-    confidence: Float[Tensor, "B C"]
-    forwards: int
-    row_forwards: int
-    seconds: float
 
 
 @torch.no_grad()
@@ -134,6 +106,7 @@ class _Writing:
         self.active = torch.arange(B, device=device)
         self.block = self._first_unfinished()
         self.forwards = self.row_forwards = 0
+        self.earlier: list[list[Earlier]] = [[] for _ in range(B)]
         self.in_blocks = isinstance(attention, BlockCausal)
         self.shift = bool(getattr(config, "shift", False))
         first_alone = self.in_blocks and self.shift
@@ -202,13 +175,32 @@ class _Writing:
             again = again & state.window & ~write
             canvas, masked = canvas.masked_fill(again, self.mask_id), masked | again
             written_at, confidence = written_at.masked_fill(again, -1), confidence.masked_fill(again, torch.nan)
+        of_answer = partial(self.layout.of_answer, rows=rows)
+        replaced = write & ~state.masked
+        gone = replaced if again is None else replaced | (again & ~state.masked)
+        if bool(gone.any()):
+            self._note(rows, number, *(of_answer(x) for x in (gone, state.tokens, state.written_at)))
         self.goes_on[rows] = False if goes_on is None else goes_on & self._may_change(masked)
         self.ids[rows, self.prompt_length :] = canvas
         self.masked[rows] = masked
         self.revealed_at[rows] = written_at
         self.confidence[rows] = confidence
-        of_answer = partial(self.layout.of_answer, rows=rows)
-        return Step(number, rows, of_answer(canvas), of_answer(write), None if again is None else of_answer(again))
+        return Step(
+            number,
+            rows,
+            of_answer(canvas),
+            of_answer(write),
+            None if again is None else of_answer(again),
+            of_answer(replaced),
+            of_answer(self.block_of == self.block[rows, None]),
+        )
+
+    def _note(self, rows: Tensor, number: int, gone: Tensor, tokens: Tensor, written_at: Tensor) -> None:
+        """Keep what is replaced, or masked again, in this step."""
+        row, place = gone.nonzero(as_tuple=True)
+        found = zip(rows[row].tolist(), place.tolist(), tokens[gone].tolist(), written_at[gone].tolist(), strict=True)
+        for of_row, at, token, written in found:
+            self.earlier[of_row].append(Earlier(at, token, written, number))
 
     def _may_change(self, masked: Bool[Tensor, "b C"]) -> Bool[Tensor, "b"]:
         """Active rows of whose block at work something is masked, or may be replaced."""
@@ -321,7 +313,8 @@ class _Writing:
         ids, revealed_at, confidence = (
             self.layout.of_answer(found, rows) for found in (ids, self.revealed_at, self.confidence.float())
         )
-        return Denoised(ids, revealed_at, confidence, self.forwards, self.row_forwards, seconds)
+        block = self.layout.of_answer(self.block_of.expand(len(rows), -1), rows)
+        return Denoised(ids, revealed_at, confidence, block, self.earlier, self.forwards, self.row_forwards, seconds)
 
 
 def text_is_final(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,21 +15,25 @@ from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
-from remask.sampling.denoise import Denoised, Step, run
+from remask.sampling.denoise import run
 from remask.sampling.layout import canvas_after, fitted
+from remask.sampling.record import Denoised, Earlier, Step
 from remask.sampling.schedule import Decoding
 
 
 @dataclass(frozen=True)
 class Row:
     """A canvas and how it was written: the token at each place, the step that revealed it (−1: filled after the text
-    was final), the probability the model gave it then, and whether a token that ends a text is among them.
+    was final), the probability the model gave it then, whether a token that ends a text is among them, the block that
+    each place was written with, and the tokens that did not stay.
     """
 
     token_ids: list[int]
     revealed_at: list[int]
     confidence: list[float]
     ended: bool
+    block: list[int] = field(default_factory=list)
+    earlier: list[Earlier] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def generate_from_ids(
                 denoised.revealed_at[place].tolist(),
                 denoised.confidence[place].tolist(),
                 any(token in stops for token in ids),
+                denoised.block[place].tolist(),
+                denoised.earlier[place],
             )
         for key in totals:
             totals[key] += getattr(denoised, key)
