@@ -1,6 +1,6 @@
 """What every test may use: shared golden and data files, a byte-level tokenizer, a small model of random weights.
 
-Shapes annotated in `remask.diffusion` and `remask.sampling` are checked at every call in tests.
+Shapes annotated in `remask.diffusion` and `remask.sampling` are checked at every call in unit tests.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,6 +19,14 @@ from remask.config import CanvasConfig, SftConfig, TrainerConfig
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_unchecked() -> Iterator[None]:
+    """Whole commands call the same functions as the unit tests, many times over: shapes are checked there."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

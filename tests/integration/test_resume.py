@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer": {"num_train_epochs": 3},
     },
     "lora": {"lora": LoraConfig(rank=4, dropout=0.2), "trainer": {"num_train_epochs": 3}},
+    "blocks": {"model_attention": "block:4", "objective": "gift", "trainer": {"num_train_epochs": 3}},
 }
 
 

@@ -342,6 +342,12 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
 
 
 @pytest.mark.shared
+def test_a_block_longer_than_the_model_is_refused() -> None:
+    with pytest.raises(UserError, match="blocks of 513 tokens, and the model has 512 positions"):
+        load("tiny-direct", attention="block:513")
+    assert attention_of(load("tiny-direct", attention="block:512")[0]) == BlockCausal(512)
+
+
 @pytest.mark.parametrize("text", ["block:0", "block:-1", "block", "blocks:4", "block:4:left", "half"])
 def test_an_attention_that_is_none_is_refused(text: str, shared: Path) -> None:
     with pytest.raises(UserError, match=r"attention|blocks of 0"):

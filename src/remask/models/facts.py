@@ -66,7 +66,7 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
     own = {field.name: getattr(config, field.name) for field in fields(OwnKeys) if hasattr(config, field.name)}
     configs.from_dict(OwnKeys, own, where=f"{where}, config.json")
     attention = getattr(config, "attention", None) or "full"
-    read_attention(attention)
+    _refuse_long_blocks(read_attention(attention), getattr(config, "max_position_embeddings", None), where)
     config.mask_token_id = _mask_id(config, tokenizer, where)
     if not eos_token_ids(config) and tokenizer is not None:
         # An encoder's tokenizer has no EOS: its separator ends a text.
@@ -101,6 +101,15 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
         dict(getattr(config, "default_decoding", None) or {}),
         attention,
     )
+
+
+def _refuse_long_blocks(attention: AttentionOf, positions: int | None, where: str) -> None:
+    if isinstance(attention, BlockCausal) and positions is not None and attention.block > positions:
+        raise UserError(
+            f"blocks of {attention.block} tokens, and the model has {positions} positions",
+            where=where,
+            mend=f"give {positions} or fewer: --model-attention block:32",
+        )
 
 
 def usual_fill(attention: AttentionOf) -> str:
