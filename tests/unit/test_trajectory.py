@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from remask.diffusion.likelihood import Likelihood, estimate
 from remask.diffusion.reader import ModelReader
 from remask.diffusion.trajectory import Trajectory, parts_of
 from remask.errors import UserError
-from remask.rl.policy_loss import PolicyObjective, policy_terms
+from remask.rl.policy_loss import PolicyObjective, policy_terms, rows_counted
 from remask.rl.presets import PRESETS, resolve
 from remask.sampling.denoise import run
 from remask.sampling.schedule import Decoding
@@ -33,8 +34,8 @@ def test_parts_by_hand() -> None:
     scored = written >= 0
     assert parts_of(written, scored, None).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
     assert parts_of(written, scored, None, run=2).tolist() == [[0, 0, 0, 1, 0, 0, 0]]
-    # 10 steps in 4 parts, cut at 0, 2, 5, 7: step 4 is in the second, step 9 in the last.
-    assert parts_of(written, scored, None, segments=4).tolist() == [[0, 1, 0, 3, 0, 1, 0]]
+    # 10 steps in 4 parts, cut at 0, 2, 5, 7: step 4 is in the second, step 9 in the last, none in the third.
+    assert parts_of(written, scored, None, segments=4).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
     block = torch.tensor([[-1, 0, 0, 0, 1, 1, 1]])
     assert parts_of(written, scored, block).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
 
@@ -185,9 +186,39 @@ def test_the_gradient_part_by_part_is_the_whole_one(random_model: Any) -> None:
     assert found[0].abs().max() > 0
 
 
+def test_a_view_shares_one_among_its_tokens() -> None:
+    """Four tokens written at 1, 0, 1, 1 and one that is not scored: shares ⅓, 1; each 1 where tokens count alike."""
+    answer = torch.tensor([[False, True, True, True, True, True]])
+    scored = answer & (torch.arange(6) < 5)
+    canvas = Canvas(torch.zeros(1, 6).long(), answer, answer, scored, torch.tensor([[-1, 1, 0, 1, 1, 2]]))
+    draws = Trajectory().draws(canvas, [], MASK)
+    third = pytest.approx(1 / 3)
+    assert resolve("cj-grpo").shares(canvas, draws).tolist() == [[0, third, 1, third, third, 0]]
+    assert resolve("d2").shares(canvas, draws).tolist() == [[0, 1, 1, 1, 1, 0]]
+    with pytest.raises(UserError, match="scores a token in several views"):
+        replace(PRESETS["espo"], unit="view").shares(canvas, draws)
+
+
+def test_views_count_alike_by_hand() -> None:
+    """Ratios e^0.1, 1 in one view and e^-0.1 in another, A = 1: the mean over views, and their sum where N counts."""
+    new = torch.tensor([[0.1, 0.0, -0.1]])
+    likelihoods = [Likelihood(t, t.sum(-1), torch.tensor([3])) for t in (new, 0 * new)]
+    shares = torch.tensor([[0.5, 0.5, 1.0]])
+    own = [math.exp(0.1), 1.0, math.exp(-0.1)]
+    by_view = -((own[0] + own[1]) / 2 + own[2])
+    for name, expected in (("cj-grpo", by_view / 2), ("tracerl", by_view)):
+        objective = replace(PRESETS[name], kl="none", clip_high=0.5)
+        row = policy_terms(objective, torch.ones(1, 1), *likelihoods, None, shares).row
+        assert row.item() == pytest.approx(expected)
+        counted = rows_counted(objective, torch.tensor([True]), shares, 1).item()
+        assert counted == {"cj-grpo": 1, "tracerl": 2}[name]
+
+
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
+        ({"unit": "view", "level": "sequence"}, "unit = view with the likelihood trajectory at level sequence"),
+        ({"unit": "view", "likelihood": "mean_field"}, "set choices.unit to token"),
         ({"scope": "canvas"}, "until_eos"),
         ({"draws": 2}, "one trajectory"),
         ({"steps_together": 0}, "steps_together = 0"),

@@ -51,6 +51,7 @@ from remask.choices.methods import (
     TimePerName,
     TransformName,
     TuningName,
+    UnitName,
     WeightName,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "TimePerName",
     "TransformName",
     "TuningName",
+    "UnitName",
     "WeightName",
     "meanings",
     "refuse_unknown",

@@ -198,6 +198,8 @@ PolicyName = Annotated[
             "wd1": "likelihoods weighted by the softmax of advantages, no ratio",
             "d2": "d2-StepMerge: a ratio per token on the answer's own trajectory, in 16 parts",
             "tracerl-blocks": "TraceRL: the same step by step, its KL to the policy that wrote the answer",
+            "tracerl": "TraceRL's form for full attention: eight steps together, every view counts alike",
+            "cj-grpo": "a ratio per token on each step's own canvas, every step of an answer counts alike",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",
@@ -243,11 +245,12 @@ KlName = Annotated[
 ]
 
 AdvantageName = Annotated[
-    Literal["mean", "normalised", "leave_one_out", "softmax"],
+    Literal["mean", "normalised", "normalised_population", "leave_one_out", "softmax"],
     Meanings(
         {
             "mean": "reward − the group's mean",
-            "normalised": "that divided by the group's standard deviation",
+            "normalised": "that divided by the group's standard deviation, with G − 1",
+            "normalised_population": "the same, with G in the standard deviation (TraceRL)",
             "leave_one_out": "reward − the mean of the group's other rewards",
             "softmax": "softmax(A) − softmax(−A), with A = reward − mean (wd1; needs level none)",
         }
@@ -257,6 +260,16 @@ AdvantageName = Annotated[
 PolicyNormaliserName = Annotated[
     Literal["sequences", "tokens", "groups"],
     Meanings({"sequences": "answers", "tokens": "scored tokens", "groups": "groups: prompts with their answers"}),
+]
+
+UnitName = Annotated[
+    Literal["token", "view"],
+    Meanings(
+        {
+            "token": "every scored token counts alike",
+            "view": "every view of a trajectory counts alike: the tokens scored in it share 1 (CJ-GRPO)",
+        }
+    ),
 ]
 
 OnBadReward = Annotated[

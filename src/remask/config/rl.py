@@ -21,6 +21,7 @@ from remask.choices import (
     PromptStyle,
     Quantization,
     ScopeName,
+    UnitName,
 )
 from remask.config.common import DecodingConfig, EngineConfig, LoraConfig
 from remask.config.read import STRICT
@@ -62,6 +63,8 @@ class PolicyChoicesConfig:
     """How a group's rewards become advantages."""
     normaliser: PolicyNormaliserName | None = None
     """What the loss is divided by, counted over the whole optimiser step."""
+    unit: UnitName | None = None
+    """What counts alike within an answer, and as one where the loss is divided by tokens."""
 
     own: dict[str, float] = field(default_factory=dict)
     """Parameters of an objective of your own (file.py:Class), by their names."""

@@ -86,6 +86,17 @@ class Estimator:
         """Return the views of each draw."""
         return [self.views(batch, draw, mask_id) for draw in noise]
 
+    def shares(self, batch: Canvas, draws: Draws, *, of_views: bool = False) -> Float[Tensor, "B L"]:
+        """Return what each token counts in its row: 1, 0 where it is not scored. of_views: the scored tokens of a view
+        share 1 instead, where each token is scored in one view.
+        """
+        if of_views:
+            raise UserError(
+                "the unit view with a likelihood that scores a token in several views",
+                mend="set choices.unit to token, or take a likelihood of trajectories",
+            )
+        return scored_tokens(batch).float()
+
 
 def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
     """Return which tokens a likelihood is taken over: those that may be masked and may carry loss."""

@@ -61,6 +61,14 @@ class Trajectory(Estimator):
         count = max(1, int(torch.where(scored, part, -1).max()) + 1)
         return [(self._view(batch, scored, part, number, mask_id),) for number in range(count)]
 
+    def shares(self, batch: Canvas, draws: Draws, *, of_views: bool = False) -> Float[Tensor, "B L"]:
+        """Return 1 for each token that a view scores, or with of_views one part of the tokens scored in its view."""
+        found = torch.zeros(batch.ids.shape, device=batch.ids.device)
+        for (view,) in draws:
+            size = view.scored.sum(-1, keepdim=True) if of_views else 1
+            found = torch.where(view.scored, 1 / size, found)
+        return found
+
     def _view(
         self, batch: Canvas, scored: Bool[Tensor, "B L"], part: Int[Tensor, "B L"], number: int, mask_id: int
     ) -> View:
@@ -79,7 +87,8 @@ def parts_of(
 ) -> Int[Tensor, "B L"]:
     """Return the part of its trajectory that each scored token belongs to, from 0; 0 for the others.
 
-    run: distinct steps of a part. segments: parts of ⌊T/N⌋ or ⌈T/N⌉ of the row's T steps, cut at ⌊iT/N⌋.
+    run: distinct steps of a part. segments: parts of ⌊T/N⌋ or ⌈T/N⌉ of the row's T steps, cut at ⌊iT/N⌋;
+    those in which nothing was written are left out.
     """
     part = torch.zeros_like(written)
     for row in range(len(written)):
@@ -88,7 +97,8 @@ def parts_of(
             continue
         steps = written[row, places]
         if segments:
-            part[row, places] = ((steps + 1) * segments - 1).div(int(steps.max()) + 1, rounding_mode="floor")
+            segment = ((steps + 1) * segments - 1).div(int(steps.max()) + 1, rounding_mode="floor")
+            part[row, places] = segment.unique(return_inverse=True)[1]
             continue
         blocks = torch.zeros_like(steps) if block is None else block[row, places]
         for number in blocks.unique().tolist():

@@ -8,9 +8,12 @@ with ρ per token (the bracket is the answer's mean) or per answer: `sequence` i
 of its tokens' ratios, `whole` exp(ℓ − ℓ_old), their product. At level none −A·ℓ stands in place of the ratio's term.
 Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
 
+Each scored token has a share of its answer: 1, or with the unit `view` one part of the tokens that are scored in one
+view with it, so that a view counts as much as any other. Means over an answer, and n, are taken with these shares.
+
 An advantage belongs to a token. At the levels of an answer all its scored tokens share one.
 
-Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the scored tokens of a row.
+Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the sum of a row's shares.
 """
 
 from __future__ import annotations
@@ -22,9 +25,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from remask.choices import AdvantageName, AnchorName, KlName, LevelName, LikelihoodName, PolicyNormaliserName, ScopeName
+from remask.choices import (
+    AdvantageName,
+    AnchorName,
+    KlName,
+    LevelName,
+    LikelihoodName,
+    PolicyNormaliserName,
+    ScopeName,
+    UnitName,
+)
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.estimators import ESTIMATORS
-from remask.diffusion.likelihood import Combine, Estimator, Likelihood, mean_field_views
+from remask.diffusion.likelihood import Combine, Draws, Estimator, Likelihood, mean_field_views
 from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
 
@@ -38,7 +51,8 @@ class PolicyObjective:
 
     likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which proxy, on how many
     draws, over which positions, with what share of the prompt masked (mean_field), and whether every inner update draws
-    new noise. normaliser is N: the answers, scored tokens or groups of the whole optimiser step.
+    new noise. steps_together and segments cut a trajectory into views. normaliser is N: the answers, scored tokens or
+    groups of the whole optimiser step; unit says whether a token or a view counts as one.
     """
 
     likelihood: LikelihoodName = "elbo_coupled"
@@ -56,6 +70,7 @@ class PolicyObjective:
     kl_anchor: AnchorName = "reference"
     advantage: AdvantageName = "leave_one_out"
     normaliser: PolicyNormaliserName = "sequences"
+    unit: UnitName = "token"
 
     @property
     def uses_old(self) -> bool:
@@ -80,6 +95,10 @@ class PolicyObjective:
         if self.likelihood == "trajectory":
             return Trajectory(run=self.steps_together, segments=self.segments)
         return ESTIMATORS[self.likelihood]
+
+    def shares(self, canvas: Canvas, draws: Draws) -> Float[Tensor, "B L"]:
+        """Return what each token counts in its answer: 0 where it is not scored."""
+        return self.estimator.shares(canvas, draws, of_views=self.unit == "view")
 
     def combine(self, advantage: Float[Tensor, "B L"]) -> Combine:
         """Return the rule from the draws' values to the likelihood's. A subclass may take another rule for answers that
@@ -133,20 +152,20 @@ def policy_terms(
     current: Likelihood,
     old: Likelihood | None,
     reference: Likelihood | None,
-    scored: Bool[Tensor, "B L"],
+    shares: Float[Tensor, "B L"] | Bool[Tensor, "B L"],
 ) -> PolicyTerms:
     """Return the terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not
-    used.
+    used. shares: what each token counts (`PolicyObjective.shares`); a mask stands for ones.
 
     Raises UserError where the level is of answers and the tokens of one have different advantages.
     """
-    n = current.scored.clamp(min=1)
+    scored, n = shares > 0, _sizes(shares)
     at_tokens = objective.level == "token"
     advantage = advantage.expand(scored.shape)
     gain = advantage if at_tokens else row_advantage(objective, advantage, scored)
     if at_tokens:
         log_ratio = current.token - (current.token.detach() if old is None else old.token)
-        surrogate = _per_row(objective.surrogate(log_ratio, gain), scored)
+        surrogate = _per_row(objective.surrogate(log_ratio, gain), shares)
     elif objective.level in ("sequence", "whole"):
         log_ratio = current.sequence - (current.sequence.detach() if old is None else old.sequence)
         log_ratio = log_ratio / n if objective.level == "sequence" else log_ratio
@@ -157,7 +176,7 @@ def policy_terms(
     kl = torch.zeros_like(current.sequence)
     anchor = reference if objective.kl_anchor == "reference" else _unmoved(current) if old is None else old
     if objective.uses_kl and anchor is not None and at_tokens:
-        kl = _per_row(kl_estimate(objective.kl, current.token - anchor.token), scored)
+        kl = _per_row(kl_estimate(objective.kl, current.token - anchor.token), shares)
     elif objective.uses_kl and anchor is not None:
         kl = kl_estimate(objective.kl, current.sequence - anchor.sequence) / n
     row = surrogate + objective.kl_weight * kl
@@ -190,13 +209,16 @@ def row_advantage(
 
 
 def rows_counted(
-    objective: PolicyObjective, counted: Bool[Tensor, "B"], scored: Bool[Tensor, "B L"], group_size: int
+    objective: PolicyObjective,
+    counted: Bool[Tensor, "B"],
+    shares: Float[Tensor, "B L"] | Bool[Tensor, "B L"],
+    group_size: int,
 ) -> Float[Tensor, ""]:
-    """Return N of these rows: answers, their scored tokens, or groups (a row is 1/G of one). A row that is not counted
-    adds 0.
+    """Return N of these rows: answers, the sum of their tokens' shares, or groups (a row is 1/G of one). A row that is
+    not counted adds 0.
     """
     if objective.normaliser == "tokens":
-        return (scored.sum(-1) * counted).sum().float()
+        return (shares.sum(-1) * counted).sum().float()
     rows = counted.sum().float()
     return rows / group_size if objective.normaliser == "groups" else rows
 
@@ -210,6 +232,12 @@ def _exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _per_row(token: Float[Tensor, "B L"], scored: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
-    """The mean over a row's scored tokens."""
-    return torch.where(scored, token, 0.0).sum(-1) / scored.sum(-1).clamp(min=1)
+def _sizes(shares: Tensor) -> Float[Tensor, "B"]:
+    """The sum of each row's shares; 1 where nothing is scored, as it divides."""
+    size = shares.sum(-1)
+    return torch.where(size > 0, size, 1)
+
+
+def _per_row(token: Float[Tensor, "B L"], shares: Tensor) -> Float[Tensor, "B"]:
+    """The mean over a row's scored tokens, each with its share."""
+    return torch.where(shares > 0, token * shares, 0.0).sum(-1) / _sizes(shares)

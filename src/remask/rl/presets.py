@@ -25,6 +25,8 @@ PRESETS: dict[str, PolicyObjective] = {
     ),
     "d2": replace(D2, segments=16),  # d2-StepMerge, 2509.21474
     "tracerl-blocks": replace(D2, **OWN_POLICY, advantage="normalised"),  # 2509.06949, as its file for SDAR
+    "tracerl": replace(D2, **OWN_POLICY, steps_together=8, unit="view", advantage="normalised_population"),  # for LLaDA
+    "cj-grpo": replace(D2, unit="view", normaliser="sequences"),  # 2509.23924
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
@@ -79,6 +81,12 @@ def check(objective: PolicyObjective) -> None:
         raise UserError(
             f"choices.steps_together = {objective.steps_together}, choices.segments = {objective.segments}",
             mend="give 1 or more steps, and 0 or more segments",
+        )
+    if objective.unit == "view" and (objective.likelihood != "trajectory" or objective.level != "token"):
+        raise UserError(
+            f"choices.unit = view with the likelihood {objective.likelihood} at level {objective.level}: views share "
+            "out the tokens of a trajectory, each with its own ratio",
+            mend="set choices.unit to token, or choices.likelihood to trajectory and choices.level to token",
         )
     if objective.likelihood == "mean_field" and not objective.prompt_mask and objective.draws > 1:
         raise UserError(

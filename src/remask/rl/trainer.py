@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood, scored_tokens
+from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood
 from remask.diffusion.reader import Reader
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
@@ -183,6 +183,9 @@ class PolicyTrainer(DiffusionTrainer):
     def _draws(self, batch: PolicyBatch) -> Draws:
         return self.objective.estimator.draws(batch.canvas, batch.noise, self.mask_id)
 
+    def _shares(self, batch: PolicyBatch, draws: Draws) -> Tensor:
+        return self.objective.shares(batch.canvas, draws)
+
     def _is_on_policy(self, batch: PolicyBatch) -> bool:
         """Whether the policy has not moved since it wrote these answers."""
         return batch.version == self.state.global_step
@@ -195,7 +198,7 @@ class PolicyTrainer(DiffusionTrainer):
     def prepare(self, batches: list[PolicyBatch], device: torch.device) -> Prepared:
         """Return the micro-batches as they are, and how many answers, tokens or groups are in them."""
         size = self.maker.completions
-        counts = [rows_counted(self.objective, b.counted, scored_tokens(b.canvas), size) for b in batches]
+        counts = [rows_counted(self.objective, b.counted, self._shares(b, self._draws(b)), size) for b in batches]
         inputs = [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches]
         return inputs, sum(counts, torch.zeros((), device=device))
 
@@ -215,12 +218,13 @@ class PolicyTrainer(DiffusionTrainer):
         read: list[tuple[Likelihood, PolicyTerms]] = []
 
         def loss_of(current: Likelihood) -> Tensor:
-            terms = self._terms(current, batch)
+            terms = self._terms(current, batch, shares)
             self._refuse_nonfinite(terms)
             read.append((current, terms))
             return torch.where(batch.counted, terms.row, 0.0).sum() / total * self.args.world_size
 
         draws, combine = self._draws(batch), self.objective.combine(batch.advantage)
+        shares = self._shares(batch, draws)
         if self._by_draw:
             loss = draw_by_draw(
                 self.reader(model),
@@ -237,12 +241,12 @@ class PolicyTrainer(DiffusionTrainer):
         self._micro.append(self._measured(*read[0], batch))
         return loss
 
-    def _terms(self, current: Likelihood, batch: PolicyBatch) -> PolicyTerms:
+    def _terms(self, current: Likelihood, batch: PolicyBatch, shares: Tensor) -> PolicyTerms:
         old = None
         if batch.old is not None and not self._is_on_policy(batch):
             old = likelihood(self._combined(batch.old, batch), batch.canvas)
         reference = None if batch.reference is None else likelihood(batch.reference, batch.canvas)
-        return policy_terms(self.objective, batch.advantage, current, old, reference, scored_tokens(batch.canvas))
+        return policy_terms(self.objective, batch.advantage, current, old, reference, shares)
 
     def _refuse_nonfinite(self, terms: PolicyTerms) -> None:
         if not torch.isfinite(terms.row.detach()).all():

@@ -1,0 +1,97 @@
+"""Published policy losses and gradients, from the numbers that their own functions gave (float64)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.diffusion.likelihood import Likelihood
+from remask.rl.advantage import advantages
+from remask.rl.policy_loss import policy_terms
+from remask.rl.presets import PRESETS
+
+pytestmark = pytest.mark.shared
+
+
+def published(shared: Path, method: str) -> Any:
+    return json.loads((shared / "golden" / "rl" / f"{method}.json").read_text())
+
+
+def real(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def value(token: Any, scored: Tensor) -> Likelihood:
+    token = (token if torch.is_tensor(token) else real(token)) * scored
+    return Likelihood(token, token.sum(-1), scored.sum(-1))
+
+
+def of_step(values: Any, step: Tensor) -> Tensor:
+    """[B, T, L] → each token's number in the view of its own step [B, L]."""
+    values = values if torch.is_tensor(values) else real(values)
+    return values.gather(1, step[:, None]).squeeze(1)
+
+
+def share(part: Tensor) -> Tensor:
+    """One part of the tokens of each token's view, where `part` numbers the views of a row and −1 is not scored."""
+    size = (part[:, :, None] == part[:, None, :]).sum(-1)
+    return torch.where(part >= 0, 1 / size, 0.0)
+
+
+def agrees(loss: Tensor, leaf: Tensor, run: Any) -> None:
+    assert loss.item() == pytest.approx(run["loss"], rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert torch.allclose(gradient, real(run["grad"]), rtol=1e-6, atol=1e-8)
+
+
+def test_tracerl_as_its_file_for_llada(shared: Path) -> None:
+    """A row is a view; −mean_rows[Σ C/|τ|] + β·mean_rows[Σ KL]. There the KL is not divided by |τ|, here it is; so each
+    is compared by itself, the KL with every token counting alike.
+    """
+    case = published(shared, "tracerl")["cases"]["policy_loss"]
+    scored = torch.tensor(case["scored"]).bool()
+    part = torch.where(scored, 0, -1)
+    runs = [run for run in case["runs"] if run["trainer"] == "llada"]
+    assert len(runs) > 1
+    for run in runs:
+        lp = real(case["lp"]).requires_grad_()
+        objective = replace(
+            PRESETS["tracerl"],
+            clip_low=run["eps"],
+            clip_high=run["eps"],
+            kl="k3" if run["k3"] else "k1",
+            kl_weight=run["beta"],
+        )
+        advantage = real(case["adv_token"]) if run["per_token_advantage"] else real(case["adv"])[:, None]
+        new, old = value(lp, scored), value(case["old"], scored)
+        clipped = policy_terms(replace(objective, kl="none"), advantage, new, old, None, share(part)).row
+        kl = policy_terms(replace(objective, unit="token"), 0 * advantage, new, old, None, scored).row
+        agrees((clipped.sum() + kl.sum()) / len(scored), lp, run)
+
+
+def test_tracerls_advantages(shared: Path) -> None:
+    for item in published(shared, "tracerl")["cases"]["reward"]["items"]:
+        found = advantages(PRESETS["tracerl"].advantage, real([item["correct"]]).float())[0]
+        assert found.tolist() == pytest.approx(item["advantage"])
+
+
+def test_cj_grpo_over_steps(shared: Path) -> None:
+    """Its own file takes the mean of a step over the batch. Every step of this case reveals two tokens of each answer,
+    where that is the paper's mean over an answer's steps.
+    """
+    case = published(shared, "cj_grpo")["official"]
+    step = torch.tensor(case["step_map"])
+    scored = torch.ones_like(step).bool()
+    for run in case["runs"]:
+        lp = real(case["lp"]).requires_grad_()
+        objective = replace(PRESETS["cj-grpo"], clip_low=run["clip"], clip_high=run["clip"], kl_weight=run["beta"])
+        new, reference = value(of_step(lp, step), scored), value(of_step(case["reference"], step), scored)
+        old = value(of_step(case["old"], step), scored) if run["old"] == "given" else None
+        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, reference, share(step))
+        agrees(terms.row.mean(), lp, run)
