@@ -116,18 +116,38 @@ def logged(rows: list[dict[str, Any]], key: str) -> list[float]:
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
+CHEAPER: dict[str, dict[str, Any]] = {"justgrpo": {"steps_together": 4}}
+
+
 @pytest.mark.parametrize("objective", PRESETS)
 def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
-    """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles."""
+    """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles. In the first of a
+    rollout's two updates nothing has moved: ratios are 1, exactly.
+    """
     config = make_rl(
         {"prompts": 6, "completions": 8, "inner_updates": 2},
         {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
+        CHEAPER.get(objective),
         objective=objective,
         max_steps=40,
     )
-    reward = logged(metrics(run_rl(config, quiet=True).folder), "reward_mean")
+    rows = metrics(run_rl(config, quiet=True).folder)
+    reward, ratios = logged(rows, "reward_mean"), logged(rows, "ratio_max")
     assert len(reward) == 20
+    assert set(ratios[::2]) <= {1.0}
     assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
+
+
+def test_answers_that_are_not_written_as_they_are_scored_are_told_of(
+    make_rl: MakeRl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JustGRPO scores from left to right."""
+    for reveal, steps in (("confidence", 8), ("left_to_right", 4), ("left_to_right", 8)):
+        decoding = DecodingConfig(max_new_tokens=8, steps=steps, temperature=1.0, reveal=reveal)
+        config = make_rl({"decoding": decoding}, objective="justgrpo", max_steps=1, overwrite=True)
+        run_rl(config, quiet=True)
+        told = "set rollout.decoding.reveal to left_to_right" in capsys.readouterr().err
+        assert told == ((reveal, steps) != ("left_to_right", 8))
 
 
 def test_what_is_logged_and_kept(make_rl: MakeRl, metrics: Metrics) -> None:

@@ -71,9 +71,8 @@ class Peak:
 
 def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False) -> tuple[float, Tensor, int]:
     """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
-    objective = (
-        resolve(name) if PRESETS[name].likelihood in ("mean_field", "trajectory") else resolve(name, draws=draws)
-    )
+    one_draw = PRESETS[name].likelihood in ("mean_field", "trajectory", "left_to_right")
+    objective = resolve(name) if one_draw else resolve(name, draws=draws)
     canvas = batch()
     views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Likelihood
 from remask.rl.advantage import advantages
 from remask.rl.policy_loss import policy_terms
@@ -95,3 +96,89 @@ def test_cj_grpo_over_steps(shared: Path) -> None:
         old = value(of_step(case["old"], step), scored) if run["old"] == "given" else None
         terms = policy_terms(objective, real(case["adv"])[:, None], new, old, reference, share(step))
         agrees(terms.row.mean(), lp, run)
+
+
+def test_cj_grpo_over_steps_of_blocks(shared: Path) -> None:
+    """DARE's form: means over a step of a block, over an answer's steps, over answers; with a dual clip."""
+    for case in published(shared, "cj_grpo")["dare_blocks"]:
+        step, block = torch.tensor(case["local_step"]), torch.tensor(case["block_ids"])
+        scored = step >= 0
+        lp = real(case["lp"]).requires_grad_()
+        objective = replace(
+            PRESETS["cj-grpo"],
+            clip_low=case["clip"],
+            clip_high=case["clip"],
+            dual_clip=case["dual_clip"],
+            kl="none",
+        )
+        part = torch.where(scored, block * 100 + step, -1)
+        new, old = value(lp, scored), value(case["old"], scored)
+        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, None, share(part))
+        agrees(terms.row.mean(), lp, case)
+
+
+def test_agrpo_on_the_steps_it_drew(shared: Path) -> None:
+    """A mean over K draws and answers of a step's sum; a step that was drawn twice counts twice there."""
+    case = published(shared, "agrpo")
+    step = torch.tensor(case["unmask_step"])
+    runs = [run for run in case["runs"] if run["sampling"] == "uniform" and not run["beta"]]
+    assert runs
+    for run in runs:
+        lp = real(case["lp"]).requires_grad_()
+        counts = (torch.tensor(run["steps"])[:, :, None] == step[:, None]).sum(1).double()
+        scored = counts > 0
+        objective = replace(PRESETS["agrpo"], clip_low=run["clip_low"], clip_high=run["clip_high"])
+        new, old = value(of_step(lp, step), scored), value(case["old"], scored)
+        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, None, counts)
+        agrees(terms.row.sum() / (case["draws"] * len(step)), lp, run)
+
+
+def test_justgrpo_as_released(shared: Path) -> None:
+    """Its ratio is always 1, and it divides by the tokens of answers with an advantage."""
+    case = published(shared, "justgrpo")["official"]
+    lp = real(case["lp"]).requires_grad_()
+    scored = torch.ones(lp.shape).bool()
+    terms = policy_terms(PRESETS["justgrpo"], real(case["adv"])[:, None], value(lp, scored), None, None, scored)
+    agrees(terms.row.sum() / lp.shape[1] / (case["trained_answers"] + 1e-5), lp, case)
+
+
+def test_justgrpos_views(shared: Path) -> None:
+    """One view a token: the answer before it, and masks."""
+    case = published(shared, "justgrpo")["official"]
+    views = torch.tensor(case["views"])
+    length = len(case["lp"][0])
+    prompt = views.shape[2] - length
+    last = views[:, -1].clone()
+    last[:, -1] = 7  # which no view shows
+    answer = (torch.arange(views.shape[2]) >= prompt).expand_as(last)
+    draws = PRESETS["justgrpo"].estimator.draws(
+        Canvas(last, torch.ones_like(answer), answer, answer), [], case["mask_id"]
+    )
+    assert [len(views_of) for views_of in draws] == [1] * length
+    for place, (view,) in enumerate(draws):
+        assert torch.equal(view.ids, views[:, place])
+        assert view.scored.nonzero()[:, 1].tolist() == [prompt + place] * len(views)
+
+
+def test_justgrpo_with_a_ratio(shared: Path) -> None:
+    """DARE's form, with its three ways to average."""
+    case = published(shared, "justgrpo")["dare"]
+    answer = torch.tensor(case["answer"]).bool()
+    for run in case["runs"]:
+        lp = real(case["lp"]).requires_grad_()
+        normaliser = "sequences" if run["normaliser"] == "seq-mean-token-mean" else "tokens"
+        objective = replace(
+            PRESETS["justgrpo"],
+            clip_low=run["clip_low"],
+            clip_high=run["clip_high"],
+            dual_clip=run["dual_clip"],
+            normaliser=normaliser,
+        )
+        new, old = value(lp, answer), value(case["old"], answer)
+        rows = policy_terms(objective, real(case["adv"])[:, None], new, old, None, answer).row
+        count = {
+            "token-mean": answer.sum(),
+            "seq-mean-token-mean": len(answer),
+            "seq-mean-token-sum-norm": answer.shape[1],
+        }[run["normaliser"]]
+        agrees(rows.sum() / count, lp, run)

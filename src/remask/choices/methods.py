@@ -147,7 +147,7 @@ Diagnostics = Annotated[
 # ---- likelihoods (docs/theory.md §8) ------------------------------
 
 LikelihoodName = Annotated[
-    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "trajectory"],
+    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "trajectory", "left_to_right"],
     Meanings(
         {
             "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
@@ -155,6 +155,7 @@ LikelihoodName = Annotated[
             "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
             "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
             "trajectory": "each token on the canvas before the step that wrote it (TraceRL, d2)",
+            "left_to_right": "each token with what stands left of it shown: a forward a token, exact (JustGRPO)",
         }
     ),
 ]
@@ -200,6 +201,8 @@ PolicyName = Annotated[
             "tracerl-blocks": "TraceRL: the same step by step, its KL to the policy that wrote the answer",
             "tracerl": "TraceRL's form for full attention: eight steps together, every view counts alike",
             "cj-grpo": "a ratio per token on each step's own canvas, every step of an answer counts alike",
+            "agrpo": "a ratio per token on 24 steps of the answer's own trajectory, drawn anew each time",
+            "justgrpo": "a ratio per token, answers read from left to right: a forward a token",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",

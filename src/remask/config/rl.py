@@ -47,12 +47,16 @@ class PolicyChoicesConfig:
     """With trajectory: distinct steps whose tokens are scored in one forward (1)."""
     segments: int | None = None
     """With trajectory: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
+    pick: int | None = None
+    """With trajectory: so many of its views are scored, drawn anew for every inner update (0: all)."""
     level: LevelName | None = None
     """The unit whose ratio is clipped."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None
     """Ratios are clipped above 1 + clip_high."""
+    dual_clip: float | None = None
+    """The most that a ratio counts where the advantage is negative, above 1 (0: no limit)."""
     kl: KlName | None = None
     """Estimator of the KL."""
     kl_anchor: AnchorName | None = None

@@ -10,7 +10,7 @@ from remask.diffusion.likelihood import (
     elbo_views,
     mean_field_views,
 )
-from remask.diffusion.trajectory import Trajectory
+from remask.diffusion.trajectory import Trajectory, places
 
 ESTIMATORS: dict[LikelihoodName, Estimator] = {
     "mean_field": Estimator(mean_field_views),
@@ -18,4 +18,5 @@ ESTIMATORS: dict[LikelihoodName, Estimator] = {
     "elbo_coupled": Estimator(elbo_coupled_views),
     "coupled": Estimator(coupled_views),
     "trajectory": Trajectory(),
+    "left_to_right": Trajectory(steps=places),
 }

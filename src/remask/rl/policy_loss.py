@@ -18,7 +18,7 @@ Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -51,8 +51,8 @@ class PolicyObjective:
 
     likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which proxy, on how many
     draws, over which positions, with what share of the prompt masked (mean_field), and whether every inner update draws
-    new noise. steps_together and segments cut a trajectory into views. normaliser is N: the answers, scored tokens or
-    groups of the whole optimiser step; unit says whether a token or a view counts as one.
+    new noise. steps_together and segments cut a trajectory into views, of which `pick` are scored. normaliser is N: the
+    answers, scored tokens or groups of the whole optimiser step; unit says whether a token or a view counts as one.
     """
 
     likelihood: LikelihoodName = "elbo_coupled"
@@ -62,9 +62,11 @@ class PolicyObjective:
     fresh_noise: bool = True
     steps_together: int = 1
     segments: int = 0
+    pick: int = 0
     level: LevelName = "sequence"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
     kl: KlName = "k2"
     kl_weight: float = 0.01
     kl_anchor: AnchorName = "reference"
@@ -92,9 +94,10 @@ class PolicyObjective:
         """Return the estimator that scores answers. A subclass may have another (docs/extending.md)."""
         if self.likelihood == "mean_field" and self.prompt_mask:
             return Estimator(partial(mean_field_views, prompt_rate=self.prompt_mask))
-        if self.likelihood == "trajectory":
-            return Trajectory(run=self.steps_together, segments=self.segments)
-        return ESTIMATORS[self.likelihood]
+        estimator = ESTIMATORS[self.likelihood]
+        if isinstance(estimator, Trajectory):
+            return replace(estimator, run=self.steps_together, segments=self.segments, pick=self.pick)
+        return estimator
 
     def shares(self, canvas: Canvas, draws: Draws) -> Float[Tensor, "B L"]:
         """Return what each token counts in its answer: 0 where it is not scored."""
@@ -108,11 +111,15 @@ class PolicyObjective:
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """Return the loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A)
-        (PPO, arXiv 1707.06347). A subclass may have another (docs/extending.md).
+        (PPO, arXiv 1707.06347), with dual_clip c at most −c·A where A < 0 (arXiv 1912.09729). A subclass may have
+        another (docs/extending.md).
         """
         ratio = _exp(log_ratio)
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        return -torch.minimum(ratio * advantage, clipped * advantage)
+        loss = -torch.minimum(ratio * advantage, clipped * advantage)
+        if not self.dual_clip:
+            return loss
+        return torch.where(advantage < 0, torch.minimum(loss, -self.dual_clip * advantage), loss)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
 from remask.rl.policy_loss import PolicyObjective
 from remask.training.presets import choose
@@ -27,6 +28,16 @@ PRESETS: dict[str, PolicyObjective] = {
     "tracerl-blocks": replace(D2, **OWN_POLICY, advantage="normalised"),  # 2509.06949, as its file for SDAR
     "tracerl": replace(D2, **OWN_POLICY, steps_together=8, unit="view", advantage="normalised_population"),  # for LLaDA
     "cj-grpo": replace(D2, unit="view", normaliser="sequences"),  # 2509.23924
+    "agrpo": replace(D2, pick=24, clip_low=0.2, clip_high=0.2, kl="none"),  # 2510.04019
+    "justgrpo": replace(  # 2601.15165
+        ESPO,
+        likelihood="left_to_right",
+        draws=1,
+        level="token",
+        kl="none",
+        normaliser="tokens",
+        advantage="normalised",
+    ),
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
@@ -54,6 +65,10 @@ def check(objective: PolicyObjective) -> None:
     for name in ("clip_low", "clip_high", "kl_weight"):
         if not getattr(objective, name) >= 0:
             raise UserError(f"choices.{name} = {getattr(objective, name)}", mend="give 0 or more")
+    if objective.dual_clip and not 1 < objective.dual_clip < math.inf:
+        raise UserError(
+            f"choices.dual_clip = {objective.dual_clip}", mend="give a finite number above 1, or 0 for none"
+        )
     if math.isinf(objective.kl_weight):
         raise UserError("choices.kl_weight is infinite", mend="give a finite number")
     if not 0 <= objective.prompt_mask < 1:
@@ -73,23 +88,36 @@ def check(objective: PolicyObjective) -> None:
             "a trajectory's likelihood over the whole canvas: the fill after an answer's end was not written by steps",
             mend="set choices.scope to until_eos",
         )
-    if objective.likelihood == "trajectory" and objective.draws > 1:
-        raise UserError(
-            f"choices.draws = {objective.draws}: an answer was written on one trajectory", mend="set draws to 1"
-        )
-    if objective.steps_together < 1 or objective.segments < 0:
-        raise UserError(
-            f"choices.steps_together = {objective.steps_together}, choices.segments = {objective.segments}",
-            mend="give 1 or more steps, and 0 or more segments",
-        )
-    if objective.unit == "view" and (objective.likelihood != "trajectory" or objective.level != "token"):
-        raise UserError(
-            f"choices.unit = view with the likelihood {objective.likelihood} at level {objective.level}: views share "
-            "out the tokens of a trajectory, each with its own ratio",
-            mend="set choices.unit to token, or choices.likelihood to trajectory and choices.level to token",
-        )
     if objective.likelihood == "mean_field" and not objective.prompt_mask and objective.draws > 1:
         raise UserError(
             f"choices.draws = {objective.draws}: every draw of mean_field is the same where the prompt is not masked",
             mend="set draws to 1",
         )
+    _check_trajectory(objective)
+
+
+def _check_trajectory(objective: PolicyObjective) -> None:
+    """Raises UserError for choices of a trajectory that do not fit."""
+    if objective.steps_together < 1 or objective.segments < 0 or objective.pick < 0:
+        raise UserError(
+            f"choices.steps_together = {objective.steps_together}, choices.segments = {objective.segments}, "
+            f"choices.pick = {objective.pick}",
+            mend="give 1 or more steps, and 0 or more segments and picks",
+        )
+    on_trajectory = isinstance(objective.estimator, Trajectory)
+    if on_trajectory and objective.draws > 1:
+        raise UserError(
+            f"choices.draws = {objective.draws}: an answer was written on one trajectory", mend="set draws to 1"
+        )
+    for name, plain in (("steps_together", 1), ("segments", 0), ("pick", 0), ("unit", "token")):
+        value = getattr(objective, name)
+        if value != plain and not on_trajectory:
+            raise UserError(
+                f"choices.{name} = {value} with the likelihood {objective.likelihood}, which has no steps",
+                mend=f"set choices.{name} to {plain}, or choices.likelihood to trajectory",
+            )
+        if value != plain and name in ("pick", "unit") and objective.level != "token":
+            raise UserError(
+                f"choices.{name} = {value} at level {objective.level}, where an answer has one ratio",
+                mend=f"set choices.{name} to {plain}, or choices.level to token",
+            )

@@ -214,6 +214,7 @@ def _build(
     )
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
+    _tell_what_was_not_sampled(objective, decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)
     if apart is not None:
@@ -298,6 +299,18 @@ def _tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> No
         tell("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)")
     if config.reference.sync_every and not objective.uses_reference:
         tell("reference.sync_every has no effect: the objective has no KL")
+
+
+def _tell_what_was_not_sampled(objective: PolicyObjective, decoding: Decoding) -> None:
+    """Tell where answers are scored in another order than they are written in."""
+    one_by_one = decoding.threshold is None and decoding.steps in (None, decoding.max_new_tokens)
+    in_order = decoding.rule is None and (decoding.reveal == "left_to_right" or decoding.block_length == 1)
+    if objective.likelihood == "left_to_right" and not (one_by_one and in_order):
+        tell(
+            "the likelihood left_to_right scores answers as if each token had been written after those left of it, and "
+            "they are written otherwise: set rollout.decoding.reveal to left_to_right, and rollout.decoding.steps to "
+            f"{decoding.max_new_tokens}"
+        )
 
 
 def _described(

@@ -20,6 +20,7 @@ from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
 from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood
 from remask.diffusion.reader import Reader
+from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
@@ -115,9 +116,10 @@ class PolicyTrainer(DiffusionTrainer):
         self._of_rollouts: list[dict[str, float]] = []
         keywords.setdefault("eval_dataset", [] if held_out is None else held_out.prompts)
         super().__init__(model, args, **keywords)
-        if objective.likelihood == "trajectory" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if isinstance(objective.estimator, Trajectory) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
-                "likelihood trajectory with sharded weights: processes would take different numbers of forwards",
+                f"likelihood {objective.likelihood} with sharded weights: processes would take different numbers of "
+                "forwards",
                 where=args.output_dir,
                 mend="train on whole weights (one GPU, or DDP), or take another likelihood",
             )
@@ -168,7 +170,7 @@ class PolicyTrainer(DiffusionTrainer):
 
     @property
     def _by_draw(self) -> bool:
-        several = self.objective.draws > 1 or self.objective.likelihood == "trajectory"
+        several = self.objective.draws > 1 or isinstance(self.objective.estimator, Trajectory)
         return several and not self.whole_backward
 
     @torch.no_grad()
@@ -238,7 +240,7 @@ class PolicyTrainer(DiffusionTrainer):
             )
         else:
             loss = loss_of(estimate(self.reader(model), batch.canvas, draws, combine))
-        self._micro.append(self._measured(*read[0], batch))
+        self._micro.append(self._measured(*read[0], batch, shares > 0))
         return loss
 
     def _terms(self, current: Likelihood, batch: PolicyBatch, shares: Tensor) -> PolicyTerms:
@@ -256,9 +258,11 @@ class PolicyTrainer(DiffusionTrainer):
                 mend="start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
             )
 
-    def _measured(self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch) -> dict[str, Tensor]:
+    def _measured(
+        self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch, scored: Tensor
+    ) -> dict[str, Tensor]:
         """Sums over this micro-batch, for `log` to divide."""
-        per_token = current.sequence.detach() / current.scored.clamp(min=1)
+        per_token = current.sequence.detach() / scored.sum(-1).clamp(min=1)
         described = {
             "rows": torch.tensor(float(len(per_token))),
             "elbo_per_token": per_token.sum().cpu(),
