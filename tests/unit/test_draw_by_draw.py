@@ -75,10 +75,11 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
     objective = resolve(name) if one_draw else resolve(name, draws=draws)
     canvas = batch()
     views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)
-    with torch.no_grad():
-        value = estimate(model, canvas, views, objective.estimator.combine)
-    old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
     advantage = torch.tensor([1.0, -0.5, 0.25])
+    combine = objective.combine(advantage[:, None].expand(canvas.ids.shape))
+    with torch.no_grad():
+        value = estimate(model, canvas, views, combine)
+    old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
 
     def loss_of(current: Likelihood) -> Tensor:
         return policy_terms(objective, advantage[:, None], current, old, old, canvas.corruptible).row.mean()
@@ -92,11 +93,11 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
                 views,
                 loss_of,
                 backward=lambda part: part.backward(),
-                combine=objective.estimator.combine,
+                combine=combine,
                 known=draw_values(model, canvas, views) if known else None,
             )
         else:
-            loss = loss_of(estimate(model, canvas, views, objective.estimator.combine))
+            loss = loss_of(estimate(model, canvas, views, combine))
         loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), memory.peak
 

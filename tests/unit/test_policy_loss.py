@@ -270,7 +270,7 @@ def test_names_of_autoregressive_methods() -> None:
         ("espo", {"clip_low": -0.1}, "clip_low = -0.1"),
         ("espo", {"kl_weight": math.nan}, "kl_weight = nan"),
         ("espo", {"kl_weight": math.inf}, "kl_weight is infinite"),
-        ("espo", {"prompt_mask": 0.15}, "only mean_field masks the prompt"),
+        ("espo", {"prompt_mask": 0.15}, "only mean_field and block_random mask the prompt"),
         ("diffu-grpo", {"prompt_mask": 1.0}, "below 1"),
         ("espo", {"advantage": "softmax"}, "set choices.level to none"),
         ("sequence-mean-field", {"prompt_mask": 0.0, "draws": 2}, "every draw of mean_field is the same"),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
-from remask.diffusion.likelihood import Likelihood
+from remask.diffusion.likelihood import Likelihood, View
 from remask.rl.advantage import advantages
 from remask.rl.policy_loss import policy_terms
-from remask.rl.presets import PRESETS
+from remask.rl.presets import PRESETS, resolve
 
 pytestmark = pytest.mark.shared
 
@@ -182,3 +182,30 @@ def test_justgrpo_with_a_ratio(shared: Path) -> None:
             "seq-mean-token-sum-norm": answer.shape[1],
         }[run["normaliser"]]
         agrees(rows.sum() / count, lp, run)
+
+
+def bounded(case: Any, run: Any, lp: Tensor, advantage: Tensor, name: str) -> Likelihood:
+    """SPG's estimate: up where A > 0, and elsewhere as the run says."""
+    scored, answer = torch.tensor(case["scored"]).bool(), torch.tensor(case["answer"]).bool()
+    weight = answer.sum(-1)[:, None] / scored.sum(-1).double()
+    draws = [
+        (View(torch.zeros(answer.shape).long(), scored[:, k], weight[:, k, None].expand(answer.shape)),)
+        for k in range(scored.shape[1])
+    ]
+    share = {"elbo": 0.0, "eubo": 1.0, "mix": run["omega"]}[run["negative"]]
+    objective = resolve(name, power=run["beta"], power_share=share)
+    values = [lp[:, k] * view.weight * view.scored for k, (view,) in enumerate(draws)]
+    return value(objective.combine(advantage[:, None].expand(answer.shape))(values, draws), answer)
+
+
+def test_spg_below_and_above(shared: Path) -> None:
+    case = published(shared, "spg")
+    answer, advantage = torch.tensor(case["answer"]).bool(), real(case["adv"])
+    runs = [run for run in case["runs"] if run["negative"] != "zero"]
+    assert {run["negative"] for run in runs} == {"elbo", "eubo", "mix"}
+    for run in runs:
+        lp = real(case["lp"]).requires_grad_()
+        current = bounded(case, run, lp, advantage, "spg")
+        assert (current.sequence / answer.sum(-1)).tolist() == pytest.approx(run["ell"], rel=1e-6)
+        terms = policy_terms(PRESETS["spg"], advantage[:, None], current, None, None, answer)
+        agrees(terms.row.sum() / answer.sum(), lp, run)

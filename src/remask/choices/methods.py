@@ -147,13 +147,14 @@ Diagnostics = Annotated[
 # ---- likelihoods (docs/theory.md §8) ------------------------------
 
 LikelihoodName = Annotated[
-    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "trajectory", "left_to_right"],
+    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "block_random", "trajectory", "left_to_right"],
     Meanings(
         {
             "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
             "elbo": "a random number of tokens masked in each draw: unbiased for the ELBO",
             "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
             "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
+            "block_random": "a part of one block masked and all behind it, as in sampling by blocks: a proxy (SPG)",
             "trajectory": "each token on the canvas before the step that wrote it (TraceRL, d2)",
             "left_to_right": "each token with what stands left of it shown: a forward a token, exact (JustGRPO)",
         }
@@ -203,6 +204,7 @@ PolicyName = Annotated[
             "cj-grpo": "a ratio per token on each step's own canvas, every step of an answer counts alike",
             "agrpo": "a ratio per token on 24 steps of the answer's own trajectory, drawn anew each time",
             "justgrpo": "a ratio per token, answers read from left to right: a forward a token",
+            "spg": "a bound from below pushed up, one from above pushed down; no ratio",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",
@@ -263,6 +265,16 @@ AdvantageName = Annotated[
 PolicyNormaliserName = Annotated[
     Literal["sequences", "tokens", "groups"],
     Meanings({"sequences": "answers", "tokens": "scored tokens", "groups": "groups: prompts with their answers"}),
+]
+
+NegativesName = Annotated[
+    Literal["mean", "power"],
+    Meanings(
+        {
+            "mean": "the mean over draws, as for all others",
+            "power": "the logarithm of a mean of powers, from above, mixed with the mean (SPG; two draws or more)",
+        }
+    ),
 ]
 
 UnitName = Annotated[

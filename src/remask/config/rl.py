@@ -14,6 +14,7 @@ from remask.choices import (
     KlName,
     LevelName,
     LikelihoodName,
+    NegativesName,
     OnBadReward,
     OverLongPrompt,
     PolicyName,
@@ -40,15 +41,23 @@ class PolicyChoicesConfig:
     scope: ScopeName | None = None
     """Which positions are scored."""
     prompt_mask: float | None = None
-    """Share of the prompt's tokens masked by mean_field."""
+    """Share of the prompt's tokens masked by mean_field, and by block_random, there of earlier blocks too."""
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
+    block_length: int | None = None
+    """With block_random: tokens of a block (0: those that answers are sampled in)."""
     steps_together: int | None = None
     """With trajectory: distinct steps whose tokens are scored in one forward (1)."""
     segments: int | None = None
     """With trajectory: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
     pick: int | None = None
     """With trajectory: so many of its views are scored, drawn anew for every inner update (0: all)."""
+    negatives: NegativesName | None = None
+    """How the draws of an answer are combined where its advantage is not positive."""
+    power: float | None = None
+    """With negatives power: the exponent (beta)."""
+    power_share: float | None = None
+    """With negatives power: its share in the mixture with the mean (omega)."""
     level: LevelName | None = None
     """The unit whose ratio is clipped."""
     clip_low: float | None = None

@@ -47,14 +47,6 @@ def written_steps(batch: Canvas) -> Int[Tensor, "B L"]:
     return batch.written
 
 
-def places(batch: Canvas) -> Int[Tensor, "B L"]:
-    """Return each token's place in the answer, from 0: the steps of one that is written from left to right, a token a
-    step.
-    """
-    first = batch.corruptible.long().argmax(-1, keepdim=True)
-    return torch.arange(batch.ids.shape[1], device=batch.ids.device) - first
-
-
 @dataclass(frozen=True)
 class Trajectory(Estimator):
     """An estimator whose draws are the steps of the answer's own trajectory.

@@ -18,6 +18,7 @@ Shapes: B rows, L length; ℓ a row's or a token's log-likelihood in nats, n the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,10 +32,12 @@ from remask.choices import (
     KlName,
     LevelName,
     LikelihoodName,
+    NegativesName,
     PolicyNormaliserName,
     ScopeName,
     UnitName,
 )
+from remask.diffusion.block_random import block_random_views, power_mean
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.estimators import ESTIMATORS
 from remask.diffusion.likelihood import Combine, Draws, Estimator, Likelihood, mean_field_views
@@ -50,9 +53,10 @@ class PolicyObjective:
     """A policy objective holds the choices that make a policy loss.
 
     likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which proxy, on how many
-    draws, over which positions, with what share of the prompt masked (mean_field), and whether every inner update draws
-    new noise. steps_together and segments cut a trajectory into views, of which `pick` are scored. normaliser is N: the
-    answers, scored tokens or groups of the whole optimiser step; unit says whether a token or a view counts as one.
+    draws, over which positions, with what share of the prompt masked (mean_field, block_random), and whether every
+    inner update draws new noise. steps_together and segments cut a trajectory into views, of which `pick` are scored.
+    negatives, power and power_share say how draws are combined where A ≤ 0. normaliser is N: the answers, scored tokens
+    or groups of the whole optimiser step; unit says whether a token or a view counts as one.
     """
 
     likelihood: LikelihoodName = "elbo_coupled"
@@ -60,9 +64,13 @@ class PolicyObjective:
     scope: ScopeName = "canvas"
     prompt_mask: float = 0.0
     fresh_noise: bool = True
+    block_length: int = 0
     steps_together: int = 1
     segments: int = 0
     pick: int = 0
+    negatives: NegativesName = "mean"
+    power: float = 1.5
+    power_share: float = 0.5
     level: LevelName = "sequence"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -94,6 +102,8 @@ class PolicyObjective:
         """Return the estimator that scores answers. A subclass may have another (docs/extending.md)."""
         if self.likelihood == "mean_field" and self.prompt_mask:
             return Estimator(partial(mean_field_views, prompt_rate=self.prompt_mask))
+        if self.likelihood == "block_random":
+            return Estimator(partial(block_random_views, length=self.block_length, clean_rate=self.prompt_mask))
         estimator = ESTIMATORS[self.likelihood]
         if isinstance(estimator, Trajectory):
             return replace(estimator, run=self.steps_together, segments=self.segments, pick=self.pick)
@@ -104,10 +114,20 @@ class PolicyObjective:
         return self.estimator.shares(canvas, draws, of_views=self.unit == "view")
 
     def combine(self, advantage: Float[Tensor, "B L"]) -> Combine:
-        """Return the rule from the draws' values to the likelihood's. A subclass may take another rule for answers that
-        are to become less likely: the estimate that is pushed down should bound from above.
+        """Return the rule from the draws' values to the likelihood's. Answers that are to become less likely may have
+        another one than the others: the estimate that is pushed down should bound from above. A subclass may have a
+        rule of its own.
         """
-        return self.estimator.combine
+        mean = self.estimator.combine
+        if self.negatives == "mean":
+            return mean
+
+        def of(values: Sequence[Tensor], draws: Draws = ()) -> Tensor:
+            below, above = mean(values, draws), power_mean(values, draws, power=self.power)
+            mixed = self.power_share * above + (1 - self.power_share) * below
+            return torch.where(advantage > 0, below, mixed)
+
+        return of
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """Return the loss of a ratio of likelihoods, of an answer [B] or of its tokens [B, L]: −min(ρ·A, clip(ρ)·A)

@@ -16,6 +16,17 @@ MEAN_FIELD = replace(ESPO, likelihood="mean_field", draws=1, prompt_mask=0.15)
 TOKEN_RATIO: dict[str, Any] = {"level": "token", "clip_low": 0.5, "clip_high": 0.5, "kl": "k3", "normaliser": "tokens"}
 D2 = replace(ESPO, **TOKEN_RATIO, likelihood="trajectory", draws=1, kl_weight=0.04, scope="until_eos", advantage="mean")
 OWN_POLICY: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "kl_anchor": "old", "kl_weight": 0.01}
+SPG = replace(
+    ESPO,
+    likelihood="block_random",
+    prompt_mask=0.15,
+    scope="until_eos",
+    negatives="power",
+    level="none",
+    kl="none",
+    advantage="mean",
+    normaliser="tokens",
+)
 
 PRESETS: dict[str, PolicyObjective] = {
     "espo": ESPO,  # 2512.03759
@@ -38,6 +49,7 @@ PRESETS: dict[str, PolicyObjective] = {
         normaliser="tokens",
         advantage="normalised",
     ),
+    "spg": SPG,  # 2510.09541
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
@@ -73,10 +85,15 @@ def check(objective: PolicyObjective) -> None:
         raise UserError("choices.kl_weight is infinite", mend="give a finite number")
     if not 0 <= objective.prompt_mask < 1:
         raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="give 0 or more and below 1")
-    if objective.prompt_mask and objective.likelihood != "mean_field":
+    if objective.prompt_mask and objective.likelihood not in ("mean_field", "block_random"):
         raise UserError(
             f"choices.prompt_mask = {objective.prompt_mask} with the likelihood {objective.likelihood}",
-            mend="only mean_field masks the prompt: set prompt_mask to 0",
+            mend="only mean_field and block_random mask the prompt: set prompt_mask to 0",
+        )
+    if objective.block_length < 0 or (objective.block_length and objective.likelihood != "block_random"):
+        raise UserError(
+            f"choices.block_length = {objective.block_length} with the likelihood {objective.likelihood}",
+            mend="set it to 0, or give block_random 1 or more",
         )
     if objective.advantage == "softmax" and objective.level != "none":
         raise UserError(
@@ -94,6 +111,26 @@ def check(objective: PolicyObjective) -> None:
             mend="set draws to 1",
         )
     _check_trajectory(objective)
+    _check_negatives(objective)
+
+
+def _check_negatives(objective: PolicyObjective) -> None:
+    """Raises UserError for a way to combine draws that does not fit."""
+    if not 0 < objective.power < math.inf or not 0 <= objective.power_share <= 1:
+        raise UserError(
+            f"choices.power = {objective.power}, choices.power_share = {objective.power_share}",
+            mend="give a finite power above 0, and a share from 0 to 1",
+        )
+    if objective.negatives == "power" and isinstance(objective.estimator, Trajectory):
+        raise UserError(
+            f"choices.negatives = power with the likelihood {objective.likelihood}, which has one draw",
+            mend="set choices.negatives to mean, or take a likelihood of several draws",
+        )
+    if objective.negatives == "power" and objective.draws < 2:
+        raise UserError(
+            "choices.negatives = power with one draw, where it has the gradient of the mean",
+            mend="set choices.draws to 2 or more, or choices.negatives to mean",
+        )
 
 
 def _check_trajectory(objective: PolicyObjective) -> None:

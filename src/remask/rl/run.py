@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,7 @@ def _build(
     )
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
+    objective = in_blocks_of(objective, decoding)
     _tell_what_was_not_sampled(objective, decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)
@@ -299,6 +300,13 @@ def _tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> No
         tell("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)")
     if config.reference.sync_every and not objective.uses_reference:
         tell("reference.sync_every has no effect: the objective has no KL")
+
+
+def in_blocks_of(objective: PolicyObjective, decoding: Decoding) -> PolicyObjective:
+    """Return the objective with the blocks that answers are sampled in, where it scores blocks and names no length."""
+    if objective.likelihood != "block_random" or objective.block_length:
+        return objective
+    return replace(objective, block_length=decoding.block_length or 0)
 
 
 def _tell_what_was_not_sampled(objective: PolicyObjective, decoding: Decoding) -> None:
