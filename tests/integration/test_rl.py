@@ -116,7 +116,11 @@ def logged(rows: list[dict[str, Any]], key: str) -> list[float]:
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
-CHEAPER: dict[str, dict[str, Any]] = {"justgrpo": {"steps_together": 4}}
+CLIMBING: dict[str, dict[str, Any]] = {
+    "justgrpo": {"steps_together": 4},  # cheaper
+    "trajectory-balance": {"reward_scale": 30.0},  # from which follows at which reward it settles
+    "trafl": {"reward_scale": 3.0},
+}
 
 
 @pytest.mark.parametrize("objective", PRESETS)
@@ -127,7 +131,7 @@ def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: Make
     config = make_rl(
         {"prompts": 6, "completions": 8, "inner_updates": 2},
         {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
-        CHEAPER.get(objective),
+        CLIMBING.get(objective),
         objective=objective,
         max_steps=40,
     )
@@ -205,6 +209,24 @@ def test_the_gradient_taken_draw_by_draw_is_the_whole_one(objective: str, make_r
         assert torch.allclose(value, ends[1][name], atol=2e-5), name
 
 
+@pytest.mark.parametrize("objective", ["stabledrl", "trajectory-balance"])
+def test_groups_are_compared_whole_however_they_are_taken(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
+    """Groups of four answers in micro-batches of 3 and of 16, after the policy has moved."""
+    found = []
+    for size in (3, 16):
+        config = make_rl(
+            {"inner_updates": 3},
+            {"per_device_train_batch_size": size},
+            objective=objective,
+            max_steps=3,
+            output_dir=f"{make_rl().output_dir}-{size}",
+        )
+        rows = metrics(run_rl(config, quiet=True).folder)
+        found.append([value for key in ("loss", "grad_norm_mean") for value in logged(rows, key)])
+    assert len(set(found[0])) == 6
+    assert found[0] == pytest.approx(found[1], rel=2e-4, abs=1e-6)
+
+
 def test_minibatches_use_every_answer_once(make_rl: MakeRl, metrics: Metrics) -> None:
     config = make_rl({"inner_updates": 2, "minibatches": 4}, max_steps=16)
     steps = [row for row in metrics(run_rl(config, quiet=True).folder) if "loss" in row]
@@ -260,6 +282,7 @@ def command(config: RlConfig, folder: Path) -> list[str]:
 CASES: dict[str, dict[str, Any]] = {
     "in the middle of a rollout": {"rollout": {"inner_updates": 4, "minibatches": 2}},
     "reference synchronised": {"reference": ReferenceConfig(sync_every=3), "rollout": {"inner_updates": 2}},
+    "groups compared": {"objective": "stabledrl", "rollout": {"inner_updates": 4}},
     "kept noise": {"choices": {"fresh_noise": False}, "rollout": {"inner_updates": 4}},
     "adapters": {"lora": LoraConfig(rank=4), "objective": "diffu-grpo", "rollout": {"inner_updates": 2}},
 }
@@ -344,6 +367,27 @@ def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path
             alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
             assert len(alone) == len(together) > 0, (resume, key)
             assert together == pytest.approx(alone, rel=2e-4, abs=1e-7), (resume, key)
+
+
+@pytest.mark.parametrize("objective", ["stabledrl", "trajectory-balance"])
+def test_groups_that_two_processes_share_are_compared_whole(
+    objective: str, make_rl: MakeRl, tmp_path: Path, metrics: Metrics
+) -> None:
+    """Three groups of four answers, six of them on each process."""
+    one = make_rl(
+        {"prompts": 3, "inner_updates": 3},
+        {"per_device_train_batch_size": 12},
+        objective=objective,
+        max_steps=3,
+        output_dir=str(tmp_path / "one"),
+    )
+    two = replace(one, output_dir=str(tmp_path / "two"), trainer=replace(one.trainer, per_device_train_batch_size=3))
+    finished(ranks(*command(two, tmp_path)))
+    run_rl(one, quiet=True)
+    for key in ("loss", "grad_norm_mean", "elbo_per_token"):
+        alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
+        assert len(alone) == len(together) == 3, key
+        assert together == pytest.approx(alone, rel=2e-4, abs=1e-6), key
 
 
 # ---- rewards that misbehave ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from remask.diffusion.likelihood import View, mean
 from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.rl.presets import resolve
-from remask.rl.run import in_blocks_of
+from remask.rl.settings import in_blocks_of
 from remask.sampling.schedule import Decoding
 
 MASK = 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Likelihood, View
 from remask.rl.advantage import advantages
+from remask.rl.in_groups import from_group, to_group
 from remask.rl.policy_loss import policy_terms
 from remask.rl.presets import PRESETS, resolve
 
@@ -209,3 +210,27 @@ def test_spg_below_and_above(shared: Path) -> None:
         assert (current.sequence / answer.sum(-1)).tolist() == pytest.approx(run["ell"], rel=1e-6)
         terms = policy_terms(PRESETS["spg"], advantage[:, None], current, None, None, answer)
         agrees(terms.row.sum() / answer.sum(), lp, run)
+
+
+def test_stabledrl_weighs_answers_by_their_ratios(shared: Path) -> None:
+    """Weights are a softmax of capped log-ratios of the bounds from below, over one group; without them it is SPG."""
+    case = published(shared, "stabledrl")
+    answer, advantage = torch.tensor(case["answer"]).bool(), real(case["adv"])
+    n = answer.sum(-1)
+    for run in case["runs"]:
+        lp = real(case["lp"]).requires_grad_()
+        if not run["self_normalised"]:
+            terms = policy_terms(
+                PRESETS["spg"], advantage[:, None], bounded(case, run, lp, advantage, "spg"), None, None, answer
+            )
+            agrees(terms.row.sum() / n.sum(), lp, run)
+            continue
+        objective = replace(PRESETS["stabledrl"], weight_cap=run["cap"])
+        below = bounded(case, {**run, "negative": "elbo"}, lp.detach(), advantage, "stabledrl")
+        old = Likelihood(below.token, real(case["old_elbo"]) * n, n)
+        own = to_group(objective, below, old, answer.float())
+        weight = from_group(objective, own, own.mean().expand(len(own)))
+        assert (weight / len(own)).tolist() == pytest.approx(run["weights"], rel=1e-6)
+        current = bounded(case, run, lp, advantage, "stabledrl")
+        terms = policy_terms(objective, advantage[:, None], current, old, None, answer, weight)
+        agrees(terms.row.mean(), lp, run)

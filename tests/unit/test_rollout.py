@@ -17,11 +17,11 @@ from remask.diffusion.times import LINEAR
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.callbacks import read_rollout
+from remask.rl.loading import RolloutLoader
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
 from remask.rl.rollout import Rollout, row_seed
 from remask.rl.rollout_rows import Layout, until_end
-from remask.rl.trainer import RolloutLoader
 from remask.sampling.generate import Row, length_of
 
 END, EOS, CANVAS = 5, 0, 8

@@ -14,6 +14,7 @@ from remask.choices import (
     KlName,
     LevelName,
     LikelihoodName,
+    LossName,
     NegativesName,
     OnBadReward,
     OverLongPrompt,
@@ -59,7 +60,13 @@ class PolicyChoicesConfig:
     power_share: float | None = None
     """With negatives power: its share in the mixture with the mean (omega)."""
     level: LevelName | None = None
-    """The unit whose ratio is clipped."""
+    """The unit that has a ratio of likelihoods."""
+    loss: LossName | None = None
+    """What is made of the ratio."""
+    weight_cap: float | None = None
+    """With loss self_normalised: the most that a ratio counts."""
+    reward_scale: float | None = None
+    """With loss square: the nats that an advantage of 1 is to be worth (beta)."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None
@@ -69,7 +76,7 @@ class PolicyChoicesConfig:
     kl: KlName | None = None
     """Estimator of the KL."""
     kl_anchor: AnchorName | None = None
-    """What the KL is to."""
+    """What the KL, and the distance of loss square, is to."""
     kl_weight: float | None = None
     """Weight of the KL in the loss (beta)."""
     advantage: AdvantageName | None = None

@@ -8,6 +8,12 @@ with ρ per token (the bracket is the answer's mean) or per answer: `sequence` i
 of its tokens' ratios, `whole` exp(ℓ − ℓ_old), their product. At level none −A·ℓ stands in place of the ratio's term.
 Where N counts scored tokens, an answer's bracket counts n times, with −A·ℓ/n in it: ℓ is a sum over tokens.
 
+Two losses may stand in place of the clipped ratio's, where an answer has one ratio. With sg[·] without gradient, the
+mean over the row's group, and ℓ̄ = ℓ/n (`sequence`) or ℓ (`whole`):
+
+    self_normalised     −sg[min(ρ, cap) / mean min(ρ, cap)]·A·ℓ̄         (StableDRL, arXiv 2603.06743)
+    square              (d − sg[mean d] − scale·A)²,  d = ℓ̄ − ℓ̄_anchor  (trajectory balance, arXiv 2405.20971)
+
 Each scored token has a share of its answer: 1, or with the unit `view` one part of the tokens that are scored in one
 view with it, so that a view counts as much as any other. Means over an answer, and n, are taken with these shares.
 
@@ -32,6 +38,7 @@ from remask.choices import (
     KlName,
     LevelName,
     LikelihoodName,
+    LossName,
     NegativesName,
     PolicyNormaliserName,
     ScopeName,
@@ -72,6 +79,9 @@ class PolicyObjective:
     power: float = 1.5
     power_share: float = 0.5
     level: LevelName = "sequence"
+    loss: LossName = "clip"
+    weight_cap: float = 5.0
+    reward_scale: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
@@ -85,7 +95,7 @@ class PolicyObjective:
     @property
     def uses_old(self) -> bool:
         """Return whether the likelihood at the time of the rollout is needed."""
-        return self.level != "none" or (self.uses_kl and self.kl_anchor == "old")
+        return self.has_ratio or (self.uses_anchor and self.kl_anchor == "old")
 
     @property
     def uses_kl(self) -> bool:
@@ -93,9 +103,24 @@ class PolicyObjective:
         return self.kl != "none" and self.kl_weight > 0
 
     @property
+    def uses_anchor(self) -> bool:
+        """Return whether the loss holds likelihoods against those of an anchor."""
+        return self.uses_kl or self.loss == "square"
+
+    @property
     def uses_reference(self) -> bool:
         """Return whether the reference model's likelihood is needed."""
-        return self.uses_kl and self.kl_anchor == "reference"
+        return self.uses_anchor and self.kl_anchor == "reference"
+
+    @property
+    def has_ratio(self) -> bool:
+        """Return whether likelihoods are compared with those at the time of the rollout."""
+        return self.level != "none" and self.loss != "square"
+
+    @property
+    def uses_groups(self) -> bool:
+        """Return whether an answer's loss depends on the others of its group, beyond its advantage."""
+        return self.loss != "clip"
 
     @property
     def estimator(self) -> Estimator:
@@ -134,7 +159,7 @@ class PolicyObjective:
         (PPO, arXiv 1707.06347), with dual_clip c at most −c·A where A < 0 (arXiv 1912.09729). A subclass may have
         another (docs/extending.md).
         """
-        ratio = _exp(log_ratio)
+        ratio = bounded_exp(log_ratio)
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         loss = -torch.minimum(ratio * advantage, clipped * advantage)
         if not self.dual_clip:
@@ -169,7 +194,7 @@ def kl_estimate(name: KlName, log_ratio: Tensor) -> Tensor:
     if name == "k2":
         return log_ratio.square() / 2
     if name == "k3":
-        return _exp(-log_ratio) + log_ratio - 1
+        return bounded_exp(-log_ratio) + log_ratio - 1
     return torch.zeros_like(log_ratio)
 
 
@@ -180,28 +205,26 @@ def policy_terms(
     old: Likelihood | None,
     reference: Likelihood | None,
     shares: Float[Tensor, "B L"] | Bool[Tensor, "B L"],
+    group: Float[Tensor, "B"] | None = None,
 ) -> PolicyTerms:
     """Return the terms of a micro-batch. `old` and `reference` carry no gradient; each may be missing where it is not
-    used. shares: what each token counts (`PolicyObjective.shares`); a mask stands for ones.
+    used. shares: what each token counts (`PolicyObjective.shares`); a mask stands for ones. group: what its group says
+    of each row (`rl.in_groups`): its weight (self_normalised), or the group's mean log-ratio to the anchor (square). It
+    may be missing where nothing has moved.
 
     Raises UserError where the level is of answers and the tokens of one have different advantages.
     """
-    scored, n = shares > 0, _sizes(shares)
+    scored, n = shares > 0, sizes(shares)
     at_tokens = objective.level == "token"
     advantage = advantage.expand(scored.shape)
+    anchor = reference if objective.kl_anchor == "reference" else _unmoved(current) if old is None else old
     gain = advantage if at_tokens else row_advantage(objective, advantage, scored)
     if at_tokens:
         log_ratio = current.token - (current.token.detach() if old is None else old.token)
         surrogate = _per_row(objective.surrogate(log_ratio, gain), shares)
-    elif objective.level in ("sequence", "whole"):
-        log_ratio = current.sequence - (current.sequence.detach() if old is None else old.sequence)
-        log_ratio = log_ratio / n if objective.level == "sequence" else log_ratio
-        surrogate = objective.surrogate(log_ratio, gain)
     else:
-        log_ratio = torch.zeros_like(current.sequence)
-        surrogate = -gain * current.sequence / (n if objective.normaliser == "tokens" else 1)
+        log_ratio, surrogate = _of_answers(objective, gain, current, old, anchor, n, group)
     kl = torch.zeros_like(current.sequence)
-    anchor = reference if objective.kl_anchor == "reference" else _unmoved(current) if old is None else old
     if objective.uses_kl and anchor is not None and at_tokens:
         kl = _per_row(kl_estimate(objective.kl, current.token - anchor.token), shares)
     elif objective.uses_kl and anchor is not None:
@@ -210,15 +233,40 @@ def policy_terms(
     if objective.normaliser == "tokens":
         row = row * n
     shown, sign = (log_ratio.detach()[scored], gain[scored]) if at_tokens else (log_ratio.detach(), gain)
-    ratio = _exp(shown)
+    ratio = bounded_exp(shown)
+    clips = objective.loss == "clip"
     return PolicyTerms(
         row,
         ratio,
-        clipped_low=(ratio < 1 - objective.clip_low) & (sign < 0),
-        clipped_high=(ratio > 1 + objective.clip_high) & (sign > 0),
+        clipped_low=(ratio < 1 - objective.clip_low) & (sign < 0) & clips,
+        clipped_high=(ratio > 1 + objective.clip_high) & (sign > 0) & clips,
         cut=shown.abs() > MAX_LOG_RATIO,
         kl=kl.detach(),
     )
+
+
+def _of_answers(
+    objective: PolicyObjective,
+    gain: Float[Tensor, "B"],
+    current: Likelihood,
+    old: Likelihood | None,
+    anchor: Likelihood | None,
+    n: Tensor,
+    group: Float[Tensor, "B"] | None,
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """The log-ratio and the loss of each answer, where it has one ratio or none."""
+    if objective.level == "none":
+        loss = -gain * current.sequence / (n if objective.normaliser == "tokens" else 1)
+        return torch.zeros_like(current.sequence), loss
+    length = n if objective.level == "sequence" else 1
+    if objective.loss == "square":
+        assert anchor is not None
+        distance = (current.sequence - anchor.sequence) / length - (0 if group is None else group)
+        return torch.zeros_like(distance), (distance - objective.reward_scale * gain).square()
+    log_ratio = (current.sequence - (current.sequence.detach() if old is None else old.sequence)) / length
+    if objective.loss == "self_normalised":
+        return log_ratio, -(1 if group is None else group) * gain * current.sequence / length
+    return log_ratio, objective.surrogate(log_ratio, gain)
 
 
 def row_advantage(
@@ -255,16 +303,17 @@ def _unmoved(current: Likelihood) -> Likelihood:
     return Likelihood(current.token.detach(), current.sequence.detach(), current.scored)
 
 
-def _exp(log_ratio: Tensor) -> Tensor:
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """Return the ratio, of a log-ratio cut to ±20."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _sizes(shares: Tensor) -> Float[Tensor, "B"]:
-    """The sum of each row's shares; 1 where nothing is scored, as it divides."""
+def sizes(shares: Tensor) -> Float[Tensor, "B"]:
+    """Return the sum of each row's shares; 1 where nothing is scored, as it divides."""
     size = shares.sum(-1)
     return torch.where(size > 0, size, 1)
 
 
 def _per_row(token: Float[Tensor, "B L"], shares: Tensor) -> Float[Tensor, "B"]:
     """The mean over a row's scored tokens, each with its share."""
-    return torch.where(shares > 0, token * shares, 0.0).sum(-1) / _sizes(shares)
+    return torch.where(shares > 0, token * shares, 0.0).sum(-1) / sizes(shares)

@@ -27,6 +27,7 @@ SPG = replace(
     advantage="mean",
     normaliser="tokens",
 )
+SQUARE = replace(ESPO, loss="square", kl="none", advantage="mean")
 
 PRESETS: dict[str, PolicyObjective] = {
     "espo": ESPO,  # 2512.03759
@@ -50,6 +51,11 @@ PRESETS: dict[str, PolicyObjective] = {
         advantage="normalised",
     ),
     "spg": SPG,  # 2510.09541
+    "stabledrl": replace(SPG, level="sequence", loss="self_normalised", normaliser="sequences"),  # 2603.06743
+    "trajectory-balance": replace(  # 2405.20971
+        SQUARE, likelihood="trajectory", draws=1, level="whole", scope="until_eos", reward_scale=10.0
+    ),
+    "trafl": replace(SQUARE, likelihood="elbo", scope="until_eos"),  # 2605.13935
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
@@ -112,6 +118,21 @@ def check(objective: PolicyObjective) -> None:
         )
     _check_trajectory(objective)
     _check_negatives(objective)
+    _check_loss(objective)
+
+
+def _check_loss(objective: PolicyObjective) -> None:
+    """Raises UserError for a loss that does not fit."""
+    if not objective.weight_cap > 0 or not 0 < objective.reward_scale < math.inf:
+        raise UserError(
+            f"choices.weight_cap = {objective.weight_cap}, choices.reward_scale = {objective.reward_scale}",
+            mend="give a cap above 0, and a finite scale above 0",
+        )
+    if objective.loss != "clip" and objective.level not in ("sequence", "whole"):
+        raise UserError(
+            f"choices.loss = {objective.loss} at level {objective.level}: it is of whole answers",
+            mend="set choices.level to sequence or whole, or choices.loss to clip",
+        )
 
 
 def _check_negatives(objective: PolicyObjective) -> None:
