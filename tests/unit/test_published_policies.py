@@ -15,7 +15,7 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Likelihood, View
 from remask.rl.advantage import advantages
 from remask.rl.in_groups import from_group, to_group
-from remask.rl.policy_loss import policy_terms
+from remask.rl.policy_loss import kl_estimate, policy_terms
 from remask.rl.presets import PRESETS, resolve
 
 pytestmark = pytest.mark.shared
@@ -233,4 +233,40 @@ def test_stabledrl_weighs_answers_by_their_ratios(shared: Path) -> None:
         assert (weight / len(own)).tolist() == pytest.approx(run["weights"], rel=1e-6)
         current = bounded(case, run, lp, advantage, "stabledrl")
         terms = policy_terms(objective, advantage[:, None], current, old, None, answer, weight)
+        agrees(terms.row.mean(), lp, run)
+
+
+def test_ebpo_over_whole_answers(shared: Path) -> None:
+    """The ratio is not divided by the length, and there nor is the KL. (Here it is: it is added by itself.)"""
+    case = published(shared, "ebpo")
+    answer, advantage = torch.tensor(case["answer"]).bool(), real(case["adv"])
+    counts = real(case["scored"]) * real(case["weight"])
+    for run in case["runs"]:
+        share = real(run["timestep_weights"] or [1 / counts.shape[1]] * counts.shape[1])
+        lp = real(case["lp"]).requires_grad_()
+        new, old, reference = (
+            value(((own if torch.is_tensor(own) else real(own)) * counts * share[:, None]).sum(1), answer)
+            for own in (lp, case["old"], case["reference"])
+        )
+        objective = replace(PRESETS["ebpo"], clip_low=run["clip_low"], clip_high=run["clip_high"])
+        loss = policy_terms(objective, advantage[:, None], new, old, None, answer).row.mean()
+        kl = kl_estimate(run["kl"] or "none", new.sequence - reference.sequence).mean()
+        agrees(loss + run["kl_weight"] * kl, lp, run)
+
+
+def test_gdpo_at_fixed_shares(shared: Path) -> None:
+    """Its weights are 1/t of ⌊t·n⌋ masked tokens; the KL is of whole answers, here n = 8 times that per token."""
+    case = published(shared, "gdpo")
+    scored, time = real(case["scored"]), (real(case["points"]) + 1) / 2
+    weight = scored * (real(case["weights"]) / 2 / time)[:, None]
+    answer = torch.ones(len(scored), case["L"]).bool()
+    for run in case["runs"]:
+        lp = real(case["lp"]).requires_grad_()
+        new = value((lp * weight).sum(1), answer)
+        assert new.sequence.tolist() == pytest.approx(case["ell"])
+        old, reference = (Likelihood(new.token, real(case[name]), new.scored) for name in ("old", "reference"))
+        objective = replace(
+            PRESETS["gdpo"], clip_low=run["clip"], clip_high=run["clip"], kl="k3", kl_weight=run["beta"] * case["L"]
+        )
+        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, reference, answer)
         agrees(terms.row.mean(), lp, run)

@@ -9,11 +9,14 @@ from remask.choices.choice import Meanings, meanings
 # ---- likelihoods (docs/theory.md §8) ------------------------------
 
 LikelihoodName = Annotated[
-    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "block_random", "trajectory", "left_to_right"],
+    Literal[
+        "mean_field", "elbo", "elbo_gauss", "elbo_coupled", "coupled", "block_random", "trajectory", "left_to_right"
+    ],
     Meanings(
         {
             "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
             "elbo": "a random number of tokens masked in each draw: unbiased for the ELBO",
+            "elbo_gauss": "fixed numbers of tokens masked, a draw for each point of Gauss and Legendre's rule (GDPO)",
             "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
             "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
             "block_random": "a part of one block masked and all behind it, as in sampling by blocks: a proxy (SPG)",
@@ -70,6 +73,8 @@ PolicyName = Annotated[
             "stabledrl": "spg with each answer weighed by its ratio over those of its group",
             "trajectory-balance": "likelihoods of trajectories drawn to the reference's tilted by the reward (RTB)",
             "trafl": "the same with the ELBO per token (TraFL)",
+            "ebpo": "the whole answer is one action, its ratio not divided by its length; 16 draws, of blocks",
+            "gdpo": "espo with the ELBO at two fixed shares masked",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",

@@ -12,11 +12,13 @@ from remask.diffusion.likelihood import (
     elbo_views,
     mean_field_views,
 )
+from remask.diffusion.quadrature import Quadrature
 from remask.diffusion.trajectory import Trajectory
 
 ESTIMATORS: dict[LikelihoodName, Estimator] = {
     "mean_field": Estimator(mean_field_views),
     "elbo": Estimator(elbo_views),
+    "elbo_gauss": Quadrature(),
     "elbo_coupled": Estimator(elbo_coupled_views),
     "coupled": Estimator(coupled_views),
     "block_random": Estimator(block_random_views),

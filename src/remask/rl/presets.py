@@ -27,6 +27,7 @@ SPG = replace(
     advantage="mean",
     normaliser="tokens",
 )
+ANSWER = replace(ESPO, kl="none", advantage="normalised")
 SQUARE = replace(ESPO, loss="square", kl="none", advantage="mean")
 
 PRESETS: dict[str, PolicyObjective] = {
@@ -56,6 +57,8 @@ PRESETS: dict[str, PolicyObjective] = {
         SQUARE, likelihood="trajectory", draws=1, level="whole", scope="until_eos", reward_scale=10.0
     ),
     "trafl": replace(SQUARE, likelihood="elbo", scope="until_eos"),  # 2605.13935
+    "ebpo": replace(ANSWER, likelihood="elbo", draws=16, level="whole", scope="until_eos"),  # 2602.08676
+    "gdpo": replace(ANSWER, likelihood="elbo_gauss"),  # 2510.08554
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
