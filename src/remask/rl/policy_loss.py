@@ -1,4 +1,4 @@
-"""One policy objective, five choices (docs/theory.md §9): likelihood, level, clip, KL, advantage.
+"""One policy objective and its choices (docs/theory.md §9): likelihood, level, loss, KL, advantage, normaliser.
 
 A method is a preset of the choices (`rl.presets`). What is minimised is
 
@@ -62,8 +62,10 @@ class PolicyObjective:
     likelihood, draws (K), scope, prompt_mask and fresh_noise say how answers are scored: by which proxy, on how many
     draws, over which positions, with what share of the prompt masked (mean_field, block_random), and whether every
     inner update draws new noise. steps_together and segments cut a trajectory into views, of which `pick` are scored.
-    negatives, power and power_share say how draws are combined where A ≤ 0. normaliser is N: the answers, scored tokens
-    or groups of the whole optimiser step; unit says whether a token or a view counts as one.
+    negatives, power and power_share say how draws are combined where A ≤ 0. loss says what is made of the ratio at the
+    level, with clip_low, clip_high and dual_clip (clip), weight_cap (self_normalised) or reward_scale (square).
+    normaliser is N: the answers, scored tokens or groups of the whole optimiser step; unit says whether a token or a
+    view counts as one.
     """
 
     likelihood: LikelihoodName = "elbo_coupled"
