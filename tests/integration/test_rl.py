@@ -127,7 +127,7 @@ CLIMBING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("objective", PRESETS)
 def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
     """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles. In the first of a
-    rollout's two updates nothing has moved: ratios are 1, exactly.
+    rollout's two updates nothing has moved: ratios are 1, exactly, and in the very first the KL is 0.
     """
     config = make_rl(
         {"prompts": 6, "completions": 8, "inner_updates": 2},
@@ -140,6 +140,7 @@ def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: Make
     reward, ratios = logged(rows, "reward_mean"), logged(rows, "ratio_max")
     assert len(reward) == 20
     assert set(ratios[::2]) <= {1.0}
+    assert set(logged(rows, "kl")[:1]) <= {0.0}
     assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from remask.diffusion.attention import BlockCausal, Full
 from remask.diffusion.block_random import block_random_views, power_mean
+from remask.diffusion.blocks import in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import View, mean
 from remask.diffusion.noise import Noise
@@ -142,10 +144,22 @@ def test_only_answers_without_a_positive_advantage_are_bounded_from_above() -> N
 
 def test_blocks_are_those_of_sampling_unless_told() -> None:
     decoding = Decoding(max_new_tokens=16, block_length=4)
-    assert in_blocks_of(resolve("spg"), decoding).block_length == 4
-    assert in_blocks_of(resolve("spg", block_length=8), decoding).block_length == 8
-    assert in_blocks_of(resolve("spg"), Decoding()).block_length == 0
-    assert in_blocks_of(resolve("espo"), decoding) == resolve("espo")
+    assert in_blocks_of(resolve("spg"), decoding, Full()).block_length == 4
+    assert in_blocks_of(resolve("spg", block_length=8), decoding, Full()).block_length == 8
+    assert in_blocks_of(resolve("spg"), Decoding(), Full()).block_length == 0
+    assert in_blocks_of(resolve("espo"), decoding, Full()) == resolve("espo")
+    assert in_blocks_of(resolve("spg"), decoding, BlockCausal(4)).block_length == 4
+    with pytest.raises(UserError, match="block_length = 8: the model has blocks of 4 tokens; set it to 0"):
+        in_blocks_of(resolve("spg", block_length=8), decoding, BlockCausal(4))
+
+
+def test_a_block_model_has_blocks_of_its_own() -> None:
+    """Blocks of 2 and 4 of six answer tokens behind two of the prompt: the canvas's, whatever the length."""
+    canvas = in_blocks(canvas_of(2, 6), BlockCausal(4))
+    u = [0.9, 0.9, 0.4, 0.5, 0.6, 0.1, 0.7, 0.2]
+    for tau, masked in ((0.26, [2, 3, 4, 5, 6, 7]), (0.51, [5]), (0.8, [4, 5, 7])):
+        (view,) = block_random_views(canvas, noise_of(tau, u), MASK, length=3)
+        assert view.scored[0].nonzero()[:, 0].tolist() == masked
 
 
 @pytest.mark.parametrize(

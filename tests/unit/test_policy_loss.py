@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import Likelihood, estimate
+from remask.diffusion.likelihood import Likelihood, View, estimate
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
@@ -84,6 +84,30 @@ def test_where_nothing_has_moved_ratios_are_one_and_kl_is_zero(name: str) -> Non
     assert (terms.kl == 0).all()
     assert not terms.clipped_low.any()
     assert not terms.clipped_high.any()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    """In double precision, through the rule that combines draws, for answers pushed up and down."""
+    objective, generator = PRESETS[name], torch.Generator().manual_seed(0)
+    scored = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    draws = []
+    for _ in range(2):
+        view = View(torch.zeros(2, 5).long(), scored & (torch.rand(2, 5, generator=generator) < 0.8), torch.rand(2, 5))
+        draws.append((view,))
+    values = [-torch.rand(2, 5, generator=generator, dtype=torch.float64) - 0.5 for _ in draws]
+    old, reference = (-torch.rand(2, 5, generator=generator, dtype=torch.float64) * scored for _ in range(2))
+    advantage = torch.tensor([[1.0], [-1.5]], dtype=torch.float64).expand(2, 5)
+    combine, group = objective.combine(advantage), torch.tensor([0.7, 1.2], dtype=torch.float64)
+
+    def loss(*read: Tensor) -> Tensor:
+        token = combine([value * view.scored for value, (view,) in zip(read, draws, strict=True)], draws) / 10
+        current, before, base = (Likelihood(t, t.sum(-1), scored.sum(-1)) for t in (token, old / 10, reference / 10))
+        return policy_terms(objective, advantage, current, before, base, scored, group).row.sum()
+
+    leaves = tuple(value.requires_grad_() for value in values)
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert sum(gradient.abs().sum().item() for gradient in torch.autograd.grad(loss(*leaves), leaves)) > 0
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.level != "none"])

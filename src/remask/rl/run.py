@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from remask.config import RlConfig
+from remask.diffusion.blocks import attention_of
 from remask.models.facts import Facts
 from remask.progress import working
 from remask.rl.apart import set_apart
@@ -161,7 +162,7 @@ def _build(
     )
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
-    objective = in_blocks_of(objective, decoding)
+    objective = in_blocks_of(objective, decoding, attention_of(model))
     tell_what_was_not_sampled(objective, decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)

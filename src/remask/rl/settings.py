@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remask.config import RlConfig
+from remask.diffusion.attention import Attention, BlockCausal
 from remask.errors import UserError
 from remask.rl.policy_loss import PolicyObjective
 from remask.rl.problems import check_data, held_out_tasks
@@ -86,11 +87,18 @@ def tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> Non
         tell("reference.sync_every has no effect: the objective has no KL")
 
 
-def in_blocks_of(objective: PolicyObjective, decoding: Decoding) -> PolicyObjective:
-    """Return the objective with the blocks that answers are sampled in, where it scores blocks and names no length."""
-    if objective.likelihood != "block_random" or objective.block_length:
+def in_blocks_of(objective: PolicyObjective, decoding: Decoding, attention: Attention) -> PolicyObjective:
+    """Return the objective with the blocks that answers are sampled in, where it scores blocks and names no length.
+    Raises UserError where it names another length than that of a block model's own blocks.
+    """
+    if objective.likelihood != "block_random":
         return objective
-    return replace(objective, block_length=decoding.block_length or 0)
+    if isinstance(attention, BlockCausal) and objective.block_length not in (0, attention.block):
+        raise UserError(
+            f"choices.block_length = {objective.block_length}: the model has blocks of {attention.block} tokens",
+            mend="set it to 0",
+        )
+    return replace(objective, block_length=objective.block_length or decoding.block_length or 0)
 
 
 def tell_what_was_not_sampled(objective: PolicyObjective, decoding: Decoding) -> None:
