@@ -119,6 +119,7 @@ def logged(rows: list[dict[str, Any]], key: str) -> list[float]:
 CLIMBING: dict[str, dict[str, Any]] = {
     "justgrpo": {"steps_together": 4},  # cheaper
     "ebpo": {"draws": 2},  # cheaper
+    "sepo": {"pick": 3},  # cheaper
     "trajectory-balance": {"reward_scale": 30.0},  # from which follows at which reward it settles
     "trafl": {"reward_scale": 3.0},
 }

@@ -73,7 +73,7 @@ def gradients(
     model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False, **choices: Any
 ) -> tuple[float, Tensor, int]:
     """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
-    one_draw = PRESETS[name].likelihood in ("mean_field", "trajectory", "left_to_right")
+    one_draw = PRESETS[name].likelihood in ("mean_field", "trajectory", "left_to_right", "pseudo")
     objective = resolve(name, **choices) if one_draw else resolve(name, draws=draws, **choices)
     canvas = batch()
     views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)

@@ -269,6 +269,31 @@ def test_read_from_left_to_right_a_likelihood_is_exact(random_model: Any) -> Non
         assert parts == [view.scored[:, -5:].tolist() for (view,) in own.draws(canvas.left_padded(20), [], MASK)]
 
 
+def test_a_sum_over_neighbours_is_the_pseudo_likelihood(random_model: Any) -> None:
+    """SEPO's Σ_y π_y·∇log s(x, y), s(x, y) = p(y)/p(x), over all answers y that differ from x in one token: with y's
+    probability among those that differ at its place it is −∇ Σ_i log p(x_i | all others), which `sepo` takes.
+    """
+    ids = torch.randint(5, 200, (1, 7), generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(7).expand_as(ids) >= 3
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer)
+    estimator, found = resolve("sepo").estimator, []
+    parameters = [p for p in random_model.parameters() if p.requires_grad]
+    summed = torch.zeros(())
+    for place in range(3, 7):
+        hidden = ids.clone()
+        hidden[0, place] = MASK
+        log_p = random_model(input_ids=hidden).logits[0, place].log_softmax(-1)
+        neighbours = torch.arange(len(log_p)) != ids[0, place]
+        score = log_p[neighbours] - log_p[ids[0, place]]
+        summed = summed + (log_p[neighbours].detach().exp() * score).sum()
+    ours = estimate(random_model, canvas, estimator.draws(canvas, [], MASK), estimator.combine).sequence.sum()
+    for value in (-summed, ours):
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-5)
+    assert found[1].abs().max() > 1e-2
+
+
 @pytest.mark.parametrize(
     ("name", "choices", "said"),
     [

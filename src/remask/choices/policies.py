@@ -10,7 +10,15 @@ from remask.choices.choice import Meanings, meanings
 
 LikelihoodName = Annotated[
     Literal[
-        "mean_field", "elbo", "elbo_gauss", "elbo_coupled", "coupled", "block_random", "trajectory", "left_to_right"
+        "mean_field",
+        "elbo",
+        "elbo_gauss",
+        "elbo_coupled",
+        "coupled",
+        "block_random",
+        "trajectory",
+        "left_to_right",
+        "pseudo",
     ],
     Meanings(
         {
@@ -22,6 +30,7 @@ LikelihoodName = Annotated[
             "block_random": "a part of one block masked and all behind it, as in sampling by blocks: a proxy (SPG)",
             "trajectory": "each token on the canvas before the step that wrote it (TraceRL, d2)",
             "left_to_right": "each token with what stands left of it shown: a forward a token, exact (JustGRPO)",
+            "pseudo": "each token with all others shown: a forward a token, a proxy (SEPO)",
         }
     ),
 ]
@@ -75,6 +84,7 @@ PolicyName = Annotated[
             "trafl": "the same with the ELBO per token (TraFL)",
             "ebpo": "the whole answer is one action, its ratio not divided by its length; 16 draws, of blocks",
             "gdpo": "espo with the ELBO at two fixed shares masked",
+            "sepo": "a ratio per token, each token read with all others shown: a forward a token",
             "token-elbo": "ablation of espo: a ratio per token",
             "sequence-mean-field": "ablation of espo: mean-field likelihood",
             "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",

@@ -24,4 +24,5 @@ ESTIMATORS: dict[LikelihoodName, Estimator] = {
     "block_random": Estimator(block_random_views),
     "trajectory": Trajectory(),
     "left_to_right": Trajectory(steps=places),
+    "pseudo": Trajectory(steps=places, alone=True),
 }

@@ -4,7 +4,8 @@ A trajectory writes some tokens at each step, so log p of it is Σ_t Σ_{i writt
 before t). The step map (`Canvas.written`) says when each token was written; steps may be scored together to save
 forwards, on the canvas before the first of them (TraceRL, arXiv 2509.06949; d2, arXiv 2509.21474), or only some of the
 steps, drawn anew each time (AGRPO, arXiv 2510.04019). In place of the sampler's steps a fixed order may be scored: from
-left to right, a token a step (JustGRPO, arXiv 2601.15165).
+left to right, a token a step (JustGRPO, arXiv 2601.15165). Or each part is scored with all others shown: the
+pseudo-likelihood Σ_i log p(x_i | all others), which SEPO's sum over neighbours comes to (arXiv 2502.01384).
 
 Shapes: B batch, L length.
 """
@@ -53,8 +54,9 @@ class Trajectory(Estimator):
 
     steps: the step of each token, −1 where none wrote it. run: so many distinct steps are scored together. segments: in
     place of that, the trajectory is cut into so many parts of equally many steps; 0 leaves it to run. pick: so many of
-    the parts are scored, which noise picks (`picked`); 0 takes all, and noise has no say. Of a block model the steps of
-    each block are counted by themselves, and all blocks are read in one pass.
+    the parts are scored, which noise picks (`picked`); 0 takes all, and noise has no say. alone: a view hides its own
+    part only, and not what came later. Of a block model the steps of each block are counted by themselves, and all
+    blocks are read in one pass.
     """
 
     views: Views = no_views
@@ -63,6 +65,7 @@ class Trajectory(Estimator):
     run: int = 1
     segments: int = 0
     pick: int = 0
+    alone: bool = False
 
     def draws(self, batch: Canvas, noise: Sequence[Noise], mask_id: int) -> Draws:
         """Return a view for each part of the trajectory that is scored. Raise UserError where the batch has no step
@@ -91,9 +94,10 @@ class Trajectory(Estimator):
         number: Int[Tensor, "B 1"],
         mask_id: int,
     ) -> View:
-        hidden = (scored & (part >= number)) | (batch.corruptible & ~scored)
+        own = scored & (part == number)
+        hidden = (own if self.alone else scored & (part >= number)) | (batch.corruptible & ~scored)
         shown = apply_mask(batch.ids, hidden, mask_id)
-        return View(shown, scored & (part == number), torch.ones(batch.ids.shape, device=batch.ids.device))
+        return View(shown, own, torch.ones(batch.ids.shape, device=batch.ids.device))
 
 
 def every(count: Int[Tensor, "B"]) -> Int[Tensor, "B P"]:

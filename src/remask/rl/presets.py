@@ -27,6 +27,15 @@ SPG = replace(
     advantage="mean",
     normaliser="tokens",
 )
+EACH_TOKEN = replace(
+    ESPO,
+    likelihood="left_to_right",
+    draws=1,
+    level="token",
+    kl="none",
+    normaliser="tokens",
+    advantage="normalised",
+)
 ANSWER = replace(ESPO, kl="none", advantage="normalised")
 SQUARE = replace(ESPO, loss="square", kl="none", advantage="mean")
 
@@ -42,15 +51,7 @@ PRESETS: dict[str, PolicyObjective] = {
     "tracerl": replace(D2, **OWN_POLICY, steps_together=8, unit="view", advantage="normalised_population"),  # for LLaDA
     "cj-grpo": replace(D2, unit="view", normaliser="sequences"),  # 2509.23924
     "agrpo": replace(D2, pick=24, clip_low=0.2, clip_high=0.2, kl="none"),  # 2510.04019
-    "justgrpo": replace(  # 2601.15165
-        ESPO,
-        likelihood="left_to_right",
-        draws=1,
-        level="token",
-        kl="none",
-        normaliser="tokens",
-        advantage="normalised",
-    ),
+    "justgrpo": EACH_TOKEN,  # 2601.15165
     "spg": SPG,  # 2510.09541
     "stabledrl": replace(SPG, level="sequence", loss="self_normalised", normaliser="sequences"),  # 2603.06743
     "trajectory-balance": replace(  # 2405.20971
@@ -59,6 +60,7 @@ PRESETS: dict[str, PolicyObjective] = {
     "trafl": replace(SQUARE, likelihood="elbo", scope="until_eos"),  # 2605.13935
     "ebpo": replace(ANSWER, likelihood="elbo", draws=16, level="whole", scope="until_eos"),  # 2602.08676
     "gdpo": replace(ANSWER, likelihood="elbo_gauss"),  # 2510.08554
+    "sepo": replace(EACH_TOKEN, likelihood="pseudo", scope="until_eos"),  # 2502.01384
     # ESPO's 2×2 ablation, {token, sequence} × {mean field, ELBO}: `espo` and these three.
     "token-elbo": replace(ESPO, level="token"),
     "sequence-mean-field": MEAN_FIELD,
