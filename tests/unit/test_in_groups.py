@@ -122,6 +122,8 @@ def test_the_anchor_may_be_the_policy_that_wrote_the_answers() -> None:
     [
         ("stabledrl", {"level": "token"}, "loss = self_normalised at level token: it is of whole answers"),
         ("spg", {"loss": "square"}, "loss = square at level none"),
+        ("stabledrl", {"dual_clip": 3.0}, "dual_clip = 3.0 where no ratio is clipped"),
+        ("spg", {"dual_clip": 3.0}, "level none, loss clip.*set choices.dual_clip to 0"),
         ("stabledrl", {"weight_cap": 0.0}, "weight_cap = 0.0"),
         ("trafl", {"reward_scale": math.inf}, "reward_scale = inf"),
         ("trafl", {"reward_scale": -1.0}, "reward_scale = -1.0"),

@@ -277,6 +277,45 @@ def test_the_presets_are_those_of_the_papers() -> None:
         assert same == espo
 
 
+def test_the_presets_on_trajectories_are_those_of_the_papers() -> None:
+    d2, blocks, tracerl, cj = (PRESETS[name] for name in ("d2", "tracerl-blocks", "tracerl", "cj-grpo"))
+    agrpo, just, sepo = (PRESETS[name] for name in ("agrpo", "justgrpo", "sepo"))
+    assert (d2.segments, d2.clip_high, d2.kl_weight, d2.kl_anchor) == (16, 0.5, 0.04, "reference")
+    for one in (blocks, tracerl):
+        assert (one.clip_low, one.kl, one.kl_weight, one.kl_anchor, one.normaliser) == (
+            0.2,
+            "k3",
+            0.01,
+            "old",
+            "tokens",
+        )
+    assert (tracerl.steps_together, tracerl.unit, tracerl.advantage) == (8, "view", "normalised_population")
+    assert (cj.steps_together, cj.segments, cj.unit, cj.normaliser) == (1, 0, "view", "sequences")
+    assert (agrpo.pick, agrpo.clip_high, agrpo.kl, agrpo.unit) == (24, 0.2, "none", "token")
+    assert (just.likelihood, just.scope, just.kl, just.normaliser) == ("left_to_right", "canvas", "none", "tokens")
+    assert (sepo.likelihood, sepo.level, sepo.kl) == ("pseudo", "token", "none")
+
+
+def test_the_presets_of_whole_answers_are_those_of_the_papers() -> None:
+    spg, stable, ebpo, gdpo = (PRESETS[name] for name in ("spg", "stabledrl", "ebpo", "gdpo"))
+    for one in (spg, stable):
+        assert (one.likelihood, one.draws, one.prompt_mask, one.advantage) == ("block_random", 2, 0.15, "mean")
+        assert (one.negatives, one.power, one.power_share, one.kl) == ("power", 1.5, 0.5, "none")
+    assert (spg.level, spg.normaliser, spg.uses_old) == ("none", "tokens", False)
+    assert (stable.loss, stable.weight_cap, stable.level, stable.normaliser) == (
+        "self_normalised",
+        5,
+        "sequence",
+        "sequences",
+    )
+    assert (ebpo.likelihood, ebpo.draws, ebpo.level, ebpo.clip_low) == ("elbo", 16, "whole", 0.2)
+    assert (gdpo.likelihood, gdpo.draws, gdpo.level, gdpo.kl) == ("elbo_gauss", 2, "sequence", "none")
+    for name, likelihood, level in (("trajectory-balance", "trajectory", "whole"), ("trafl", "elbo", "sequence")):
+        one = PRESETS[name]
+        assert (one.likelihood, one.level, one.loss, one.kl_anchor) == (likelihood, level, "square", "reference")
+        assert (one.advantage, one.uses_old) == ("mean", False)
+
+
 SQUARE = ("espo", "token-elbo", "sequence-mean-field", "token-mean-field")
 
 

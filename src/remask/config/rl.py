@@ -48,11 +48,11 @@ class PolicyChoicesConfig:
     block_length: int | None = None
     """With block_random: tokens of a block (0: those that answers are sampled in)."""
     steps_together: int | None = None
-    """With trajectory: distinct steps whose tokens are scored in one forward (1)."""
+    """With trajectory, left_to_right and pseudo: distinct steps whose tokens are scored in one forward (1)."""
     segments: int | None = None
-    """With trajectory: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
+    """With those: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
     pick: int | None = None
-    """With trajectory: so many of its views are scored, drawn anew for every inner update (0: all)."""
+    """With those: so many of the views are scored, drawn anew for every inner update (0: all)."""
     negatives: NegativesName | None = None
     """How the draws of an answer are combined where its advantage is not positive."""
     power: float | None = None

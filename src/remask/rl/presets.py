@@ -133,6 +133,12 @@ def _check_loss(objective: PolicyObjective) -> None:
             f"choices.weight_cap = {objective.weight_cap}, choices.reward_scale = {objective.reward_scale}",
             mend="give a cap above 0, and a finite scale above 0",
         )
+    if objective.dual_clip and (objective.loss != "clip" or objective.level == "none"):
+        raise UserError(
+            f"choices.dual_clip = {objective.dual_clip} where no ratio is clipped (level {objective.level}, loss "
+            f"{objective.loss})",
+            mend="set choices.dual_clip to 0",
+        )
     if objective.loss != "clip" and objective.level not in ("sequence", "whole"):
         raise UserError(
             f"choices.loss = {objective.loss} at level {objective.level}: it is of whole answers",
