@@ -291,7 +291,7 @@ def test_the_presets_on_trajectories_are_those_of_the_papers() -> None:
         )
     assert (tracerl.steps_together, tracerl.unit, tracerl.advantage) == (8, "view", "normalised_population")
     assert (cj.steps_together, cj.segments, cj.unit, cj.normaliser) == (1, 0, "view", "sequences")
-    assert (agrpo.pick, agrpo.clip_high, agrpo.kl, agrpo.unit) == (24, 0.2, "none", "token")
+    assert (agrpo.pick, agrpo.clip_high, agrpo.kl, agrpo.unit) == (24, 0.2, "none", "view")
     assert (just.likelihood, just.scope, just.kl, just.normaliser) == ("left_to_right", "canvas", "none", "tokens")
     assert (sepo.likelihood, sepo.level, sepo.kl) == ("pseudo", "token", "none")
 

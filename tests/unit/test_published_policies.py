@@ -119,7 +119,9 @@ def test_cj_grpo_over_steps_of_blocks(shared: Path) -> None:
 
 
 def test_agrpo_on_the_steps_it_drew(shared: Path) -> None:
-    """A mean over K draws and answers of a step's sum; a step that was drawn twice counts twice there."""
+    """A mean over K draws and answers of a step's sum, which is twice its mean in this case (every step writes two
+    tokens). A step that was drawn twice counts twice there.
+    """
     case = published(shared, "agrpo")
     step = torch.tensor(case["unmask_step"])
     runs = [run for run in case["runs"] if run["sampling"] == "uniform" and not run["beta"]]
@@ -130,8 +132,8 @@ def test_agrpo_on_the_steps_it_drew(shared: Path) -> None:
         scored = counts > 0
         objective = replace(PRESETS["agrpo"], clip_low=run["clip_low"], clip_high=run["clip_high"])
         new, old = value(of_step(lp, step), scored), value(case["old"], scored)
-        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, None, counts)
-        agrees(terms.row.sum() / (case["draws"] * len(step)), lp, run)
+        terms = policy_terms(objective, real(case["adv"])[:, None], new, old, None, counts * share(step))
+        agrees(2 * terms.row.mean(), lp, run)
 
 
 def test_justgrpo_as_released(shared: Path) -> None:

@@ -244,9 +244,9 @@ def test_a_trajectory_may_be_scored_in_part(random_model: Any) -> None:
         draws = objective.estimator.draws(canvas, [noise], MASK)
         shares = objective.shares(canvas, draws)
         assert len(draws) == 2
-        assert shares.sum(-1).tolist() == [4, 4]
+        assert shares.sum(-1).tolist() == [2, 2]
         found = estimate(random_model, canvas, draws, total).token
-        assert torch.allclose(found, whole * shares, atol=1e-5)
+        assert torch.allclose(found, whole * (shares > 0), atol=1e-5)
         seen.add(tuple(shares[0].tolist()))
     assert len(seen) == 2
 

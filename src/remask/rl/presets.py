@@ -15,6 +15,7 @@ ESPO = PolicyObjective()
 MEAN_FIELD = replace(ESPO, likelihood="mean_field", draws=1, prompt_mask=0.15)
 TOKEN_RATIO: dict[str, Any] = {"level": "token", "clip_low": 0.5, "clip_high": 0.5, "kl": "k3", "normaliser": "tokens"}
 D2 = replace(ESPO, **TOKEN_RATIO, likelihood="trajectory", draws=1, kl_weight=0.04, scope="until_eos", advantage="mean")
+CJ = replace(D2, unit="view", normaliser="sequences")
 OWN_POLICY: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "kl_anchor": "old", "kl_weight": 0.01}
 SPG = replace(
     ESPO,
@@ -49,8 +50,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "d2": replace(D2, segments=16),  # d2-StepMerge, 2509.21474
     "tracerl-blocks": replace(D2, **OWN_POLICY, advantage="normalised"),  # 2509.06949, as its file for SDAR
     "tracerl": replace(D2, **OWN_POLICY, steps_together=8, unit="view", advantage="normalised_population"),  # for LLaDA
-    "cj-grpo": replace(D2, unit="view", normaliser="sequences"),  # 2509.23924
-    "agrpo": replace(D2, pick=24, clip_low=0.2, clip_high=0.2, kl="none"),  # 2510.04019
+    "cj-grpo": CJ,  # 2509.23924
+    "agrpo": replace(CJ, pick=24, clip_low=0.2, clip_high=0.2, kl="none"),  # 2510.04019
     "justgrpo": EACH_TOKEN,  # 2601.15165
     "spg": SPG,  # 2510.09541
     "stabledrl": replace(SPG, level="sequence", loss="self_normalised", normaliser="sequences"),  # 2603.06743
