@@ -120,7 +120,7 @@ CLIMBING: dict[str, dict[str, Any]] = {
     "justgrpo": {"steps_together": 4},  # cheaper
     "ebpo": {"draws": 2},  # cheaper
     "sepo": {"pick": 3},  # cheaper
-    "trajectory-balance": {"reward_scale": 30.0},  # from which follows at which reward it settles
+    "trajectory-balance": {"reward_scale": 30.0, "steps_together": 2},  # from which follows at which reward it settles
     "trafl": {"reward_scale": 3.0},
 }
 
