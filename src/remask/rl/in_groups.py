@@ -42,7 +42,7 @@ def group_means(
     """
     total = torch.zeros(2, groups, device=own[0].device)
     for value, number, there in zip(own, group, counted, strict=True):
-        total[0].index_add_(0, number, torch.where(there, value, 0.0))
+        total[0].index_add_(0, number, torch.where(there, value.float(), 0.0))
         total[1].index_add_(0, number, there.float())
     total = summed(total)
     return total[0] / total[1].clamp(min=1)
