@@ -116,19 +116,46 @@ def logged(rows: list[dict[str, Any]], key: str) -> list[float]:
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
+CLIMBING: dict[str, dict[str, Any]] = {
+    "justgrpo": {"steps_together": 4},  # cheaper
+    "ebpo": {"draws": 2},  # cheaper
+    "sepo": {"pick": 3},  # cheaper
+    "trajectory-balance": {"reward_scale": 30.0, "steps_together": 2},  # from which follows at which reward it settles
+    "trafl": {"reward_scale": 3.0},
+}
+
+
 @pytest.mark.parametrize("objective", PRESETS)
 def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
-    """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles."""
+    """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles. In the first of a
+    rollout's two updates nothing has moved: ratios are 1, exactly, and in the very first the KL is 0.
+    """
     config = make_rl(
         {"prompts": 6, "completions": 8, "inner_updates": 2},
         {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
+        CLIMBING.get(objective),
         objective=objective,
         choices={"segments": 4} if objective == "d2" else {},  # 16 take four times as long, to the same end
         max_steps=40,
     )
-    reward = logged(metrics(run_rl(config, quiet=True).folder), "reward_mean")
+    rows = metrics(run_rl(config, quiet=True).folder)
+    reward, ratios = logged(rows, "reward_mean"), logged(rows, "ratio_max")
     assert len(reward) == 20
+    assert set(ratios[::2]) <= {1.0}
+    assert set(logged(rows, "kl")[:1]) <= {0.0}
     assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
+
+
+def test_answers_that_are_not_written_as_they_are_scored_are_told_of(
+    make_rl: MakeRl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JustGRPO scores from left to right."""
+    for reveal, steps in (("confidence", 8), ("left_to_right", 4), ("left_to_right", 8)):
+        decoding = DecodingConfig(max_new_tokens=8, steps=steps, temperature=1.0, reveal=reveal)
+        config = make_rl({"decoding": decoding}, objective="justgrpo", max_steps=1, overwrite=True)
+        run_rl(config, quiet=True)
+        told = "set rollout.decoding.reveal to left_to_right" in capsys.readouterr().err
+        assert told == ((reveal, steps) != ("left_to_right", 8))
 
 
 def test_what_is_logged_and_kept(make_rl: MakeRl, metrics: Metrics) -> None:
@@ -186,6 +213,24 @@ def test_the_gradient_taken_draw_by_draw_is_the_whole_one(objective: str, make_r
         assert torch.allclose(value, ends[1][name], atol=2e-5), name
 
 
+@pytest.mark.parametrize("objective", ["stabledrl", "trajectory-balance"])
+def test_groups_are_compared_whole_however_they_are_taken(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
+    """Groups of four answers in micro-batches of 3 and of 16, after the policy has moved."""
+    found = []
+    for size in (3, 16):
+        config = make_rl(
+            {"inner_updates": 3},
+            {"per_device_train_batch_size": size},
+            objective=objective,
+            max_steps=3,
+            output_dir=f"{make_rl().output_dir}-{size}",
+        )
+        rows = metrics(run_rl(config, quiet=True).folder)
+        found.append([value for key in ("loss", "grad_norm_mean") for value in logged(rows, key)])
+    assert len(set(found[0])) == 6
+    assert found[0] == pytest.approx(found[1], rel=2e-4, abs=1e-6)
+
+
 def test_minibatches_use_every_answer_once(make_rl: MakeRl, metrics: Metrics) -> None:
     config = make_rl({"inner_updates": 2, "minibatches": 4}, max_steps=16)
     steps = [row for row in metrics(run_rl(config, quiet=True).folder) if "loss" in row]
@@ -241,6 +286,7 @@ def command(config: RlConfig, folder: Path) -> list[str]:
 CASES: dict[str, dict[str, Any]] = {
     "in the middle of a rollout": {"rollout": {"inner_updates": 4, "minibatches": 2}},
     "reference synchronised": {"reference": ReferenceConfig(sync_every=3), "rollout": {"inner_updates": 2}},
+    "groups compared": {"objective": "stabledrl", "rollout": {"inner_updates": 4}},
     "kept noise": {"choices": {"fresh_noise": False}, "rollout": {"inner_updates": 4}},
     "adapters": {"lora": LoraConfig(rank=4), "objective": "diffu-grpo", "rollout": {"inner_updates": 2}},
     "blocks": {"model_attention": "block:4", "rollout": {"inner_updates": 2}},
@@ -326,6 +372,27 @@ def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path
             alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
             assert len(alone) == len(together) > 0, (resume, key)
             assert together == pytest.approx(alone, rel=2e-4, abs=1e-7), (resume, key)
+
+
+@pytest.mark.parametrize("objective", ["stabledrl", "trajectory-balance"])
+def test_groups_that_two_processes_share_are_compared_whole(
+    objective: str, make_rl: MakeRl, tmp_path: Path, metrics: Metrics
+) -> None:
+    """Three groups of four answers, six of them on each process."""
+    one = make_rl(
+        {"prompts": 3, "inner_updates": 3},
+        {"per_device_train_batch_size": 12},
+        objective=objective,
+        max_steps=3,
+        output_dir=str(tmp_path / "one"),
+    )
+    two = replace(one, output_dir=str(tmp_path / "two"), trainer=replace(one.trainer, per_device_train_batch_size=3))
+    finished(ranks(*command(two, tmp_path)))
+    run_rl(one, quiet=True)
+    for key in ("loss", "grad_norm_mean", "elbo_per_token"):
+        alone, together = (logged(metrics(tmp_path / name), key) for name in ("one", "two"))
+        assert len(alone) == len(together) == 3, key
+        assert together == pytest.approx(alone, rel=2e-4, abs=1e-6), key
 
 
 # ---- rewards that misbehave ----------------------------------------------------------------------------------------

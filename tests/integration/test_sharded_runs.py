@@ -254,6 +254,24 @@ def test_processes_without_a_prompt_or_a_problem_keep_in_step(
     same_run("rl", tmp_path / "one", tmp_path / "two" / "rl", metrics, weights, lacks=lacks)
 
 
+def test_answers_are_compared_within_groups_that_processes_share(
+    one_process: dict[str, Any], tmp_path: Path, metrics: Metrics, weights: Weights
+) -> None:
+    """Three groups of four answers, six on each process: the policy is read before every step."""
+    rl = one_process["rl"]
+    rl = replace(
+        rl,
+        objective="stabledrl",
+        rollout=replace(rl.rollout, prompts=3, inner_updates=3),
+        held_out=HeldOutConfig(tasks="none"),
+        trainer=replace(rl.trainer, eval_steps=0),
+        output_dir=str(tmp_path / "one"),
+    )
+    run_rl(rl, quiet=True)
+    launched({"rl": rl}, tmp_path / "two", "fsdp2", 2)
+    same_run("rl", tmp_path / "one", tmp_path / "two" / "rl", metrics, weights, lacks=("kl", "eval_reward"))
+
+
 def test_adapters_in_mixed_precision(runs: Runs, tmp_path: Path, metrics: Metrics) -> None:
     """Computed in bfloat16, which no loss is rounded to."""
     plain = runs.configs["sft"]

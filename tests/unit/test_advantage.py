@@ -22,6 +22,7 @@ def test_by_hand() -> None:
     assert of("mean", 0, 1, 2) == pytest.approx([-1, 0, 1])
     assert of("normalised", 0, 1, 2) == pytest.approx([-1, 0, 1])
     assert of("normalised", 0, 2, 4) == pytest.approx([-1, 0, 1])
+    assert of("normalised_population", 0, 2, 4) == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
     assert of("leave_one_out", 0, 1, 2) == pytest.approx([-1.5, 0, 1.5])
 
 

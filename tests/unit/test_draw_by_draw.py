@@ -69,17 +69,19 @@ class Peak:
         self.peak = max(self.peak, self.now)
 
 
-def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False) -> tuple[float, Tensor, int]:
+def gradients(
+    model: Any, name: str, draws: int, *, by_draw: bool, known: bool = False, **choices: Any
+) -> tuple[float, Tensor, int]:
     """(loss, gradient of all weights, peak of activations) of a policy that has moved since its rollout."""
-    objective = (
-        resolve(name) if PRESETS[name].likelihood in ("mean_field", "trajectory") else resolve(name, draws=draws)
-    )
+    one_draw = PRESETS[name].likelihood in ("mean_field", "trajectory", "left_to_right", "pseudo")
+    objective = resolve(name, **choices) if one_draw else resolve(name, draws=draws, **choices)
     canvas = batch()
     views = objective.estimator.draws(canvas, noise(objective.draws), model.config.mask_token_id)
-    with torch.no_grad():
-        value = estimate(model, canvas, views, objective.estimator.combine)
-    old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
     advantage = torch.tensor([1.0, -0.5, 0.25])
+    combine = objective.combine(advantage[:, None].expand(canvas.ids.shape))
+    with torch.no_grad():
+        value = estimate(model, canvas, views, combine)
+    old = Likelihood(value.token * 1.01, value.sequence * 1.01, value.scored)
 
     def loss_of(current: Likelihood) -> Tensor:
         return policy_terms(objective, advantage[:, None], current, old, old, canvas.corruptible).row.mean()
@@ -93,11 +95,11 @@ def gradients(model: Any, name: str, draws: int, *, by_draw: bool, known: bool =
                 views,
                 loss_of,
                 backward=lambda part: part.backward(),
-                combine=objective.estimator.combine,
+                combine=combine,
                 known=draw_values(model, canvas, views) if known else None,
             )
         else:
-            loss = loss_of(estimate(model, canvas, views, objective.estimator.combine))
+            loss = loss_of(estimate(model, canvas, views, combine))
         loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), memory.peak
 
@@ -112,11 +114,20 @@ def test_loss_and_gradient_are_the_whole_ones(name: str, known: bool, random_mod
     assert gradient.abs().max() > 0
 
 
-def test_memory_does_not_grow_with_the_draws(random_model: Any) -> None:
-    one, eight = (gradients(random_model, "espo", draws, by_draw=True)[2] for draws in (1, 8))
-    whole = gradients(random_model, "espo", 8, by_draw=False)[2]
-    assert eight < 1.3 * one
-    assert whole > 6 * one
+@pytest.mark.parametrize("name", ["espo", "spg", "stabledrl", "ebpo", "gdpo"])
+def test_memory_does_not_grow_with_the_draws(name: str, random_model: Any) -> None:
+    two, eight = (gradients(random_model, name, draws, by_draw=True)[2] for draws in (2, 8))
+    whole = gradients(random_model, name, 8, by_draw=False)[2]
+    assert eight < 1.3 * two
+    assert whole > 5 * two
+
+
+def test_memory_does_not_grow_with_the_views_of_a_trajectory(random_model: Any) -> None:
+    """Twelve views of a token against one of twelve."""
+    one, twelve = (gradients(random_model, "justgrpo", 1, by_draw=True, steps_together=run)[2] for run in (12, 1))
+    whole = gradients(random_model, "justgrpo", 1, by_draw=False)[2]
+    assert twelve < 1.3 * one
+    assert whole > 8 * one
 
 
 @pytest.mark.parametrize("draws", [1, 2, 5])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import Likelihood, estimate
+from remask.diffusion.likelihood import Likelihood, View, estimate
 from remask.diffusion.noise import Noise
 from remask.diffusion.reader import ModelReader
 from remask.errors import UserError
@@ -84,6 +84,30 @@ def test_where_nothing_has_moved_ratios_are_one_and_kl_is_zero(name: str) -> Non
     assert (terms.kl == 0).all()
     assert not terms.clipped_low.any()
     assert not terms.clipped_high.any()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    """In double precision, through the rule that combines draws, for answers pushed up and down."""
+    objective, generator = PRESETS[name], torch.Generator().manual_seed(0)
+    scored = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    draws = []
+    for _ in range(2):
+        view = View(torch.zeros(2, 5).long(), scored & (torch.rand(2, 5, generator=generator) < 0.8), torch.rand(2, 5))
+        draws.append((view,))
+    values = [-torch.rand(2, 5, generator=generator, dtype=torch.float64) - 0.5 for _ in draws]
+    old, reference = (-torch.rand(2, 5, generator=generator, dtype=torch.float64) * scored for _ in range(2))
+    advantage = torch.tensor([[1.0], [-1.5]], dtype=torch.float64).expand(2, 5)
+    combine, group = objective.combine(advantage), torch.tensor([0.7, 1.2], dtype=torch.float64)
+
+    def loss(*read: Tensor) -> Tensor:
+        token = combine([value * view.scored for value, (view,) in zip(read, draws, strict=True)], draws) / 10
+        current, before, base = (Likelihood(t, t.sum(-1), scored.sum(-1)) for t in (token, old / 10, reference / 10))
+        return policy_terms(objective, advantage, current, before, base, scored, group).row.sum()
+
+    leaves = tuple(value.requires_grad_() for value in values)
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert sum(gradient.abs().sum().item() for gradient in torch.autograd.grad(loss(*leaves), leaves)) > 0
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.level != "none"])
@@ -253,6 +277,45 @@ def test_the_presets_are_those_of_the_papers() -> None:
         assert same == espo
 
 
+def test_the_presets_on_trajectories_are_those_of_the_papers() -> None:
+    d2, blocks, tracerl, cj = (PRESETS[name] for name in ("d2", "tracerl-blocks", "tracerl", "cj-grpo"))
+    agrpo, just, sepo = (PRESETS[name] for name in ("agrpo", "justgrpo", "sepo"))
+    assert (d2.segments, d2.clip_high, d2.kl_weight, d2.kl_anchor) == (16, 0.5, 0.04, "reference")
+    for one in (blocks, tracerl):
+        assert (one.clip_low, one.kl, one.kl_weight, one.kl_anchor, one.normaliser) == (
+            0.2,
+            "k3",
+            0.01,
+            "old",
+            "tokens",
+        )
+    assert (tracerl.steps_together, tracerl.unit, tracerl.advantage) == (8, "view", "normalised_population")
+    assert (cj.steps_together, cj.segments, cj.unit, cj.normaliser) == (1, 0, "view", "sequences")
+    assert (agrpo.pick, agrpo.clip_high, agrpo.kl, agrpo.unit) == (24, 0.2, "none", "view")
+    assert (just.likelihood, just.scope, just.kl, just.normaliser) == ("left_to_right", "canvas", "none", "tokens")
+    assert (sepo.likelihood, sepo.level, sepo.kl) == ("pseudo", "token", "none")
+
+
+def test_the_presets_of_whole_answers_are_those_of_the_papers() -> None:
+    spg, stable, ebpo, gdpo = (PRESETS[name] for name in ("spg", "stabledrl", "ebpo", "gdpo"))
+    for one in (spg, stable):
+        assert (one.likelihood, one.draws, one.prompt_mask, one.advantage) == ("block_random", 2, 0.15, "mean")
+        assert (one.negatives, one.power, one.power_share, one.kl) == ("power", 1.5, 0.5, "none")
+    assert (spg.level, spg.normaliser, spg.uses_old) == ("none", "tokens", False)
+    assert (stable.loss, stable.weight_cap, stable.level, stable.normaliser) == (
+        "self_normalised",
+        5,
+        "sequence",
+        "sequences",
+    )
+    assert (ebpo.likelihood, ebpo.draws, ebpo.level, ebpo.clip_low) == ("elbo", 16, "whole", 0.2)
+    assert (gdpo.likelihood, gdpo.draws, gdpo.level, gdpo.kl) == ("elbo_gauss", 2, "sequence", "none")
+    for name, likelihood, level in (("trajectory-balance", "trajectory", "whole"), ("trafl", "elbo", "sequence")):
+        one = PRESETS[name]
+        assert (one.likelihood, one.level, one.loss, one.kl_anchor) == (likelihood, level, "square", "reference")
+        assert (one.advantage, one.uses_old) == ("mean", False)
+
+
 SQUARE = ("espo", "token-elbo", "sequence-mean-field", "token-mean-field")
 
 
@@ -270,7 +333,7 @@ def test_names_of_autoregressive_methods() -> None:
         ("espo", {"clip_low": -0.1}, "clip_low = -0.1"),
         ("espo", {"kl_weight": math.nan}, "kl_weight = nan"),
         ("espo", {"kl_weight": math.inf}, "kl_weight is infinite"),
-        ("espo", {"prompt_mask": 0.15}, "only mean_field masks the prompt"),
+        ("espo", {"prompt_mask": 0.15}, "only mean_field and block_random mask the prompt"),
         ("diffu-grpo", {"prompt_mask": 1.0}, "below 1"),
         ("espo", {"advantage": "softmax"}, "set choices.level to none"),
         ("sequence-mean-field", {"prompt_mask": 0.0, "draws": 2}, "every draw of mean_field is the same"),

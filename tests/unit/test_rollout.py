@@ -17,11 +17,11 @@ from remask.diffusion.times import LINEAR
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of, shared_anew
 from remask.rl.callbacks import read_rollout
+from remask.rl.loading import RolloutLoader
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import PromptOrder
 from remask.rl.rollout import Rollout, row_seed
 from remask.rl.rollout_rows import Layout, until_end
-from remask.rl.trainer import RolloutLoader
 from remask.sampling.generate import Row, length_of
 
 END, EOS, CANVAS = 5, 0, 8
@@ -186,12 +186,13 @@ def test_a_row_is_worth_the_same_whatever_its_batch_mates(name: str, random_mode
             batch, place = of_row(batches, plan, row)
             views = objective.estimator.draws(batch.canvas, batch.noise, random_model.config.mask_token_id)
             with torch.no_grad():
-                value = estimate(random_model, batch.canvas, views, objective.estimator.combine)
-            values.append((value.sequence[place].item(), int(value.scored[place])))
+                value = estimate(random_model, batch.canvas, views, objective.combine(batch.advantage))
+            shares = objective.shares(batch.canvas, views)[place, -CANVAS:].tolist()
+            values.append((value.sequence[place].item(), int(value.scored[place]), shares))
         found.append(values)
     for alone, together in zip(*found, strict=True):
         assert alone[0] == pytest.approx(together[0], rel=1e-4)
-        assert alone[1] == together[1]
+        assert alone[1:] == together[1:]
 
 
 def test_prompts_come_in_epochs_and_by_rollout_alone() -> None:

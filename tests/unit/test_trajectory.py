@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from remask.diffusion.blocks import in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.draw_by_draw import draw_by_draw
 from remask.diffusion.likelihood import Likelihood, estimate
+from remask.diffusion.noise import Noise
 from remask.diffusion.reader import ModelReader
-from remask.diffusion.trajectory import Trajectory, parts_of
+from remask.diffusion.trajectory import Trajectory, parts_of, picked, total
 from remask.errors import UserError
-from remask.rl.policy_loss import PolicyObjective, policy_terms
+from remask.rl.policy_loss import PolicyObjective, policy_terms, rows_counted
 from remask.rl.presets import PRESETS, resolve
 from remask.sampling.denoise import run
 from remask.sampling.schedule import Decoding
@@ -33,8 +35,8 @@ def test_parts_by_hand() -> None:
     scored = written >= 0
     assert parts_of(written, scored, None).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
     assert parts_of(written, scored, None, run=2).tolist() == [[0, 0, 0, 1, 0, 0, 0]]
-    # 10 steps in 4 parts, cut at 0, 2, 5, 7: step 4 is in the second, step 9 in the last.
-    assert parts_of(written, scored, None, segments=4).tolist() == [[0, 1, 0, 3, 0, 1, 0]]
+    # 10 steps in 4 parts, cut at 0, 2, 5, 7: step 4 is in the second, step 9 in the last, none in the third.
+    assert parts_of(written, scored, None, segments=4).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
     block = torch.tensor([[-1, 0, 0, 0, 1, 1, 1]])
     assert parts_of(written, scored, block).tolist() == [[0, 1, 0, 2, 0, 1, 0]]
 
@@ -185,17 +187,142 @@ def test_the_gradient_part_by_part_is_the_whole_one(random_model: Any) -> None:
     assert found[0].abs().max() > 0
 
 
+def test_a_view_shares_one_among_its_tokens() -> None:
+    """Four tokens written at 1, 0, 1, 1 and one that is not scored: shares ⅓, 1; each 1 where tokens count alike."""
+    answer = torch.tensor([[False, True, True, True, True, True]])
+    scored = answer & (torch.arange(6) < 5)
+    canvas = Canvas(torch.zeros(1, 6).long(), answer, answer, scored, torch.tensor([[-1, 1, 0, 1, 1, 2]]))
+    draws = Trajectory().draws(canvas, [], MASK)
+    third = pytest.approx(1 / 3)
+    assert resolve("cj-grpo").shares(canvas, draws).tolist() == [[0, third, 1, third, third, 0]]
+    assert resolve("d2").shares(canvas, draws).tolist() == [[0, 1, 1, 1, 1, 0]]
+    with pytest.raises(UserError, match="scores a token in several views"):
+        replace(PRESETS["espo"], unit="view").shares(canvas, draws)
+
+
+def test_views_count_alike_by_hand() -> None:
+    """Ratios e^0.1, 1 in one view and e^-0.1 in another, A = 1: the mean over views, and their sum where N counts."""
+    new = torch.tensor([[0.1, 0.0, -0.1]])
+    likelihoods = [Likelihood(t, t.sum(-1), torch.tensor([3])) for t in (new, 0 * new)]
+    shares = torch.tensor([[0.5, 0.5, 1.0]])
+    own = [math.exp(0.1), 1.0, math.exp(-0.1)]
+    by_view = -((own[0] + own[1]) / 2 + own[2])
+    for name, expected in (("cj-grpo", by_view / 2), ("tracerl", by_view)):
+        objective = replace(PRESETS[name], kl="none", clip_high=0.5)
+        row = policy_terms(objective, torch.ones(1, 1), *likelihoods, None, shares).row
+        assert row.item() == pytest.approx(expected)
+        counted = rows_counted(objective, torch.tensor([True]), shares, 1).item()
+        assert counted == {"cj-grpo": 1, "tracerl": 2}[name]
+
+
+def test_parts_are_picked_by_hand() -> None:
+    """Three of five parts from u = ½: ⌊(k + ½)·5/3⌋; two parts are no more than three; none is none."""
+    found = picked(torch.tensor([5, 2, 0]), 3, torch.full((3,), 0.5))
+    assert found.tolist() == [[0, 2, 4], [0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("count", "pick"), [(5, 3), (7, 1), (9, 8), (64, 24)])
+def test_every_part_is_picked_as_often_as_any_other_and_once_at_most(count: int, pick: int) -> None:
+    u = (torch.arange(960, dtype=torch.float64) + 0.5) / 960
+    found = picked(torch.full((960,), count), pick, u)
+    assert all(len(set(row)) == pick for row in found.tolist())
+    often = torch.bincount(found.flatten(), minlength=count)
+    assert len(often) == count
+    assert (often / 960 - pick / count).abs().max() < 0.01
+
+
+def test_a_trajectory_may_be_scored_in_part(random_model: Any) -> None:
+    """Two of four steps: a view each, other ones for another τ; what is not picked has no share and no value."""
+    ids = torch.randint(5, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(12).expand_as(ids) >= 4
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer, torch.where(answer, torch.arange(12) % 4, -1))
+    objective, all_views = resolve("agrpo", pick=2), resolve("agrpo", pick=0)
+    whole = estimate(random_model, canvas, all_views.estimator.draws(canvas, [], MASK), total).token
+    seen = set()
+    for tau in (0.1, 0.4, 0.6, 0.9):
+        noise = Noise(torch.full((2, 12), tau, dtype=torch.float64), torch.rand(2, 12))
+        draws = objective.estimator.draws(canvas, [noise], MASK)
+        shares = objective.shares(canvas, draws)
+        assert len(draws) == 2
+        assert shares.sum(-1).tolist() == [2, 2]
+        found = estimate(random_model, canvas, draws, total).token
+        assert torch.allclose(found, whole * (shares > 0), atol=1e-5)
+        seen.add(tuple(shares[0].tolist()))
+    assert len(seen) == 2
+
+
+@torch.no_grad()
+def test_read_from_left_to_right_a_likelihood_is_exact(random_model: Any) -> None:
+    """Σ log p(x_i | what stands left of it, masks behind), whatever the padding; parts are alike under it too."""
+    ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(9).expand_as(ids) >= 4
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer)
+    estimator = resolve("justgrpo").estimator
+    found = estimate(random_model, canvas, estimator.draws(canvas, [], MASK), estimator.combine)
+    for place in range(4, 9):
+        shown = torch.where(torch.arange(9) < place, ids, MASK)
+        logits = random_model(input_ids=shown).logits[0, place].float()
+        assert found.token[0, place].item() == pytest.approx(logits.log_softmax(-1)[ids[0, place]].item(), abs=1e-4)
+    for choices in ({}, {"segments": 2}, {"steps_together": 2}):
+        own = resolve("justgrpo", **choices).estimator
+        parts = [view.scored[:, -5:].tolist() for (view,) in own.draws(canvas, [], MASK)]
+        assert parts == [view.scored[:, -5:].tolist() for (view,) in own.draws(canvas.left_padded(20), [], MASK)]
+
+
+def test_a_sum_over_neighbours_is_the_pseudo_likelihood(random_model: Any) -> None:
+    """SEPO's Σ_y π_y·∇log s(x, y), s(x, y) = p(y)/p(x), over all answers y that differ from x in one token: with y's
+    probability among those that differ at its place it is −∇ Σ_i log p(x_i | all others), which `sepo` takes.
+    """
+    ids = torch.randint(5, 200, (1, 7), generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(7).expand_as(ids) >= 3
+    canvas = Canvas(ids, torch.ones_like(answer), answer, answer)
+    estimator, found = resolve("sepo").estimator, []
+    parameters = [p for p in random_model.parameters() if p.requires_grad]
+    summed = torch.zeros(())
+    for place in range(3, 7):
+        hidden = ids.clone()
+        hidden[0, place] = MASK
+        log_p = random_model(input_ids=hidden).logits[0, place].log_softmax(-1)
+        neighbours = torch.arange(len(log_p)) != ids[0, place]
+        score = log_p[neighbours] - log_p[ids[0, place]]
+        summed = summed + (log_p[neighbours].detach().exp() * score).sum()
+    ours = estimate(random_model, canvas, estimator.draws(canvas, [], MASK), estimator.combine).sequence.sum()
+    for value in (-summed, ours):
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-5)
+    assert found[1].abs().max() > 1e-2
+
+
 @pytest.mark.parametrize(
-    ("choices", "said"),
+    ("name", "choices", "said"),
     [
-        ({"scope": "canvas"}, "until_eos"),
-        ({"draws": 2}, "one trajectory"),
-        ({"steps_together": 0}, "steps_together = 0"),
+        ("cj-grpo", {"level": "sequence"}, "unit = view at level sequence"),
+        ("agrpo", {"level": "whole"}, "pick = 24 at level whole"),
+        ("espo", {"unit": "view"}, "unit = view with the likelihood elbo_coupled, which has no steps"),
+        ("espo", {"pick": 2}, "set choices.pick to 0, or choices.likelihood to trajectory"),
+        ("espo", {"steps_together": 2}, "steps_together = 2 with the likelihood elbo_coupled"),
+        ("espo", {"segments": 2}, "segments = 2 with the likelihood elbo_coupled"),
+        ("agrpo", {"pick": -1}, "choices.pick = -1"),
+        ("d2", {"scope": "canvas"}, "until_eos"),
+        ("d2", {"draws": 2}, "one trajectory"),
+        ("justgrpo", {"draws": 2}, "one trajectory"),
+        ("d2", {"steps_together": 0}, "steps_together = 0"),
+        ("d2", {"dual_clip": 1.0}, "dual_clip = 1.0"),
+        ("d2", {"dual_clip": math.nan}, "dual_clip = nan"),
     ],
 )
-def test_choices_that_make_no_trajectory_are_refused(choices: dict[str, Any], said: str) -> None:
+def test_choices_that_make_no_trajectory_are_refused(name: str, choices: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        resolve("d2", **choices)
+        resolve(name, **choices)
+
+
+def test_dual_clip_by_hand() -> None:
+    """A = −1 and ρ = 1, 2, 20: −ρ·A, but never over 3; A = 1 is not touched."""
+    objective = PolicyObjective(dual_clip=3.0)
+    log_ratio = torch.tensor([1.0, 2.0, 20.0]).log()
+    assert objective.surrogate(log_ratio, torch.tensor(-1.0)).tolist() == pytest.approx([1, 2, 3])
+    assert objective.surrogate(log_ratio, torch.tensor(1.0)).tolist() == pytest.approx([-1, -1.2, -1.2])
 
 
 def test_the_kl_may_be_to_the_policy_that_wrote_the_answer() -> None:

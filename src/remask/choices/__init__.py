@@ -2,8 +2,8 @@
 
 A choice is a type, so that mypy and the configs check it, and carries its meanings: `values` and `meanings` read them.
 The options of the command line, the tables in docs/configuration.md and the functions that act on a choice take it from
-here. A name that a function does not know is refused by `refuse_unknown`. `methods` has the choices that make a method,
-`machines` those of models, data and machines.
+here. A name that a function does not know is refused by `refuse_unknown`. `methods` has the choices of fine-tuning and
+sampling, `policies` those of reinforcement learning and preferences, `machines` those of models, data and machines.
 """
 
 from __future__ import annotations
@@ -26,32 +26,37 @@ from remask.choices.machines import (
     StrategyName,
 )
 from remask.choices.methods import (
-    AdvantageName,
-    AnchorName,
-    Backward,
     CacheName,
     Diagnostics,
-    KlName,
-    LevelName,
-    LikelihoodName,
     NoiseScheduleName,
     NormaliserName,
-    OnBadReward,
-    PolicyName,
-    PolicyNormaliserName,
-    PreferenceLikelihoodName,
-    PreferenceName,
     ProbePolicy,
     RateName,
     ReferenceName,
     RevealName,
     ScheduleName,
-    ScopeName,
     SignalName,
     TimePerName,
     TransformName,
     TuningName,
     WeightName,
+)
+from remask.choices.policies import (
+    AdvantageName,
+    AnchorName,
+    Backward,
+    KlName,
+    LevelName,
+    LikelihoodName,
+    LossName,
+    NegativesName,
+    OnBadReward,
+    PolicyName,
+    PolicyNormaliserName,
+    PreferenceLikelihoodName,
+    PreferenceName,
+    ScopeName,
+    UnitName,
 )
 
 __all__ = [
@@ -69,7 +74,9 @@ __all__ = [
     "KlName",
     "LevelName",
     "LikelihoodName",
+    "LossName",
     "Meanings",
+    "NegativesName",
     "NoiseScheduleName",
     "NormaliserName",
     "OnBadReward",
@@ -95,6 +102,7 @@ __all__ = [
     "TimePerName",
     "TransformName",
     "TuningName",
+    "UnitName",
     "WeightName",
     "meanings",
     "refuse_unknown",

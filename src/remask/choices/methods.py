@@ -1,10 +1,10 @@
-"""The choices that make a method: of fine-tuning, likelihoods, reinforcement learning, preferences and sampling."""
+"""The choices that make a method of fine-tuning or of sampling."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from remask.choices.choice import Meanings, meanings
+from remask.choices.choice import Meanings
 
 # ---- fine-tuning: one objective, four choices (docs/theory.md §5) ------------------------------
 
@@ -139,137 +139,6 @@ Diagnostics = Annotated[
             "none where the model has more than 1 B weights",
             "on": "on 128 rows at most",
             "off": "on none",
-        }
-    ),
-]
-
-
-# ---- likelihoods (docs/theory.md §8) ------------------------------
-
-LikelihoodName = Annotated[
-    Literal["mean_field", "elbo", "elbo_coupled", "coupled", "trajectory"],
-    Meanings(
-        {
-            "mean_field": "Σ log p of every token with the whole answer masked: one forward, no bound",
-            "elbo": "a random number of tokens masked in each draw: unbiased for the ELBO",
-            "elbo_coupled": "a mask and its complement in each draw: unbiased for the ELBO (ESPO)",
-            "coupled": "the whole answer masked, then a mask and its complement: a proxy (DiffuCoder)",
-            "trajectory": "each token on the canvas before the step that wrote it (TraceRL, d2)",
-        }
-    ),
-]
-
-PreferenceLikelihoodName = Annotated[
-    Literal["elbo", "elbo_coupled", "mean_field"],
-    Meanings({name: meanings(LikelihoodName)[name] for name in ("elbo", "elbo_coupled", "mean_field")}),
-]
-
-AnchorName = Annotated[
-    Literal["reference", "old"],
-    Meanings(
-        {
-            "reference": "the model that the run began with, or its last copy (reference.sync_every)",
-            "old": "the policy that wrote the answers (TraceRL)",
-        }
-    ),
-]
-
-Backward = Annotated[
-    Literal["draw", "whole"],
-    Meanings(
-        {
-            "draw": "one noise draw at a time: memory does not grow with the draws, but all draws except one may be "
-            "read twice",
-            "whole": "all draws at once",
-        }
-    ),
-]
-
-
-# ---- reinforcement learning and preferences (docs/theory.md §9) ------------------------------
-
-PolicyName = Annotated[
-    str,
-    Meanings(
-        {
-            "espo": "the whole answer is one action, its likelihood the ELBO",
-            "diffu-grpo": "d1: a ratio per token of mean-field likelihoods",
-            "coupled-grpo": "DiffuCoder: a ratio per token, likelihoods from a mask and its complement",
-            "wd1": "likelihoods weighted by the softmax of advantages, no ratio",
-            "d2": "d2-StepMerge: a ratio per token on the answer's own trajectory, in 16 parts",
-            "tracerl-blocks": "TraceRL: the same step by step, its KL to the policy that wrote the answer",
-            "token-elbo": "ablation of espo: a ratio per token",
-            "sequence-mean-field": "ablation of espo: mean-field likelihood",
-            "token-mean-field": "ablation of espo: a ratio per token of mean-field likelihoods",
-            "gspo-elbo": "another name for espo",
-            "gspo-mean-field": "another name for sequence-mean-field",
-            "grpo-elbo": "another name for token-elbo",
-        }
-    ),
-]
-
-ScopeName = Annotated[
-    Literal["canvas", "until_eos"],
-    Meanings(
-        {
-            "canvas": "the whole canvas, with the EOS tokens that fill it",
-            "until_eos": "the answer up to its end; what fills the canvas is masked and not scored",
-        }
-    ),
-]
-
-LevelName = Annotated[
-    Literal["token", "sequence", "whole", "none"],
-    Meanings(
-        {
-            "token": "a ratio of likelihoods for each token",
-            "sequence": "one ratio for the answer: the geometric mean of its tokens' ratios",
-            "whole": "one ratio for the answer: the product of its tokens' ratios",
-            "none": "no ratio: the likelihood itself, weighted by the advantage",
-        }
-    ),
-]
-
-KlName = Annotated[
-    Literal["k1", "k2", "k3", "none"],
-    Meanings(
-        {
-            "k1": "d = log p − log p_ref, whose gradient is 0 on average",
-            "k2": "d²/2, with the gradient of KL(policy ‖ reference)",
-            "k3": "e^(−d) + d − 1, with the gradient of KL(reference ‖ policy)",
-            "none": "no KL",
-        }
-    ),
-]
-
-AdvantageName = Annotated[
-    Literal["mean", "normalised", "leave_one_out", "softmax"],
-    Meanings(
-        {
-            "mean": "reward − the group's mean",
-            "normalised": "that divided by the group's standard deviation",
-            "leave_one_out": "reward − the mean of the group's other rewards",
-            "softmax": "softmax(A) − softmax(−A), with A = reward − mean (wd1; needs level none)",
-        }
-    ),
-]
-
-PolicyNormaliserName = Annotated[
-    Literal["sequences", "tokens", "groups"],
-    Meanings({"sequences": "answers", "tokens": "scored tokens", "groups": "groups: prompts with their answers"}),
-]
-
-OnBadReward = Annotated[
-    Literal["error", "skip"],
-    Meanings({"error": "stop", "skip": "leave that completion out and count it"}),
-]
-
-PreferenceName = Annotated[
-    str,
-    Meanings(
-        {
-            "vrpo": "eight draws, the same ones for policy and reference (LLaDA 1.5)",
-            "dpo": "the plain estimate: one draw, and another one for the reference",
         }
     ),
 ]

@@ -14,6 +14,8 @@ from remask.choices import (
     KlName,
     LevelName,
     LikelihoodName,
+    LossName,
+    NegativesName,
     OnBadReward,
     OverLongPrompt,
     PolicyName,
@@ -21,6 +23,7 @@ from remask.choices import (
     PromptStyle,
     Quantization,
     ScopeName,
+    UnitName,
 )
 from remask.config.common import DecodingConfig, EngineConfig, LoraConfig
 from remask.config.read import STRICT
@@ -39,29 +42,49 @@ class PolicyChoicesConfig:
     scope: ScopeName | None = None
     """Which positions are scored."""
     prompt_mask: float | None = None
-    """Share of the prompt's tokens masked by mean_field."""
+    """Share of the prompt's tokens masked by mean_field, and by block_random, there of earlier blocks too."""
     fresh_noise: bool | None = None
     """Draw new noise for every inner update (old and reference are scored on each), or keep the rollout's."""
+    block_length: int | None = None
+    """With block_random: tokens of a block (0: those that answers are sampled in)."""
     steps_together: int | None = None
-    """With trajectory: distinct steps whose tokens are scored in one forward (1)."""
+    """With trajectory, left_to_right and pseudo: distinct steps whose tokens are scored in one forward (1)."""
     segments: int | None = None
-    """With trajectory: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
+    """With those: parts that the whole trajectory is cut into instead (0: steps_together decides)."""
+    pick: int | None = None
+    """With those: so many of the views are scored, drawn anew for every inner update (0: all)."""
+    negatives: NegativesName | None = None
+    """How the draws of an answer are combined where its advantage is not positive."""
+    power: float | None = None
+    """With negatives power: the exponent (beta)."""
+    power_share: float | None = None
+    """With negatives power: its share in the mixture with the mean (omega)."""
     level: LevelName | None = None
-    """The unit whose ratio is clipped."""
+    """The unit that has a ratio of likelihoods."""
+    loss: LossName | None = None
+    """What is made of the ratio."""
+    weight_cap: float | None = None
+    """With loss self_normalised: the most that a ratio counts."""
+    reward_scale: float | None = None
+    """With loss square: the nats that an advantage of 1 is to be worth (beta)."""
     clip_low: float | None = None
     """Ratios are clipped below 1 - clip_low."""
     clip_high: float | None = None
     """Ratios are clipped above 1 + clip_high."""
+    dual_clip: float | None = None
+    """The most that a ratio counts where the advantage is negative, above 1 (0: no limit)."""
     kl: KlName | None = None
     """Estimator of the KL."""
     kl_anchor: AnchorName | None = None
-    """What the KL is to."""
+    """What the KL, and the distance of loss square, is to."""
     kl_weight: float | None = None
     """Weight of the KL in the loss (beta)."""
     advantage: AdvantageName | None = None
     """How a group's rewards become advantages."""
     normaliser: PolicyNormaliserName | None = None
     """What the loss is divided by, counted over the whole optimiser step."""
+    unit: UnitName | None = None
+    """What counts alike within an answer, and as one where the loss is divided by tokens."""
 
     own: dict[str, float] = field(default_factory=dict)
     """Parameters of an objective of your own (file.py:Class), by their names."""

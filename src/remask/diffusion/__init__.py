@@ -11,6 +11,8 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `likelihood`: estimates of how likely a model finds an answer
 - `estimators`: all of them by name
 - `trajectory`: the likelihood of the way an answer was written
+- `quadrature`: the ELBO at fixed shares masked
+- `block_random`: canvases as in sampling by blocks, and a bound from above
 - `draw_by_draw`: the gradient of a loss of such estimates, in the memory of one draw
 - `any_order`: the exact likelihood of a short answer, and bounds on that of a longer one
 - `halves`: every token scored once, with about half of the others revealed

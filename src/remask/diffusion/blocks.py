@@ -71,3 +71,19 @@ def lowest_of_each(
     starts = torch.full((len(order), size), last, device=order.device)
     starts.scatter_reduce_(1, torch.where(among, block, 0), first, "amin")
     return (number - starts.gather(1, block.clamp(0, size - 1)) < count) & among
+
+
+def places(batch: Canvas) -> Int[Tensor, "B L"]:
+    """Return each token's place in the answer, from 0 at its first; below 0 before it."""
+    first = batch.corruptible.long().argmax(-1, keepdim=True)
+    return torch.arange(batch.ids.shape[1], device=batch.ids.device) - first
+
+
+def answer_blocks(batch: Canvas, length: int) -> Int[Tensor, "B L"]:
+    """Return the number of each token's block of the answer, of `length` tokens each (0: one block). A block model has
+    its own.
+    """
+    if batch.block is not None:
+        return batch.block
+    place = places(batch)
+    return place.div(length, rounding_mode="floor") if length else torch.zeros_like(place)

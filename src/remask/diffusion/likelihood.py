@@ -86,6 +86,17 @@ class Estimator:
         """Return the views of each draw."""
         return [self.views(batch, draw, mask_id) for draw in noise]
 
+    def shares(self, batch: Canvas, draws: Draws, *, of_views: bool = False) -> Float[Tensor, "B L"]:
+        """Return what each token counts in its row: 1, 0 where it is not scored. of_views: the scored tokens of a view
+        share 1 instead, where each token is scored in one view.
+        """
+        if of_views:
+            raise UserError(
+                "the unit view with a likelihood that scores a token in several views",
+                mend="set choices.unit to token, or take a likelihood of trajectories",
+            )
+        return scored_tokens(batch).float()
+
 
 def scored_tokens(batch: Canvas) -> Bool[Tensor, "B L"]:
     """Return which tokens a likelihood is taken over: those that may be masked and may carry loss."""
@@ -96,10 +107,15 @@ def elbo_views(batch: Canvas, noise: Noise, mask_id: int) -> tuple[View, ...]:
     """Mask k = 1 + ⌊τ·n⌋ tokens of a row, each weighing n/k. This is unbiased for the ELBO, as k is uniform on 1..n and
     the k tokens with the smallest u are a uniform choice. In a block model, n, k and τ are each block's.
     """
+    return share_views(batch, noise.u, _tau(batch, noise), mask_id)
+
+
+def share_views(batch: Canvas, u: Float[Tensor, "B L"], tau: Float[Tensor, "B #L"], mask_id: int) -> tuple[View, ...]:
+    """Mask the k = 1 + ⌊τ·n⌋ tokens of lowest u, each weighing n/k, of a row or of each block."""
     scored = scored_tokens(batch)
     n = counts(scored, batch.block)
-    count = (1 + (_tau(batch, noise) * n).long()).clamp(max=n)
-    mask = lowest_of_each(noise.u, count, scored, batch.block)
+    count = (1 + (tau * n).long()).clamp(max=n)
+    mask = lowest_of_each(u, count, scored, batch.block)
     return (_view(batch, mask, mask_id, n / count.clamp(min=1)),)
 
 

@@ -24,8 +24,17 @@ def centred(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
 
 def normalised(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     """Return (r − mean)/std (GRPO, arXiv 2402.03300), std over the group with G − 1; 0 where rewards are equal."""
-    std = spread(reward)[:, None]
-    return torch.where(std > MIN_SPREAD, centred(reward) / std, 0.0)
+    return _over(spread(reward), reward)
+
+
+def normalised_population(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """Return (r − mean)/std, std over the group with G (TraceRL, arXiv 2509.06949); 0 where rewards are equal."""
+    count = reward.isfinite().sum(-1).clamp(min=1)
+    return _over(spread(reward) * ((count - 1) / count).sqrt(), reward)
+
+
+def _over(std: Float[Tensor, "P"], reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    return torch.where(std[:, None] > MIN_SPREAD, centred(reward) / std[:, None], 0.0)
 
 
 def leave_one_out(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
@@ -47,6 +56,7 @@ def softmax(reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
 ADVANTAGES: dict[AdvantageName, Callable[[Tensor], Tensor]] = {
     "mean": centred,
     "normalised": normalised,
+    "normalised_population": normalised_population,
     "leave_one_out": leave_one_out,
     "softmax": softmax,
 }

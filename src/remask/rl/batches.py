@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -68,7 +68,10 @@ class PolicyBatch:
 
     advantage: that of each token. version: the optimiser steps behind the weights that wrote the rows; the policy has
     not moved since where it is the step's own number. old: what the policy that wrote them says of each token, draw by
-    draw. reference: the reference model's likelihood.
+    draw. reference: the reference model's likelihood. place: each row's place in the rollout.
+
+    now and group are read before an optimiser step where answers are compared within their group (`rl.in_groups`): what
+    the policy says of each token by then, draw by draw, and what its group says of each row.
     """
 
     canvas: Canvas
@@ -78,6 +81,9 @@ class PolicyBatch:
     version: int
     old: list[Tensor] | None = None
     reference: Float[Tensor, "B W"] | None = None
+    place: Int[Tensor, "B"] | None = None
+    now: list[Tensor] | None = None
+    group: Float[Tensor, "B"] | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> PolicyBatch:
         """Return the batch with every tensor changed."""
@@ -89,6 +95,7 @@ class PolicyBatch:
             counted=change(self.counted),
             old=None if self.old is None else [change(value) for value in self.old],
             reference=None if self.reference is None else change(self.reference),
+            place=None if self.place is None else change(self.place),
         )
 
     def to(self, device: torch.device) -> PolicyBatch:
@@ -114,6 +121,7 @@ def batches_of(rollout: Rollout, plan: Plan, *, draws: int, fresh: bool, seed: i
                 rollout.advantage[rows],
                 rollout.counted[rows],
                 rollout.version,
+                place=rows,
             )
             yield _rows(batch, torch.arange(len(rows)))
 
@@ -162,6 +170,7 @@ def _joined(batches: Sequence[PolicyBatch]) -> PolicyBatch:
         batches[0].version,
         None if batches[0].old is None else [joined(values) for values in _level(batches)],
         None if batches[0].reference is None else joined([_there(batch.reference) for batch in batches]),
+        None if batches[0].place is None else torch.cat([_there(batch.place) for batch in batches]),
     )
 
 

@@ -110,6 +110,7 @@ def _tensors(batch: PolicyBatch) -> dict[str, Tensor]:
         "counted": batch.counted,
         "version": torch.tensor(batch.version),
         "reference": batch.reference,
+        "place": batch.place,
         **{f"old{k}": value for k, value in enumerate(batch.old or [])},
     }
     noise = {f"{name}{k}": value for k, draw in enumerate(batch.noise) for name, value in draw.tensors().items()}
@@ -135,6 +136,7 @@ def _batch(own: dict[str, Tensor], step: int) -> PolicyBatch:
         int(own.get("version", wrote)),
         old or None,
         own.get("reference"),
+        own.get("place"),
     )
 
 

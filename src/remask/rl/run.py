@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from remask.config import RlConfig
-from remask.errors import UserError
+from remask.diffusion.blocks import attention_of
 from remask.models.facts import Facts
 from remask.progress import working
 from remask.rl.apart import set_apart
@@ -27,7 +27,6 @@ from remask.rl.problems import (
     SAMPLED,
     asking_of,
     benchmarks_of,
-    check_data,
     decoding_of,
     held_out_of,
     held_out_tasks,
@@ -38,6 +37,13 @@ from remask.rl.ranks import tell
 from remask.rl.rewards import Reward, parse_rewards
 from remask.rl.rollout import Rollout, RolloutMaker
 from remask.rl.rollout_rows import Layout
+from remask.rl.settings import (
+    check_groups_are_whole,
+    check_numbers,
+    in_blocks_of,
+    tell_what_has_no_effect,
+    tell_what_was_not_sampled,
+)
 from remask.rl.trainer import PolicyTrainer
 from remask.sampling.engine import engine_of
 from remask.sampling.schedule import Decoding
@@ -45,11 +51,6 @@ from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
 from remask.training.folder import (
-    MOST,
-    MOST_DRAWS,
-    check_engine,
-    check_least,
-    check_most,
     digest,
 )
 from remask.training.lines import Lines
@@ -58,8 +59,6 @@ from remask.training.presets import recorded
 from remask.training.reference import Reference
 from remask.training.run import Job, Outcome, carry_out, in_folder, last_evaluation, trainer_errors
 
-MOST_LAG = 64
-"""The most rollouts that may wait for their use."""
 FREE_ON_RESUME = frozenset(
     {
         "rewards.timeout",
@@ -79,6 +78,7 @@ def run_rl(config: RlConfig, *, label: str | None = None, quiet: bool = False) -
     started = time.perf_counter()
     check_numbers(config)
     objective = resolve(config.objective, **config.choices.given())
+    check_groups_are_whole(config, objective)
 
     def train(folder: Path, checkpoint: Path | None) -> Outcome:
         with ExitStack() as ending:
@@ -138,58 +138,6 @@ def _job(
     )
 
 
-def check_numbers(config: RlConfig) -> None:
-    """Raises UserError for a setting out of its range, before anything is read or written."""
-    check_engine(config)
-    rollout = config.rollout
-    check_least(
-        {
-            "seed": (config.seed, 0),
-            "max_steps": (config.max_steps, 1),
-            "problems": (config.problems, 1),
-            "rollout.prompts": (rollout.prompts, 1),
-            "rollout.inner_updates": (rollout.inner_updates, 1),
-            "rollout.minibatches": (rollout.minibatches, 1),
-            "rollout.batch_size": (rollout.batch_size, 1),
-            "rollout.max_prompt_tokens": (rollout.max_prompt_tokens, 1),
-            "rollout.keep": (rollout.keep, -1),
-            "rollout.max_lag": (rollout.max_lag, 0),
-            "held_out.n": (config.held_out.n, 1),
-            "held_out.batch_size": (config.held_out.batch_size, 1),
-            "reference.sync_every": (config.reference.sync_every, 0),
-            "rewards.timeout": (config.rewards.timeout, 0),
-        }
-    )
-    check_most(
-        {
-            "rollout.prompts × rollout.completions": (rollout.prompts * rollout.completions, MOST),
-            "rollout.inner_updates": (rollout.inner_updates, MOST),
-            "rollout.minibatches": (rollout.minibatches, MOST),
-            "rollout.max_lag": (rollout.max_lag, MOST_LAG),
-            "held_out.n": (config.held_out.n, MOST),
-            "problems": (config.problems, MOST),
-            "choices.draws": (config.choices.draws, MOST_DRAWS),
-        }
-    )
-    if rollout.completions < 2:
-        raise UserError(
-            f"rollout.completions = {rollout.completions}: an answer's advantage is over the others of its group",
-            mend="give 2 or more",
-        )
-    if config.lora.dropout:
-        raise UserError(
-            f"lora.dropout = {config.lora.dropout}: with dropout a policy's ratio to itself would not be 1",
-            mend="set it to 0",
-        )
-    for name, value in (("temperature", 0), ("top_k", 1)):
-        if getattr(rollout.decoding, name) == value and rollout.decoding.reveal != "random":
-            raise UserError(
-                f"rollout.decoding.{name} = {value}: all answers of a group would be the same",
-                mend=f"give it more than {value}",
-            )
-    check_data(config)
-
-
 def _build(
     config: RlConfig, folder: Path, objective: PolicyObjective, ending: ExitStack
 ) -> tuple[PolicyTrainer, Any, dict[str, Any]]:
@@ -197,7 +145,7 @@ def _build(
     ends what is begun for it.
     """
     state = PartialState(cpu=config.device == "cpu")
-    _tell_what_has_no_effect(config, objective)
+    tell_what_has_no_effect(config, objective)
     plan = _plan(config, state)
     args = _arguments(config, folder, plan)
     # What can be looked at before weights are loaded is; rewards again below, where the canvas is known.
@@ -214,6 +162,8 @@ def _build(
     )
     asking = asking_of(config, known.prompt_style)
     decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
+    objective = in_blocks_of(objective, decoding, attention_of(model))
+    tell_what_was_not_sampled(objective, decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)
     if apart is not None:
@@ -291,13 +241,6 @@ def _maker(
         rollout.batch_size,
         rollout.keep,
     )
-
-
-def _tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> None:
-    if config.trainer.eval_steps and held_out_tasks(config) is None:
-        tell("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)")
-    if config.reference.sync_every and not objective.uses_reference:
-        tell("reference.sync_every has no effect: the objective has no KL")
 
 
 def _described(

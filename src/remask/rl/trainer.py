@@ -7,7 +7,6 @@ micro-batches of μ passes. The trainer's own part is `compute_loss`. What a met
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -18,11 +17,14 @@ from transformers import TrainingArguments
 
 from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.draw_by_draw import draw_by_draw
-from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood, scored_tokens
+from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate, likelihood
 from remask.diffusion.reader import Reader
+from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
 from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.held_out import HeldOut
+from remask.rl.in_groups import from_group, group_means, to_group
+from remask.rl.loading import RolloutLoader, Silence
 from remask.rl.policy_loss import PolicyObjective, PolicyTerms, policy_terms, rows_counted
 from remask.rl.ranks import tell
 from remask.rl.rollout import Rollout, RolloutMaker
@@ -31,55 +33,6 @@ from remask.training.rows import no_sync
 from remask.training.sharding import whole
 from remask.training.trainer import DiffusionTrainer, Prepared
 from remask.training.window import Window
-
-
-class Silence:
-    """A counter of rollouts in a row whose groups all have equal rewards: from those, no policy gradient follows."""
-
-    FIRST = 5
-
-    def __init__(self) -> None:
-        self.rollouts = self.seen = 0
-        self._next = self.FIRST
-
-    def saw(self, rollout: Rollout) -> str | None:
-        """Return what there is to tell after this rollout, or None: after five in a row, and whenever there are twice
-        as many.
-        """
-        self.seen += 1
-        self.rollouts = self.rollouts + 1 if rollout.statistics["zero_spread"] == 1 else 0
-        if self.rollouts < self._next:
-            self._next = self.FIRST if not self.rollouts else self._next
-            return None
-        self._next *= 2
-        return self.warning()
-
-    def warning(self) -> str:
-        """Return a message that says that nothing is learned, and what to do about it."""
-        return (
-            f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
-            "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
-            "(--rollout.completions) or a higher temperature (--rollout.decoding.temperature)"
-        )
-
-
-class RolloutLoader:
-    """A loader gives micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next
-    rollout's.
-
-    max_lag: rollouts made ahead of the one in use. 0 makes each when the one before it is used up.
-    """
-
-    def __init__(self, fill: Callable[[int], Sequence[PolicyBatch]], *, max_lag: int = 0, per_rollout: int = 1) -> None:
-        self.fill, self.number, self.most_waiting = fill, 0, max_lag * per_rollout
-        self.buffer: deque[PolicyBatch] = deque()
-
-    def __iter__(self) -> Iterator[PolicyBatch]:
-        while True:
-            while len(self.buffer) <= self.most_waiting:
-                self.buffer.extend(self.fill(self.number))
-                self.number += 1
-            yield self.buffer.popleft()
 
 
 class PolicyTrainer(DiffusionTrainer):
@@ -115,9 +68,10 @@ class PolicyTrainer(DiffusionTrainer):
         self._of_rollouts: list[dict[str, float]] = []
         keywords.setdefault("eval_dataset", [] if held_out is None else held_out.prompts)
         super().__init__(model, args, **keywords)
-        if objective.likelihood == "trajectory" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if isinstance(objective.estimator, Trajectory) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
-                "likelihood trajectory with sharded weights: processes would take different numbers of forwards",
+                f"likelihood {objective.likelihood} with sharded weights: processes would take different numbers of "
+                "forwards",
                 where=args.output_dir,
                 mend="train on whole weights (one GPU, or DDP), or take another likelihood",
             )
@@ -168,7 +122,7 @@ class PolicyTrainer(DiffusionTrainer):
 
     @property
     def _by_draw(self) -> bool:
-        several = self.objective.draws > 1 or self.objective.likelihood == "trajectory"
+        several = self.objective.draws > 1 or isinstance(self.objective.estimator, Trajectory)
         return several and not self.whole_backward
 
     @torch.no_grad()
@@ -183,6 +137,14 @@ class PolicyTrainer(DiffusionTrainer):
     def _draws(self, batch: PolicyBatch) -> Draws:
         return self.objective.estimator.draws(batch.canvas, batch.noise, self.mask_id)
 
+    def _shares(self, batch: PolicyBatch, draws: Draws) -> Tensor:
+        return self.objective.shares(batch.canvas, draws)
+
+    def _known(self, batch: PolicyBatch, draws: Draws) -> list[Tensor] | None:
+        """What the policy says of each draw as it is, where that has been read."""
+        known = batch.old if self._is_on_policy(batch) else batch.now
+        return known if len(known or ()) == len(draws) else None
+
     def _is_on_policy(self, batch: PolicyBatch) -> bool:
         """Whether the policy has not moved since it wrote these answers."""
         return batch.version == self.state.global_step
@@ -193,11 +155,48 @@ class PolicyTrainer(DiffusionTrainer):
         return list(islice(epoch_iterator, count))
 
     def prepare(self, batches: list[PolicyBatch], device: torch.device) -> Prepared:
-        """Return the micro-batches as they are, and how many answers, tokens or groups are in them."""
+        """Return the micro-batches as they are, and how many answers, tokens or groups are in them. Where answers are
+        compared within their groups, the policy first reads them all.
+        """
+        if self.objective.uses_groups:
+            self._compare_in_groups(batches)
         size = self.maker.completions
-        counts = [rows_counted(self.objective, b.counted, scored_tokens(b.canvas), size) for b in batches]
+        counts = [rows_counted(self.objective, b.counted, self._shares(b, self._draws(b)), size) for b in batches]
         inputs = [{"batch": batch, "input_ids": batch.canvas.ids} for batch in batches]
         return inputs, sum(counts, torch.zeros((), device=device))
+
+    def _compare_in_groups(self, batches: list[PolicyBatch]) -> None:
+        """Read the step's micro-batches without gradient, and set what its group says of each row."""
+        size = self.maker.completions
+        for batch in batches:
+            known = batch.old if self._is_on_policy(batch) else None
+            batch.now = known or self._values(self.reader(self.model), batch)
+        own = [self._to_group(batch) for batch in batches]
+        group = [batch.place // size for batch in batches if batch.place is not None]
+        counted = [batch.counted for batch in batches]
+        several = self.args.world_size > 1
+        means = group_means(
+            own,
+            group,
+            counted,
+            self.plan.rows // size,
+            summed=lambda total: self.accelerator.reduce(total, "sum") if several else total,
+        )
+        for batch, value, number in zip(batches, own, group, strict=True):
+            batch.group = from_group(self.objective, value, means[number])
+
+    def _to_group(self, batch: PolicyBatch) -> Tensor:
+        """What each row adds to the mean of its group. A weight is of means over draws, whatever the loss combines."""
+        assert batch.now is not None
+        objective, draws = self.objective, self._draws(batch)
+        combine = objective.combine(batch.advantage) if objective.loss == "square" else objective.estimator.combine
+        current = likelihood(combine(batch.now, draws), batch.canvas)
+        anchor = current
+        if objective.loss == "square" and batch.reference is not None:
+            anchor = likelihood(batch.reference, batch.canvas)
+        elif batch.old is not None and not self._is_on_policy(batch):
+            anchor = likelihood(combine(batch.old, draws), batch.canvas)
+        return to_group(objective, current, anchor, self._shares(batch, draws))
 
     def compute_loss(
         self,
@@ -215,12 +214,13 @@ class PolicyTrainer(DiffusionTrainer):
         read: list[tuple[Likelihood, PolicyTerms]] = []
 
         def loss_of(current: Likelihood) -> Tensor:
-            terms = self._terms(current, batch)
+            terms = self._terms(current, batch, shares)
             self._refuse_nonfinite(terms)
             read.append((current, terms))
             return torch.where(batch.counted, terms.row, 0.0).sum() / total * self.args.world_size
 
         draws, combine = self._draws(batch), self.objective.combine(batch.advantage)
+        shares = self._shares(batch, draws)
         if self._by_draw:
             loss = draw_by_draw(
                 self.reader(model),
@@ -229,20 +229,20 @@ class PolicyTrainer(DiffusionTrainer):
                 loss_of,
                 backward=self.backward,
                 combine=combine,
-                known=batch.old if self._is_on_policy(batch) and len(batch.old or ()) == len(draws) else None,
+                known=self._known(batch, draws),
                 no_sync=lambda: no_sync(self, model),
             )
         else:
             loss = loss_of(estimate(self.reader(model), batch.canvas, draws, combine))
-        self._micro.append(self._measured(*read[0], batch))
+        self._micro.append(self._measured(*read[0], batch, shares > 0))
         return loss
 
-    def _terms(self, current: Likelihood, batch: PolicyBatch) -> PolicyTerms:
+    def _terms(self, current: Likelihood, batch: PolicyBatch, shares: Tensor) -> PolicyTerms:
         old = None
         if batch.old is not None and not self._is_on_policy(batch):
             old = likelihood(self._combined(batch.old, batch), batch.canvas)
         reference = None if batch.reference is None else likelihood(batch.reference, batch.canvas)
-        return policy_terms(self.objective, batch.advantage, current, old, reference, scored_tokens(batch.canvas))
+        return policy_terms(self.objective, batch.advantage, current, old, reference, shares, batch.group)
 
     def _refuse_nonfinite(self, terms: PolicyTerms) -> None:
         if not torch.isfinite(terms.row.detach()).all():
@@ -252,16 +252,18 @@ class PolicyTrainer(DiffusionTrainer):
                 mend="start anew with a lower trainer.learning_rate; checkpoints, if any, are whole",
             )
 
-    def _measured(self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch) -> dict[str, Tensor]:
+    def _measured(
+        self, current: Likelihood, terms: PolicyTerms, batch: PolicyBatch, scored: Tensor
+    ) -> dict[str, Tensor]:
         """Sums over this micro-batch, for `log` to divide."""
-        per_token = current.sequence.detach() / current.scored.clamp(min=1)
+        per_token = current.sequence.detach() / scored.sum(-1).clamp(min=1)
         described = {
             "rows": torch.tensor(float(len(per_token))),
             "elbo_per_token": per_token.sum().cpu(),
             "kl": terms.kl.sum().cpu(),
             "tokens": batch.canvas.attended.sum().float().cpu(),
         }
-        if self.objective.level != "none":
+        if self.objective.has_ratio:
             described |= {
                 "ratios": torch.tensor(float(len(terms.ratio))),
                 "ratio_mean": terms.ratio.sum().cpu(),
@@ -300,7 +302,7 @@ class PolicyTrainer(DiffusionTrainer):
             shown["ratio_max"] = sums.pop("ratio_max").max().item()
         for name, values in sums.items():
             shown[name] = (values.sum() / (rows if name in ("elbo_per_token", "kl") else ratios)).item()
-        if not self.objective.uses_reference:
+        if not (self.objective.uses_kl and self.objective.uses_reference):
             shown.pop("kl")
         return shown
 

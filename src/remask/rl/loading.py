@@ -1,0 +1,58 @@
+"""Micro-batches without end, from rollouts that are made when they are needed; and what is told of silent ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from remask.rl.batches import PolicyBatch
+from remask.rl.rollout import Rollout
+
+
+class Silence:
+    """A counter of rollouts in a row whose groups all have equal rewards: from those, no policy gradient follows."""
+
+    FIRST = 5
+
+    def __init__(self) -> None:
+        self.rollouts = self.seen = 0
+        self._next = self.FIRST
+
+    def saw(self, rollout: Rollout) -> str | None:
+        """Return what there is to tell after this rollout, or None: after five in a row, and whenever there are twice
+        as many.
+        """
+        self.seen += 1
+        self.rollouts = self.rollouts + 1 if rollout.statistics["zero_spread"] == 1 else 0
+        if self.rollouts < self._next:
+            self._next = self.FIRST if not self.rollouts else self._next
+            return None
+        self._next *= 2
+        return self.warning()
+
+    def warning(self) -> str:
+        """Return a message that says that nothing is learned, and what to do about it."""
+        return (
+            f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
+            "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
+            "(--rollout.completions) or a higher temperature (--rollout.decoding.temperature)"
+        )
+
+
+class RolloutLoader:
+    """A loader gives micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next
+    rollout's.
+
+    max_lag: rollouts made ahead of the one in use. 0 makes each when the one before it is used up.
+    """
+
+    def __init__(self, fill: Callable[[int], Sequence[PolicyBatch]], *, max_lag: int = 0, per_rollout: int = 1) -> None:
+        self.fill, self.number, self.most_waiting = fill, 0, max_lag * per_rollout
+        self.buffer: deque[PolicyBatch] = deque()
+
+    def __iter__(self) -> Iterator[PolicyBatch]:
+        while True:
+            while len(self.buffer) <= self.most_waiting:
+                self.buffer.extend(self.fill(self.number))
+                self.number += 1
+            yield self.buffer.popleft()
