@@ -342,6 +342,12 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
 
 
 @pytest.mark.shared
+def test_a_model_of_another_clean_stream_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "NemotronLabsDiffusionModel", "vocab_size": 9}))
+    with pytest.raises(UserError, match="a Nemotron-Labs-Diffusion model: .* which Remask does not compute"):
+        load(tmp_path)
+
+
 def test_a_block_longer_than_the_model_is_refused() -> None:
     with pytest.raises(UserError, match="blocks of 513 tokens, and the model has 512 positions"):
         load("tiny-direct", attention="block:513")

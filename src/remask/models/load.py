@@ -41,6 +41,12 @@ EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """The model types whose tokenizer files name a class of theirs, and the class of transformers that reads them."""
 
+UNREAD = {
+    "NemotronLabsDiffusionModel": "a Nemotron-Labs-Diffusion model: its clean tokens attend from left to right inside "
+    "a block, and its noised ones to the whole of it, which Remask does not compute",
+}
+"""The types of diffusion models that are known but not read, and why."""
+
 LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
 """The model types that LLaDA-MoE checkpoints give; those with experts are read as LLaDA-MoE."""
 
@@ -209,6 +215,8 @@ def load_config(folder: str) -> Any:
         folder = str(stored.parent)
     try:
         values, _ = PreTrainedConfig.get_config_dict(folder)
+        if unread := UNREAD.get(str(values.get("model_type"))):
+            raise UserError(unread, where=folder, mend="docs/models.md lists the models that are read")
         if values and (lacking := [names[0] for names in SIZES if not any(values.get(name) for name in names)]):
             raise UserError(
                 f"config.json lacks {', '.join(lacking)}", where=folder, mend="take the whole config of the checkpoint"
