@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
 @pytest.mark.shared
 def test_a_model_of_another_clean_stream_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "NemotronLabsDiffusionModel", "vocab_size": 9}))
-    with pytest.raises(UserError, match="a Nemotron-Labs-Diffusion model: .* which Remask does not compute"):
+    with pytest.raises(UserError, match=r"a Nemotron-Labs-Diffusion model: .* which Remask does not compute"):
         load(tmp_path)
 
 
@@ -393,7 +394,7 @@ def test_fill_ends_with_a_whole_block(prompt: int, answer: int, length: int) -> 
 
 
 def test_a_run_of_a_block_model_is_loaded_as_one(tmp_path: Path) -> None:
-    """Its weights with their attention in config.json, or an adapter with the run's word for it."""
+    """Its weights with their attention in config.json, or an adapter with the run's word for it, or its own."""
     base = ("--model", "tiny-direct", "--model-attention", "block:4", "--data", "direct:sudoku:8", "--max-steps", "1")
     flags = (*base, "--trainer.report-to", "none", "--report.diagnostics", "off")
     for name, more in (("full", ()), ("lora", ("--lora.rank", "2"))):
@@ -401,6 +402,11 @@ def test_a_run_of_a_block_model_is_loaded_as_one(tmp_path: Path) -> None:
         assert main(["sft", *flags, "--objective", "gift", *more, "--output-dir", str(folder)]) == 0
         model, _ = load(folder)
         assert attention_of(model) == BlockCausal(4)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(tmp_path / "lora" / name, alone)
+    assert attention_of(load(alone)[0]) == BlockCausal(4)
 
 
 @pytest.mark.parametrize(

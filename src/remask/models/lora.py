@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from remask.config import LoraConfig
@@ -22,6 +24,8 @@ from remask.faults import is_out_of_memory
 from remask.files import from_json
 from remask.models.llada import native_name
 
+WEIGHTS = "adapter_model.safetensors"
+"""The file of an adapter's weights."""
 PEFT_PREFIX = "base_model.model."
 OFFICIAL = f"{PEFT_PREFIX}model.transformer."
 """The prefix of a tensor's name in an adapter made for LLaDA's official code."""
@@ -137,7 +141,7 @@ def base_of(folder: str) -> str:
 
 def attention_of_base(adapter: str) -> str | None:
     """Return the attention that the run which made the adapter set for its base, where it set one: run.json in the
-    adapter's folder, or in that of its checkpoint, says so.
+    adapter's folder, or in that of its checkpoint, says so, or the file of its weights.
     """
     folder = Path(adapter)
     for place in (folder, folder.parent):
@@ -145,7 +149,21 @@ def attention_of_base(adapter: str) -> str | None:
             with suppress(ValueError, AttributeError):
                 found = from_json((place / "run.json").read_text(encoding="utf-8")).get("model_attention")
                 return None if found is None else str(found)
+    with suppress(OSError, SafetensorError), safe_open(folder / WEIGHTS, framework="pt") as stored:
+        return (stored.metadata() or {}).get("attention")
     return None
+
+
+def note_attention(folder: str, attention: str | None) -> None:
+    """Write into the file of an adapter's weights which attention its base was read with, so that it is known wherever
+    the file is taken.
+    """
+    path = Path(folder) / WEIGHTS
+    if attention is None or not path.is_file():
+        return
+    unfinished = path.with_suffix(".unfinished")
+    save_file(load_file(path), unfinished, metadata={"format": "pt", "attention": attention})
+    unfinished.replace(path)
 
 
 def load_adapter(model: Any, adapter: str) -> Any:

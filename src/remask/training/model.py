@@ -16,7 +16,7 @@ from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
-from remask.models.lora import add_adapter, merge
+from remask.models.lora import add_adapter, merge, note_attention
 from remask.models.patches import exchange
 from remask.training.sharding import loaded_whole
 
@@ -68,7 +68,12 @@ def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
     """Saving asks no hub whether the base's vocabulary is as it was, which it is, and leaves the card to the run."""
     of_vocabulary = any(name in EMBEDDING_LAYER_NAMES for name in lora.targets)
     saving = partial(model.save_pretrained, save_embedding_layers=of_vocabulary)
-    exchange("adapter-saving", model, "save_pretrained", saving)
+
+    def saved(folder: str, *arguments: Any, **keywords: Any) -> None:
+        saving(folder, *arguments, **keywords)
+        note_attention(folder, getattr(model.config, "attention", None))
+
+    exchange("adapter-saving", model, "save_pretrained", saved)
     exchange("adapter-saving", model, "create_or_update_model_card", lambda folder: None)
     return model
 
