@@ -12,7 +12,8 @@ import remask
 from remask.cli import main
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "espo").glob("*.yaml"))
-SMALL = ["--rollout.prompts", "1", "--rollout.completions", "2", "--rollout.decoding.steps", "8", "--held-out.n", "1"]
+SMALL = ["--rollout.prompts", "1", "--rollout.completions", "2", "--held-out.n", "1"]
+SMALL += ["--rollout.decoding.max-new-tokens", "64", "--rollout.decoding.steps", "8"]
 
 
 @pytest.mark.shared
@@ -20,7 +21,7 @@ SMALL = ["--rollout.prompts", "1", "--rollout.completions", "2", "--rollout.deco
 def test_recipes_run_on_the_embedded_model(
     recipe: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two steps with the recipe's own settings but for the model, a small rollout in few steps, and local problems."""
+    """Two steps with the recipe's own settings but for the model, a small rollout of short answers in few steps, and local problems."""
     assert len(RECIPES) == 10
     data, task = shared / "data", recipe.stem.rpartition("-")[2]
     if task == "mbpp" and shutil.which("bwrap") is None:

@@ -23,10 +23,10 @@ from remask.diffusion.token_loss import TokenReading, read_tokens, token_cross_e
 
 @runtime_checkable
 class Kept(Protocol):
-    """What was computed of a block model's clean rows, which depends on no noise: keys and values."""
+    """Keys and values are kept of a block model's clean rows, which depend on no noise."""
 
     def tensors(self) -> list[Tensor]:
-        """Return them."""
+        """Return the keys and values."""
 
     def apart(self) -> Kept:
         """Return the same values, in which a gradient ends (`.grad` of `tensors()`)."""

@@ -109,7 +109,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is read of rows: each token's block and number in its row, and which tokens are clean ones of the pass."""
+    """Rows know each token's block, and its number in its row."""
 
     attention: BlockCausal
     attended: Bool[Tensor, "B L"]
@@ -245,14 +245,15 @@ def _pieces(at: int, blocks: list[int], first: int, before: list[int], noised: b
 def _alike(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """The pieces in groups that are computed at once."""
     among: list[Piece] = []
+    queries = keys = needed = 0
     for piece in sorted(pieces, key=lambda piece: (piece.noised, piece.size)):
-        together = [*among, piece]
-        queries, keys = (max(sizes) for sizes in zip(*(one.size for one in together), strict=True))
-        needed = sum(one.size[0] * one.size[1] for one in together)
-        if among and (among[0].noised != piece.noised or len(together) * queries * keys > WASTE * needed):
+        n, m = piece.size
+        queries, keys, needed = max(queries, n), max(keys, m), needed + n * m
+        wasteful = (len(among) + 1) * queries * keys > WASTE * needed
+        if among and (among[0].noised != piece.noised or wasteful):
             yield among
-            together = [piece]
-        among = together
+            among, queries, keys, needed = [], n, m, n * m
+        among.append(piece)
     if among:
         yield among
 

@@ -104,8 +104,8 @@ def strips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Stay:
-    """How long a token stood at its place: from the step that wrote it to the one that replaced it or masked it again;
-    the last one stays.
+    """A stay is the time of a token at its place: from the step that wrote it to the one that replaced it or masked it
+    again; the last token of a place stays.
     """
 
     shown: dict[str, Any]
