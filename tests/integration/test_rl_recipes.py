@@ -21,7 +21,9 @@ SMALL += ["--rollout.decoding.max-new-tokens", "64", "--rollout.decoding.steps",
 def test_recipes_run_on_the_embedded_model(
     recipe: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two steps with the recipe's own settings but for the model, a small rollout of short answers in few steps, and local problems."""
+    """Two steps with the recipe's own settings but for the model, a small rollout of short answers in few steps, and
+    local problems.
+    """
     assert len(RECIPES) == 10
     data, task = shared / "data", recipe.stem.rpartition("-")[2]
     if task == "mbpp" and shutil.which("bwrap") is None:
