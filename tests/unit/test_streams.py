@@ -196,6 +196,16 @@ def test_what_is_kept_of_no_clean_token_is_nothing(random_model: Any) -> None:
     torch.testing.assert_close(reader.losses(noised, canvas, mask), ModelReader(model).losses(noised, canvas, mask))
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_may_be_asked(kept: bool, random_model: Any) -> None:
+    model = block_model(random_model, BlockCausal(4), False)
+    canvas = canvas_of(model.attention, [(5, 9), (2, 6)], left=True)
+    reader = ModelReader(model).having_read(canvas) if kept else ModelReader(model)
+    found = reader.losses(canvas.ids, canvas, torch.zeros_like(canvas.attended))
+    assert found.shape == (0,)
+    found.sum().backward()
+
+
 def test_where_activations_are_computed_again_nothing_is_kept(random_model: Any) -> None:
     model = block_model(random_model, BlockCausal(4), False)
     canvas = canvas_of(model.attention, [(5, 9), (2, 6)])

@@ -148,9 +148,8 @@ def clean_batch(rows: Rows, clean: Int[Tensor, "B L"]) -> tuple[Batch, CleanRows
         "past_key_values": kept,
         "streams": _streams(rows, tokens, None, skipped=0),
     }
-    return Batch(
-        inputs, torch.zeros_like(inputs["input_ids"][0], dtype=torch.bool), inputs["position_ids"][0] == 0
-    ), kept
+    nothing = torch.zeros_like(inputs["input_ids"][0], dtype=torch.bool)
+    return Batch(inputs, nothing, nothing), kept
 
 
 def noised_batch(
@@ -166,6 +165,8 @@ def noised_batch(
     are kept. `positions` are what is asked of it; with a shift the token before each is needed too.
     """
     wanted = positions.clone()
+    if not bool(wanted.any()):
+        wanted[0, rows.attended[0].long().argmax()] = True  # a pass is made all the same: others may make one with it
     if shift:
         wanted[:, :-1] |= positions[:, 1:]
     asked = rows.blocks_with(wanted)
