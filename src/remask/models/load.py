@@ -33,19 +33,13 @@ from remask.models.facts import facts
 from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
 from remask.models.llada_moe import LLaDAMoEConfig
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
-from remask.models.registry import convertible_types, is_convertible, known_types, model_class
+from remask.models.registry import UNREAD, convertible_types, is_convertible, known_types, model_class
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct", "tiny-block")}
 """The models that come with the package, by the names they are loaded by."""
 
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """The model types whose tokenizer files name a class of theirs, and the class of transformers that reads them."""
-
-UNREAD = {
-    "NemotronLabsDiffusionModel": "a Nemotron-Labs-Diffusion model: its clean tokens attend from left to right inside "
-    "a block, and its noised ones to the whole of it, which Remask does not compute",
-}
-"""The types of diffusion models that are known but not read, and why."""
 
 LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
 """The model types that LLaDA-MoE checkpoints give; those with experts are read as LLaDA-MoE."""

@@ -24,6 +24,12 @@ NATIVE: tuple[tuple[Any, Any], ...] = (
 )
 """The model types that are diffusion models whatever their config says."""
 
+UNREAD = {
+    "NemotronLabsDiffusionModel": "a Nemotron-Labs-Diffusion model: its clean tokens attend from left to right inside "
+    "a block, and its noised ones to the whole of it, which Remask does not compute",
+}
+"""The types of diffusion models that are known but not read, and why."""
+
 
 def register() -> None:
     """Register the layouts with `AutoConfig` and `AutoModelForMaskedLM`. This is called once, when `remask.models` is
