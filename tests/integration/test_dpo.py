@@ -230,10 +230,14 @@ def test_killed_and_resumed_equals_never_stopped(
         assert logged(rows[0], key) == logged(rows[1], key)
 
 
-@pytest.mark.parametrize(("objective", "likelihood"), [("vrpo", "elbo"), ("dpo", "elbo_coupled")])
+@pytest.mark.parametrize(
+    ("objective", "likelihood", "attention"),
+    [("vrpo", "elbo", None), ("dpo", "elbo_coupled", None), ("vrpo", "elbo", "block:4")],
+)
 def test_two_ranks_give_one_ranks_losses(
     objective: str,
     likelihood: Any,
+    attention: str | None,
     make_dpo: MakeDpo,
     metrics: Metrics,
     pair_data: tuple[Path, Path],
@@ -259,6 +263,7 @@ def test_two_ranks_give_one_ranks_losses(
         objective=objective,
         data=str(data),
         eval_data=str(pair_data[1]),
+        model_attention=attention,
         output_dir=str(tmp_path / "one"),
     )
     size = one.trainer.per_device_train_batch_size // 2

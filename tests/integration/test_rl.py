@@ -352,12 +352,18 @@ def test_a_missing_rollout_is_refused_before_the_run_is_touched(make_rl: MakeRl)
     assert (folder / "run.json").read_text() == record
 
 
-def test_two_processes_give_one_processes_losses(make_rl: MakeRl, tmp_path: Path, metrics: Metrics) -> None:
-    """And what two began one can go on with, in the middle of a rollout."""
+@pytest.mark.parametrize("attention", [None, "block:4"])
+def test_two_processes_give_one_processes_losses(
+    attention: str | None, make_rl: MakeRl, tmp_path: Path, metrics: Metrics
+) -> None:
+    """And what two began one can go on with, in the middle of a rollout. The draws of a block model share what is read
+    of the clean rows.
+    """
     one = make_rl(
         {"inner_updates": 2},
         {"per_device_train_batch_size": 16, "eval_steps": 2, "save_steps": 3, "save_total_limit": None},
-        held_out=HeldOutConfig(n=5, decoding=DecodingConfig(steps=2)),
+        held_out=HeldOutConfig(n=5, decoding=DecodingConfig(max_new_tokens=8, steps=2)),
+        model_attention=attention,
         output_dir=str(tmp_path / "one"),
     )
     two = replace(one, output_dir=str(tmp_path / "two"), trainer=replace(one.trainer, per_device_train_batch_size=8))

@@ -343,9 +343,16 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
 
 
 @pytest.mark.shared
-def test_a_model_of_another_clean_stream_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "NemotronLabsDiffusionModel", "vocab_size": 9}))
-    with pytest.raises(UserError, match=r"a Nemotron-Labs-Diffusion model: .* which Remask does not compute"):
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("NemotronLabsDiffusionModel", r"a Nemotron-Labs-Diffusion model: .* which Remask does not compute"),
+        ("diffusion_gemma", "a DiffusionGemma: it replaces tokens by others where Remask masks them"),
+    ],
+)
+def test_a_diffusion_model_of_another_kind_is_refused(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 9}))
+    with pytest.raises(UserError, match=said):
         load(tmp_path)
 
 

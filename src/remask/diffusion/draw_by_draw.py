@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import Combine, Draws, Likelihood, View, estimate, likelihood, mean, token_log_p
-from remask.diffusion.reader import ModelReader, Reader
+from remask.diffusion.reader import ModelReader, Reader, having_read
 
 
 def draw_by_draw(
@@ -40,9 +40,10 @@ def draw_by_draw(
 
     if known is None and len(draws) <= 1:
         return loss_of(estimate(reader, canvas, draws, combine))
-    shared = Shared.of(reader, canvas)
+    with no_sync():
+        shared = Shared(reader, canvas)
 
-    def read(views: Sequence[View], share: Tensor | None, last: bool = False) -> Tensor:
+    def read(views: Sequence[View], share: Tensor | None, *, last: bool = False) -> Tensor:
         return token_log_p(shared.whole if last else shared.apart, canvas, views, share)
 
     left, first = list(draws), None
@@ -66,40 +67,32 @@ def draw_by_draw(
     return last + (loss - last).detach()
 
 
-@dataclass
 class Shared:
-    """The clean rows of a block model, which all draws look at, are read once. All draws but the last end their
-    gradient in what is kept of them (`apart`), and it goes on from there together with the last one's (`whole`).
-
-    scale: zero; its gradient tells what `backward` multiplied the gradients of the `calls` draws with.
+    """The clean rows of a block model, which all draws look at, are read once. All draws but the last are read `apart`:
+    their gradient ends in what is kept of the clean rows. The last one is read with the `whole`, and the gradient of
+    all of them goes on from there. Under full attention nothing is shared, and both are the reader.
     """
 
-    whole: Reader
-    apart: Reader
-    scale: Float[Tensor, ""]
-    calls: int = 0
-
-    @classmethod
-    def of(cls, reader: Reader, canvas: Canvas) -> Shared:
-        """Return a reader's parts; under full attention both are the reader."""
-        whole = apart = reader
-        if isinstance(reader, ModelReader):
-            whole = apart = reader.having_read(canvas)
-            if whole.kept is not None:
-                apart = replace(whole, kept=whole.kept.apart())
-        return cls(whole, apart, torch.zeros((), device=canvas.ids.device, requires_grad=True))
+    def __init__(self, reader: Reader, canvas: Canvas) -> None:
+        self.whole = self.apart = having_read(reader, canvas)
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        """What is kept, and the leaves in which gradients end."""
+        self.scale = torch.zeros((), device=canvas.ids.device, requires_grad=True)
+        """Its gradient tells what `backward` multiplied the gradients of the `calls` draws with."""
+        self.calls = 0
+        if isinstance(self.whole, ModelReader) and self.whole.kept is not None:
+            leaves = self.whole.kept.apart()
+            self.apart = replace(self.whole, kept=leaves)
+            self.pairs = list(zip(self.whole.kept.tensors(), leaves.tensors(), strict=True))
 
     def counted(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return the loss of a draw, from which `scale` learns what its gradient is multiplied with."""
         self.calls += 1
-        return loss if self.apart is self.whole else loss + self.scale
+        return loss + self.scale if self.pairs else loss
 
     def left(self) -> Float[Tensor, ""] | float:
         """Return a term with the gradient that has ended in what is kept."""
-        if not (isinstance(self.whole, ModelReader) and isinstance(self.apart, ModelReader)):
+        ended = [(kept * leaf.grad).sum() for kept, leaf in self.pairs if leaf.grad is not None]
+        if not ended or self.scale.grad is None:
             return 0.0
-        if self.apart is self.whole or self.whole.kept is None or self.apart.kept is None or self.scale.grad is None:
-            return 0.0
-        pairs = zip(self.whole.kept.tensors(), self.apart.kept.tensors(), strict=True)
-        ended = [(kept * leaf.grad).sum() for kept, leaf in pairs if leaf.grad is not None]
-        return sum(ended, start=torch.zeros_like(self.scale)) / (self.scale.grad / self.calls)
+        return torch.stack(ended).sum() / (self.scale.grad / self.calls)

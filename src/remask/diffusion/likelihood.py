@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from remask.diffusion.blocks import counts, lowest_of_each
 from remask.diffusion.corruption import Canvas, apply_mask, bernoulli_mask
 from remask.diffusion.noise import Noise
-from remask.diffusion.reader import ModelReader, Reader, reader_of
+from remask.diffusion.reader import Reader, having_read, reader_of
 from remask.errors import UserError
 
 COUPLED_RATES = (0.2, 0.8)
@@ -204,8 +204,8 @@ def draw_values(model: nn.Module | Reader, batch: Canvas, draws: Draws) -> list[
     if not draws:
         raise UserError("an ELBO without draws", mend="give one Noise or more")
     reader = reader_of(model)
-    if len(draws) > 1 and isinstance(reader, ModelReader):
-        reader = reader.having_read(batch)
+    if len(draws) > 1:
+        reader = having_read(reader, batch)
     return [token_log_p(reader, batch, views) for views in draws]
 
 

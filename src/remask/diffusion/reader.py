@@ -184,6 +184,13 @@ class LogitsReader:
         return look(logits, slice(0, len(logits)))
 
 
+def having_read(reader: Reader, canvas: Canvas) -> Reader:
+    """Return a reader of noised versions of this canvas that has read the clean rows, where that can be done apart
+    (`ModelReader.having_read`); any other reader unchanged.
+    """
+    return reader.having_read(canvas) if isinstance(reader, ModelReader) else reader
+
+
 def targets(noised: Int[Tensor, "R L"], canvas: Canvas, positions: Bool[Tensor, "R L"]) -> Int[Tensor, "N"]:
     """Return the canvas's tokens at the positions of its noised versions."""
     copies = len(noised) // len(canvas.ids)

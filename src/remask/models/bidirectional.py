@@ -159,7 +159,9 @@ class Bidirectional(Causal):
         """
         model: Any = self
         again = self.training and model.is_activation_checkpointing
-        sharded = isinstance(model, FSDPModule) or hasattr(self.get_input_embeddings().weight, "ds_id")
+        sharded = hasattr(self.get_input_embeddings().weight, "ds_id") or any(
+            isinstance(module, FSDPModule) for module in model.modules()
+        )
         return packing.attention_of(self.config) == packing.NAME and not again and not sharded
 
     def _predicted(

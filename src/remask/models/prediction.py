@@ -19,8 +19,8 @@ from remask.models.streams import CleanRows
 class Prediction(MaskedLMOutput):
     """A prediction holds what a forward pass was asked for. logits: given where neither targets nor a function `look`
     were given. token_loss [N]: −log p of each target in nats. loss: their weighted sum, where weights were given; it
-    then has the gradient, and they have none. seen: what `look` gave for the positions. kept: the
-    clean rows of a block model, read alone.
+    then has the gradient, and they have none. seen: what `look` gave for the positions. kept: the clean rows of a
+    block model, read alone.
     """
 
     token_loss: Tensor | None = None

@@ -25,6 +25,8 @@ NATIVE: tuple[tuple[Any, Any], ...] = (
 """The model types that are diffusion models whatever their config says."""
 
 UNREAD = {
+    "diffusion_gemma": "a DiffusionGemma: it replaces tokens by others where Remask masks them, and reads the clean "
+    "text and the canvas in two parts of the model",
     "NemotronLabsDiffusionModel": "a Nemotron-Labs-Diffusion model: its clean tokens attend from left to right inside "
     "a block, and its noised ones to the whole of it, which Remask does not compute",
 }

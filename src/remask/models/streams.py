@@ -70,9 +70,9 @@ class CleanRows:
 
 @dataclass(frozen=True)
 class Part:
-    """Queries that are computed together. queries: their numbers among the pass's tokens; keys: those of what they look
-    at, among all whose keys are known. allowed: which query may look at which key, None: each of its group. real:
-    which queries are not repeated to fill the group.
+    """A part is queries that are computed together. queries: their numbers among the pass's tokens. keys: the numbers of
+    what they look at, among all tokens whose keys are known. allowed: which query may look at which key (None: at all
+    of its group). real: which queries are not repeated to fill the group.
     """
 
     queries: Int[Tensor, "g n"]
@@ -83,8 +83,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some blocks of one row and stream. Tokens are counted in the order of all whose keys are known; the clean ones
-    that they look at are those from `first` on, `seen` of them.
+    """A piece is some blocks of one row and stream, the tokens from `start` to `end` in the order of all whose keys are
+    known. The clean tokens that they look at are the `seen` ones from `first` on.
     """
 
     start: int
@@ -101,7 +101,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Streams:
-    """A pass's attention: its parts, and where each of its tokens' outputs stands among those of all parts."""
+    """Streams are a pass's attention: its parts, and where each token's output stands among the outputs of all parts."""
 
     parts: tuple[Part, ...]
     order: Int[Tensor, "T"]
