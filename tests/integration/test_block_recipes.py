@@ -52,3 +52,12 @@ def test_the_embedded_block_model_learns(tmp_path: Path) -> None:
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 12
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_an_evaluation_says_what_a_forward_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """16 digits and the end take 5 blocks of 4, one token a forward: 17 tokens in 20 forwards, of each answer."""
+    record = tmp_path / "record.json"
+    assert main(["eval", "--model", "tiny-block", "--tasks", "sudoku", "--n", "2", "--json", str(record)]) == 0
+    generation = json.loads(record.read_text())["tasks"]["sudoku"]["generation"]
+    assert (generation["tokens"], generation["row_forwards"]) == (34, 40)
+    assert "0.85 tokens for each forward" in " ".join(capsys.readouterr().out.split())

@@ -128,6 +128,13 @@ def show(record: dict[str, Any]) -> None:
                 "(--decoding.max-new-tokens)",
                 highlight=False,
             )
+        if spent := task["generation"].get("row_forwards"):
+            written, seconds = task["generation"]["tokens"], task["generation"]["seconds"]
+            terminal.print(
+                f"[dim]{name}: {written / spent:.2f} tokens for each forward that an answer takes part in, "
+                f"{written / seconds:,.0f} tokens a second[/dim]",
+                highlight=False,
+            )
     if any(len(task["metrics"]) > 1 for task in record["tasks"].values()):
         terminal.print("[dim]* what published figures report[/dim]", highlight=False)
     terminal.print(f"[dim]decoding: {settings}; {duration(record['seconds'])}[/dim]", highlight=False)

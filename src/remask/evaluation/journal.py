@@ -32,7 +32,7 @@ Key = tuple[str, str]
 @dataclass(frozen=True)
 class Written:
     """An answer as it was written. `tokens` were revealed by the model; `ended` says that a stop token was among them;
-    `confidence` is a `calibration.Sureness`.
+    `confidence` is a `calibration.Sureness`; `row_forwards` is 0 where an engine or an older journal does not say it.
     """
 
     task: str
@@ -44,6 +44,7 @@ class Written:
     seconds: float
     strip: dict[str, Any] | None = None
     confidence: dict[str, Any] | None = None
+    row_forwards: float = 0.0
 
     @property
     def key(self) -> Key:

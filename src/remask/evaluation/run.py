@@ -162,6 +162,7 @@ def _answer(
                         seconds=answer.seconds,
                         strip=strip_of(tokenizer, item.prompt, answer.row) if number == 0 else None,
                         confidence=_sureness(tokenizer, answer.row, stops),
+                        row_forwards=answer.row_forwards,
                     )
                     for number, (item, answer) in enumerate(zip(batch, answers, strict=True), start)
                 ]
@@ -184,6 +185,7 @@ def _graded(benchmark: Benchmark, items: Sequence[Item], journal: Journal, prefi
         "metrics": metrics,
         "generation": {
             "forwards": round(sum(a.forwards for a in answers), 3),
+            "row_forwards": round(sum(a.row_forwards for a in answers), 3),
             "tokens": sum(a.tokens for a in answers),
             "seconds": round(sum(a.seconds for a in answers), 3),
             "unended": sum(not a.ended for a in answers),

@@ -70,7 +70,7 @@ class CleanRows:
 
 @dataclass(frozen=True)
 class Part:
-    """A part is queries that are computed together. queries: their numbers among the pass's tokens. keys: the numbers of
+    """A part is queries that are computed together. queries: their numbers among the pass's tokens. keys: those of
     what they look at, among all tokens whose keys are known. allowed: which query may look at which key (None: at all
     of its group). real: which queries are not repeated to fill the group.
     """
@@ -101,7 +101,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Streams:
-    """Streams are a pass's attention: its parts, and where each token's output stands among the outputs of all parts."""
+    """Streams are a pass's attention: its parts, and where each token's output stands among those of all parts."""
 
     parts: tuple[Part, ...]
     order: Int[Tensor, "T"]

@@ -32,7 +32,8 @@ class Answer:
 
     row: the canvas, the step that wrote each token, the probability it had, and whether the text ended. text: up to the
     first token that ends it, and tokens their number, that one included. version: of the weights that wrote it.
-    forwards and seconds: this answer's share of what its batch took.
+    forwards and seconds: this answer's share of what its batch took. row_forwards: its share of the forwards that rows
+    took part in; the same for all answers of a batch.
     """
 
     row: Row
@@ -41,6 +42,7 @@ class Answer:
     version: int = 0
     forwards: float = 0.0
     seconds: float = 0.0
+    row_forwards: float = 0.0
 
 
 @runtime_checkable
@@ -91,7 +93,8 @@ class LocalEngine:
             on_batch=self.on_done,
         )
         stops = set(stop_token_ids(self.model.config))
-        share = {key: generated.stats[key] / len(requests) for key in ("forwards", "seconds")} if requests else {}
+        taken = ("forwards", "seconds", "row_forwards")
+        share = {key: generated.stats[key] / len(requests) for key in taken} if requests else {}
         return [
             Answer(row, text, length_of(row.token_ids, stops), self.version, **share)
             for row, text in zip(generated.history, generated.texts, strict=True)
