@@ -97,7 +97,8 @@ class _canvas:  # noqa: N801
         self.live.__enter__()
 
         def draw(step: Any) -> None:
-            text = Text(f"{self.prompt}\n", style="dim")
+            text = Text()  # a style given here would be that of all of it
+            text.append(f"{self.prompt}\n", style="dim")
             told = (step.canvas, step.revealed, step.replaced, step.at_work)
             for token, new, instead, now in zip(*(of_rows[0].tolist() for of_rows in told), strict=True):
                 fresh = "yellow" if instead else "green"
