@@ -21,7 +21,7 @@ def test_what_stands_where_is_told_by_its_style(tokenizer: Any) -> None:
     view = generate._canvas(tokenizer, mask, "say")
     with view as draw:
         draw(Step(4, torch.tensor([0]), canvas, revealed.bool(), None, replaced.bool(), at_work.bool()))
-        text: Any = view.live.renderable
+        text: Any = view.live.get_renderable()
     assert text.plain == "say\nabc··\nstep 5, 1 replaced"
     assert text.style == ""
     styles = {text.plain[span.start : span.end]: span.style for span in text.spans if span.style}
