@@ -166,8 +166,11 @@ def note_attention(folder: str, attention: str | None) -> None:
     unfinished.replace(path)
 
 
-def load_adapter(model: Any, adapter: str) -> Any:
-    """Put a saved adapter on its base. Raises UserError where a tensor of it finds no place, or a place no tensor."""
+def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
+    """Put a saved adapter on its base, or beside the adapters that a model has, under a name.
+
+    Raises UserError where a tensor of it finds no place, or a place no tensor.
+    """
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -187,8 +190,12 @@ def load_adapter(model: Any, adapter: str) -> Any:
     try:
         config.inference_mode = True
         with _without_deprecations():
-            wrapped = PeftModel(model, config)
-        result = set_peft_model_state_dict(wrapped, weights)
+            if isinstance(model, PeftModel):
+                wrapped = model
+                wrapped.add_adapter(name, config)
+            else:
+                wrapped = PeftModel(model, config, adapter_name=name)
+        result = set_peft_model_state_dict(wrapped, weights, adapter_name=name)
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):
             raise
@@ -198,11 +205,16 @@ def load_adapter(model: Any, adapter: str) -> Any:
             mend="load it on the model it was made for",
         ) from error
     lost = sorted(result.unexpected_keys)
-    empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)
-    for what, names in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
-        if names:
+    own = (f".{name}.", f".{name}")
+    empty = sorted(
+        key
+        for key in result.missing_keys
+        if ("lora_" in key or ".modules_to_save." in key) and (own[0] in key or key.endswith(own[1]))
+    )
+    for what, keys in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
+        if keys:
             raise UserError(
-                f"not an adapter for this model: {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
+                f"not an adapter for this model: {what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''}",
                 where=adapter,
                 mend="load it on the model it was made for",
             )

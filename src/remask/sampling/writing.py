@@ -40,7 +40,7 @@ LONGEST = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """What a step asks of the model: proposals for those places of the active rows' canvases."""
+    """A step asks the model for proposals, for those places of the active rows' canvases."""
 
     state: State
     here: Bool[Tensor, "b C"]
@@ -114,7 +114,7 @@ class Writing:
         return torch.where(self.masked[self.active], self.block_of, len(self.layout.steps)).amin(-1)
 
     def state(self) -> State:
-        """What the rule may look at, of the active rows."""
+        """Return what the rule may look at, of the active rows."""
         rows = self.active
         in_block = self.block_of == self.block[rows, None]
         masked = self.masked[rows] & in_block
@@ -146,12 +146,12 @@ class Writing:
         return self.take(asked, proposal)
 
     def ask(self) -> Asked:
-        """What the rule wants to know before it chooses."""
+        """Return what the rule wants to know before it chooses."""
         state = self.state()
         return Asked(state, self.rule.asked(state) & state.window)
 
     def take(self, asked: Asked, proposal: Proposal) -> Step:
-        """What the rule chooses of the proposals is written, or masked again."""
+        """Write what the rule chooses of the proposals, or mask it again, and return the step as it was."""
         rows, number, state, here = self.active, self.forwards, asked.state, asked.here
         self.forwards += 1
         if proposal.confidence.isnan().any():
@@ -207,7 +207,7 @@ class Writing:
         return (in_block & (masked | replaceable)).any(-1)
 
     def no_proposals(self, asked: Asked) -> Proposal:
-        """Room for a proposal for each place that is asked for, in row-major order."""
+        """Return room for a proposal for each place that is asked for, in row-major order."""
         here = asked.here
         return Proposal(*(torch.empty(int(here.sum()), dtype=kind, device=here.device) for kind in PROPOSED))
 
@@ -218,7 +218,7 @@ class Writing:
             of_all[places] = part
 
     def passes(self, asked: Asked) -> Iterator[Pass]:
-        """The forwards of this step. Each is to be made before the next one is asked for."""
+        """Yield the forwards of this step. Each is to be made before the next one is asked for."""
         rows = self.active
         starts = self.prompt_length + self.block[rows] * self.layout.width
         for among, read in self.reads.parts(rows, starts):
@@ -311,6 +311,7 @@ class Writing:
             )
 
     def result(self, seconds: float) -> Denoised:
+        """Return the canvases as they are, what is still masked filled with EOS."""
         ids = torch.where(self.masked, self.fill_id, self.ids[:, self.prompt_length :])
         rows = torch.arange(len(ids), device=ids.device)
         ids, revealed_at, confidence = (
