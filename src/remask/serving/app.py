@@ -24,8 +24,8 @@ from remask import __version__
 from remask.serving.admin import add_admin
 from remask.serving.answers import Answer
 from remask.serving.errors import ApiError, of_fields, of_work
-from remask.serving.guards import Guarded, Guards, response_of
 from remask.serving.figures import Metrics
+from remask.serving.guards import Guarded, Guards, response_of
 from remask.serving.service import Service
 from remask.serving.wire import Asked, ChatRequest, CompletionRequest, InfillRequest
 

@@ -47,9 +47,9 @@ def of_settings(error: UserError, fields: Iterable[str]) -> ApiError:
     message = str(error)
     for own, name in OWN_NAMES.items():
         message = re.sub(rf"\b{own}\b", name, message)
-    words = re.findall(r"\w+", message)
+    found = [*re.findall(r"\b(\w+) = ", message), *re.findall(r"\b[a-z]+_[a-z_]+\b", message), message.split()[0]]
     known = set(fields)
-    return ApiError(400, message, param=next((word for word in words if word in known), None), code="invalid_value")
+    return ApiError(400, message, param=next((name for name in found if name in known), None), code="invalid_value")
 
 
 def of_fields(errors: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> ApiError:

@@ -6,10 +6,12 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from remask.serving.errors import ApiError
@@ -101,21 +103,25 @@ class Guarded:
         headers, path = Headers(scope=scope), str(scope["path"])
 
         async def marked(message: Message) -> None:
+            if body is not None and body.error is not None and not started:
+                return  # what the application makes of a body that was cut off
             if message["type"] == "http.response.start":
+                started.append(message)
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
+        started: list[Message] = []
+        body: _Body | None = None
         error = self.guards.refuse(path, headers)
         if error is None:
             body = _Body(receive, self.guards.most(path), self.guards.seconds, path.startswith("/admin"))
             error = body.announced(headers.get("content-length"))
-        if error is not None:
+        if error is None and body is not None:
+            with suppress(ClientDisconnect):
+                await self.app(scope, body.receive, marked)
+            error, body = body.error, None
+        if error is not None and not started:
             await response_of(error)(scope, receive, marked)
-            return
-        try:
-            await self.app(scope, body.receive, marked)
-        except ApiError as raised:  # the body is too long or too slow: nothing was sent yet
-            await response_of(raised)(scope, receive, marked)
 
 
 class _Body:
@@ -124,6 +130,7 @@ class _Body:
     def __init__(self, receive: Receive, most: int, seconds: float, slow: bool) -> None:
         self._receive, self.most, self.seconds, self.slow = receive, most, seconds, slow
         self.read, self.whole = 0, False
+        self.error: ApiError | None = None
 
     def announced(self, length: str | None) -> ApiError | None:
         if length is not None and length.isdecimal() and int(length) > self.most:
@@ -140,12 +147,14 @@ class _Body:
             async with asyncio.timeout(None if self.slow else self.seconds):
                 message = await self._receive()
         except TimeoutError:
-            raise ApiError(408, f"the body did not come within {self.seconds:g} s", code="body_too_slow") from None
+            self.error = ApiError(408, f"the body did not come within {self.seconds:g} s", code="body_too_slow")
+            return {"type": "http.disconnect"}
         if message["type"] == "http.request":
             self.read += len(message.get("body", b""))
             self.whole = not message.get("more_body", False)
             if self.read > self.most:
-                raise self._too_long()
+                self.error = self._too_long()
+                return {"type": "http.disconnect"}
         return message
 
 

@@ -53,6 +53,8 @@ class Server:
 
     def start(self) -> Server:
         """Answer requests in threads of their own, and return when it does. `stop` ends it."""
+        if self._thread is not None:
+            return self
         self._thread = threading.Thread(target=self.run, name="remask-server", daemon=True)
         self._thread.start()
         while not self._uvicorn.started and self._thread.is_alive():

@@ -147,7 +147,7 @@ class ChatRequest(Asked):
 
 
 class CompletionRequest(Asked):
-    """A text to go on from: the body of `POST /v1/completions`. With a suffix, what stands between the two is written."""
+    """A text to go on from, or one whose end (`suffix`) is given: the body of `POST /v1/completions`."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     suffix: str | None = None
