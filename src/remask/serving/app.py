@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from remask import __version__
+from remask.models.facts import stop_token_ids
 from remask.serving.admin import add_admin
 from remask.serving.answers import Answer
 from remask.serving.errors import ApiError, of_fields, of_work
@@ -143,6 +144,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "remask",
         "version": served.versions[name],
         "mask": served.tokenizer.decode([config.mask_token_id]),
+        "ends": [served.tokenizer.decode([token]) for token in stop_token_ids(config)],
         "max_tokens": service.longest,
         "attention": getattr(config, "attention", None) or "full",
         "decoding": service.default_decoding(),
