@@ -1,4 +1,4 @@
-"""The page in a real browser, as a person uses it. Screenshots go to $REMASK_SCREENSHOTS, or to the test's own folder."""
+"""The page in a real browser, as a person uses it. Screenshots go to $REMASK_SCREENSHOTS, or to the test's folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from torch import nn
 import remask
 from remask.serving.run import Server
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 SUDOKU = "sudoku 2031 0002 0013 3004"
 
@@ -68,7 +67,7 @@ def opened(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
         page.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith(url) else None)
         page.goto(url)
         page.locator("fieldset").first.wait_for(state="attached")
@@ -79,6 +78,11 @@ def opened(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
     for context in pages:
         context.close()
     assert faults == []
+
+
+def is_fault(said: Any) -> bool:
+    """Whether a line of the console is an error, other than a request that the server refused."""
+    return said.type == "error" and not said.text.startswith("Failed to load resource")
 
 
 def ask(page: Any, text: str) -> None:
@@ -155,7 +159,7 @@ def test_gaps_are_filled_in(opened: Any) -> None:
     page.fill("#context", SUDOKU)
     ask(page, "2[[1]]31 [[4]]")
     canvas = finished(page)
-    assert canvas.locator(".given").count() == 5 + (1 if "◦" in canvas.inner_text() else 0)
+    assert canvas.locator(".given").count() == len("231 ") + 1  # and the token that ends the text
     assert "5 tokens in" in page.locator(".told").inner_text()
 
 
@@ -219,11 +223,8 @@ def test_the_request_can_be_copied(kind: str, opened: Any, server: Server) -> No
     copied = page.evaluate("window.copied")
     assert f"{server.url}/v1" in copied
     if kind == "Python":
-        told: dict[str, Any] = {
-            "__builtins__": {**vars(__import__("builtins")), "print": lambda text: texts.append(text)}
-        }
         texts: list[str] = []
-        exec(compile(copied, "copied", "exec"), told)
+        exec(compile(copied, "copied", "exec"), {"print": texts.append})
         assert texts == [text_of(server, "it's <b>bold</b>", steps=10)]
     else:
         body = json.loads(copied.split("-d '", 1)[1].rsplit("'", 1)[0].replace("'\\''", "'"))
@@ -234,8 +235,8 @@ def test_what_a_model_writes_is_only_ever_text(browser: Any, opened: Any, monkey
     model, tokenizer = remask.load("tiny")
     markup = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
     with remask.serve(model, tokenizer, background=True, port=0, token_budget=4096) as evil:
-        monkeypatch.setattr(tokenizer, "decode", lambda ids, **settings: markup)
         page = opened(url=evil.url)
+        monkeypatch.setattr(tokenizer, "decode", lambda ids, **settings: markup)
         page.locator("input[name=max_tokens]").fill("4")
         ask(page, markup)
         canvas = finished(page)
