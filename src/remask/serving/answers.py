@@ -122,6 +122,9 @@ class Answer:
             {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
         )
         self._add_probabilities({"choices": [choice]}, finished)
+        if self.request.canvas:
+            earlier = [[one.place, one.token, one.written_at, one.until] for one in finished.row.earlier]
+            choice["canvas"] = {**self._canvas(number, finished), "ended": finished.row.ended, "earlier": earlier}
         if isinstance(self.request, InfillRequest):
             choice["token_ids"] = finished.row.token_ids[: self.underway.rows[number].length]
             choice["written"] = self._gaps(number)
@@ -168,7 +171,7 @@ class Answer:
                 "tokens": self.reader.pieces(row.token_ids),
                 "token_ids": row.token_ids,
                 "written_at": row.revealed_at,
-                "confidence": [None if math.isnan(p) else round(p, 4) for p in row.confidence],
+                "confidence": [None if math.isnan(p) else p for p in row.confidence],
                 "block": row.block,
                 "ends": told.tokens,
                 "forwards": told.forwards,

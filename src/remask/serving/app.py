@@ -143,6 +143,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "created": 0,
         "owned_by": "remask",
         "version": served.versions[name],
+        "fingerprint": served.fingerprints[name],
         "mask": served.tokenizer.decode([config.mask_token_id]),
         "ends": [served.tokenizer.decode([token]) for token in stop_token_ids(config)],
         "max_tokens": service.longest,

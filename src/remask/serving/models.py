@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
+from remask.models.fingerprint import fingerprint, named
 from remask.models.lora import load_adapter
 
 
@@ -25,6 +26,7 @@ class Served:
         self.own_adapter = None if self.wrapped is None else self.wrapped.active_adapter
         self.versions: dict[str, int] = {name: 0}
         self.adapters: dict[str, str] = {}
+        self.fingerprints = {name: fingerprint(self.model, self.own_adapter)}
         self._numbers = count()
 
     @property
@@ -57,6 +59,7 @@ class Served:
         self.wrapped.requires_grad_(False)
         self.wrapped.eval().to(self.model.device)
         self.adapters[name], self.versions[name] = fresh, version
+        self.fingerprints[name] = fingerprint(self.model, fresh)
 
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
@@ -71,13 +74,15 @@ class Served:
             yield self.model
 
     def load_weights(self, tensors: dict[str, Any], version: int) -> None:
-        """Take new weights for the model itself: all of them, under the names of its `state_dict`.
+        """Take new weights for the model itself, under the names of `models.fingerprint.named`: all of them, or those
+        of its adapter alone where it has one.
 
         Raises UserError, with nothing changed, where a name is unknown or missing, or a shape differs.
         """
-        own = self.model.state_dict()
-        unknown, missing = sorted(set(tensors) - set(own)), sorted(set(own) - set(tensors))
-        missing = [name for name in missing if name not in self._tied()]
+        own = named(self.model, self.own_adapter)
+        wanted = {key for key in own if ".lora_" in key} if all(".lora_" in key for key in tensors) else set(own)
+        unknown, missing = sorted(set(tensors) - set(own)), sorted((wanted or set(own)) - set(tensors))
+        missing = [key for key in missing if key not in self._tied()]
         for what, names in (("the model has no tensor", unknown), ("there is no new tensor for", missing)):
             if names:
                 raise UserError(f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}")
@@ -87,6 +92,9 @@ class Served:
         for key, value in tensors.items():
             own[key].copy_(value)
         self.versions[self.name] = version
+        self.fingerprints[self.name] = fingerprint(self.model, self.own_adapter)
+        for name, adapter in self.adapters.items():
+            self.fingerprints[name] = fingerprint(self.model, adapter)
 
     def _tied(self) -> set[str]:
         """Names of tensors that are another one's too."""

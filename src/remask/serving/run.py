@@ -80,6 +80,7 @@ def serve(model: Any, tokenizer: PreTrainedTokenizerBase, *, background: bool = 
     Returns when the server has ended, or at once with `background=True`: `stop()` ends it then, and `url` says where it
     is. Raises UserError for options that contradict each other, and for a port that is taken.
     """
+    options.setdefault("name", name_of(getattr(model, "name_or_path", "") or "model"))
     server = prepared(ServeConfig(**options), model, tokenizer)
     if background:
         return server.start()

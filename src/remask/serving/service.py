@@ -127,7 +127,10 @@ class Service:
         return self._filled(request)
 
     def _decoding(self, request: Asked, length: int | None) -> Decoding:
-        return decoding_for(self.served.model, max_new_tokens=length, **request.settings())
+        if request.checkpoint_defaults:
+            return decoding_for(self.served.model, max_new_tokens=length, **request.settings())
+        given = request.settings() if length is None else {**request.settings(), "max_new_tokens": length}
+        return decoding_for(self.served.model, Decoding(**given))
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         """The tokens of a text that is continued: no turns are written around it."""

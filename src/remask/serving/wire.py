@@ -84,6 +84,10 @@ class Asked(DecodingFields):  # type: ignore[valid-type,misc]
     stream_options: StreamOptions | None = None
     row_seed: Annotated[int, Field(ge=0)] | None = None
     """Which of the rows with the same seed the first answer is (default: 0)."""
+    checkpoint_defaults: bool = True
+    """Take settings that are not given from the checkpoint; without, from Remask's own defaults alone."""
+    canvas: bool = False
+    """Add to each choice its whole canvas, and how it was written."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
