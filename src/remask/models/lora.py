@@ -176,6 +176,12 @@ def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
 
     from remask.models.adapters import lean
 
+    if Path(adapter).is_dir() and not is_adapter(adapter):  # peft would look for it at the hub
+        raise UserError(
+            "no adapter that can be read (there is no adapter_config.json)",
+            where=adapter,
+            mend="give a folder with adapter_config.json and its weights",
+        )
     try:
         config = PeftConfig.from_pretrained(adapter)
         weights = load_peft_weights(adapter, device="cpu")

@@ -85,6 +85,8 @@ async def _changed(service: Service, make: Callable[[], dict[str, Any]]) -> dict
 
 def _from_path(service: Service, named: NewWeights) -> dict[str, Any]:
     """Weights that lie on the server's disk: a model in Hugging Face's layout, an adapter, or one file."""
+    if not Path(named.path).exists():
+        raise UserError("there is nothing at this path on the server", mend="give a path of the server's own disk")
     if named.adapter is not None:
         service.served.add(named.adapter, named.path, named.version)
         return {"model": named.adapter, "version": named.version}

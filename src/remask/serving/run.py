@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +47,13 @@ class Server:
         """Answer requests until a signal ends it. Return whether all answers that had begun were finished."""
         scheduler = self.service.scheduler
         scheduler.start()
-        try:
-            self._uvicorn.run(sockets=[self._socket])
-        finally:
-            finished = scheduler.stop(self.config.grace)
-            self._socket.close()
+        finished = False
+        with signals_end_nothing():
+            try:
+                self._uvicorn.run(sockets=[self._socket])
+            finally:
+                finished = scheduler.stop(self.config.grace)
+                self._socket.close()
         return finished
 
     def start(self) -> Server:
@@ -72,6 +77,20 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+@contextmanager
+def signals_end_nothing() -> Iterator[None]:
+    """Let signals that ask to stop be no more than noted: uvicorn reads them, ends, and then raises them once more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def serve(model: Any, tokenizer: PreTrainedTokenizerBase, *, background: bool = False, **options: Any) -> Server:
@@ -161,8 +180,9 @@ def secret(said: str | None, flag: str) -> str | None:
 def bound(host: str, port: int) -> socket.socket:
     """Return a socket that listens at the address. Raises UserError where it is taken, or not this machine's."""
     try:
-        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(kind, socket.SOCK_STREAM)
+        kind, _, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio sends small packets at once (TCP_NODELAY) only where the protocol is named.
+        listener = socket.socket(kind, socket.SOCK_STREAM, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)

@@ -233,12 +233,13 @@ class Scheduler:
         by_model: dict[str, list[AtWork]] = {}
         for one in self._at_work:
             by_model.setdefault(one.job.model, []).append(one)
-        self._at_work = []
+        left: list[AtWork] = []
         self.counted.steps += bool(by_model)
         for name, rows in by_model.items():
             with self.served.using(name) as model:
                 for group in [[one] for one in rows] if self.limits.apart else [rows]:
-                    self._at_work += self._stepped(model, group)
+                    left += self._stepped(model, group)
+        self._at_work = left
 
     def _stepped(self, model: Any, rows: list[AtWork]) -> list[AtWork]:
         """Take a step of these rows together, and return those that are not done."""
