@@ -16,7 +16,7 @@ import remask
 from remask import cli
 from remask.data.chat import encode_prompt
 from remask.errors import UserError
-from remask.models.fingerprint import fingerprint
+from remask.models.fingerprint import fingerprint, spread
 from remask.sampling import Decoding
 from remask.sampling.engine import LocalEngine, Request, engine_of
 from remask.sampling.http_engine import HttpEngine, settings_of
@@ -175,6 +175,15 @@ def test_rollouts_and_evaluation_through_servers_are_the_local_ones(
     for name, value in weights[1].items():
         assert torch.allclose(weights[0][name], value, atol=1e-6), name
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 63, 64, 65, 64_749_568, 2**40])
+def test_values_of_a_tensor_are_read_all_over_it(length: int) -> None:
+    places = spread(length).tolist()
+    assert len(places) == min(64, length)
+    assert places == sorted(set(places))
+    if length > 1:
+        assert (places[0], places[-1]) == (0, length - 1)
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -264,6 +269,81 @@ def test_gaps_may_be_watched(http: httpx2.Client) -> None:
     assert canvases[-1]["done"]
 
 
+def test_a_template_s_gaps_take_tokens_of_their_kind(client: openai.OpenAI) -> None:
+    form: Any = {"type": "template", "template": "b{{digits:1}}={{digits:1}} {{letters:3}}, {{any:2}}!"}
+    for seed in range(4):
+        said = client.chat.completions.create(
+            model="tiny", messages=turns(PROMPTS[0]), temperature=2.0, seed=seed, extra_body={"response_format": form}
+        )
+        text = said.choices[0].message.content or ""
+        assert re.fullmatch(r"b\d=\d [^\W\d_]{3}, .*!", text, re.DOTALL), text
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{colour:3}}", "gap of colour"),
+        ("no gap", "no gap"),
+        ("{{digits:0}}", "gap of 0"),
+        ("{{digits:9999}}", "9999"),
+    ],
+)
+def test_a_template_that_cannot_be_read_is_refused(template: str, words: str, http: httpx2.Client) -> None:
+    body = {"messages": turns("x"), "response_format": {"type": "template", "template": template}}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["tiny-block", "tiny-direct"])
+def test_other_models_answer_as_generate_does(name: str) -> None:
+    """tiny-block writes block by block with its exact cache; rows of different lengths join at different times."""
+    model, tokenizer = remask.load(name)
+    settings = [{"max_new_tokens": n, "temperature": t, "seed": n} for n in (8, 13, 20, 6) for t in (0.0, 0.9)]
+    with remask.serve(model, tokenizer, background=True, port=0, token_budget=4096) as server:
+        with httpx2.Client(base_url=f"{server.url}/v1", timeout=60) as http, ThreadPoolExecutor(8) as threads:
+
+            def one(number: int) -> str:
+                own = {**settings[number]}
+                body = {"messages": turns(PROMPTS[number % 4]), "max_tokens": own.pop("max_new_tokens"), **own}
+                return str(http.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"])
+
+            found = list(threads.map(one, range(8)))
+        counted = server.service.scheduler.counted
+        assert counted.row_steps > counted.forwards
+    for number, text in enumerate(found):
+        assert text == generate(model, tokenizer, [PROMPTS[number % 4]], row_seeds=[0], **settings[number]).texts[0]
+
+
+def blocks_of(page: str, kind: str) -> list[str]:
+    """The Python blocks of a page of the documentation, or its commands that begin with a word."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    if kind == "python":
+        return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    commands = re.findall(r"^    (\S(?:[^\n]|(?<=\\)\n)*)", text, re.MULTILINE)
+    return [command for command in commands if command.startswith(kind)]
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_page_s_curl_commands_are_answered(number: int, server: Server) -> None:
+    commands = blocks_of("serving.md", "curl")
+    assert len(commands) == 3
+    command = commands[number].replace("http://127.0.0.1:8000", server.url)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert '"choices"' in done.stdout
+    assert "error" not in done.stdout
+
+
+def test_the_page_s_python_runs(server: Server) -> None:
+    blocks = blocks_of("serving.md", "python")
+    assert len(blocks) == 2
+    for block in blocks:
+        said: list[Any] = []
+        exec(block.replace("http://127.0.0.1:8000", server.url), {"print": said.append})
+        assert said
+
+
 WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("chat", {"messages": turns("x"), "stepz": 3}, "stepz", "no such field"),
     ("chat", {"messages": turns("x"), "steps": "8"}, "steps", "integer"),
@@ -282,7 +362,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("chat", {"messages": turns("x"), "logit_bias": {"5": 1}}, "logit_bias", "at most 0"),
     ("chat", {"messages": turns("x"), "tools": [{"type": "function"}]}, "tools", "at most 0"),
     ("chat", {"messages": turns("x"), "top_logprobs": 5}, "top_logprobs", "should be 0"),
-    ("chat", {"messages": turns("x"), "response_format": {"type": "json_object"}}, "response_format", "not text"),
+    ("chat", {"messages": turns("x"), "response_format": {"type": "json_object"}}, "response_format", "by a template"),
     ("chat", {"messages": turns("x"), "stop": [""]}, "stop", "empty"),
     ("chat", {"messages": turns("x"), "stream_options": {"canvas": True}}, None, "without stream"),
     ("chat", {"messages": []}, "messages", "at least 1"),

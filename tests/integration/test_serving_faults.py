@@ -351,3 +351,50 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
         port = taken.getsockname()[1]
         assert cli.main(["serve", "--port", str(port), "--token-budget", "4096"]) == 2
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def raw(server: Server, content: bytes) -> socket.socket:
+    """A connection that sends this and nothing more."""
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(content)
+    return connection
+
+
+def test_connections_that_stall_keep_nobody_waiting(serving: Any) -> None:
+    """Fifty clients send half a header, and fifty half a body."""
+    server, client = serving()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    stalled = [raw(server, head) for _ in range(50)]
+    stalled += [raw(server, head + b"Content-Length: 100\r\n\r\n{") for _ in range(50)]
+    works(client)
+    assert server.service.scheduler.at_work == server.service.scheduler.waiting == 0
+    for connection in stalled:
+        connection.close()
+    works(client)
+
+
+def test_a_stream_that_nobody_reads_is_written_all_the_same(serving: Any) -> None:
+    """Its row leaves the scheduler; what is not read waits in the server, within bounds."""
+    server, client = serving()
+    text = json.dumps(body(stream=True, stream_options={"canvas": True}, max_tokens=300, steps=150, stop_early=False))
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection = raw(server, f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    until(lambda: server.service.scheduler.counted.finished == 1)
+    works(client)
+    connection.close()
+
+
+def test_in_bfloat16_a_row_with_forwards_of_its_own_is_that_of_generate() -> None:
+    """To the last bit, whatever is asked beside it."""
+    model, tokenizer = remask.load("tiny", dtype="bfloat16")
+    with (
+        remask.serve(model, tokenizer, background=True, port=0, token_budget=4096, deterministic=True) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        asked = [body(max_tokens=24, temperature=0.8, seed=seed) for seed in range(6)]
+        said = list(threads.map(lambda one: client.post(CHAT, json=one).json(), asked))
+    for seed, answer in enumerate(said):
+        prompt, settings = body()["messages"][0]["content"], {"max_new_tokens": 24, "temperature": 0.8, "seed": seed}
+        assert answer["choices"][0]["message"]["content"] == generate(model, tokenizer, [prompt], **settings).texts[0]

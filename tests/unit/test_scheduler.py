@@ -160,7 +160,7 @@ def test_a_change_waits_for_rows_and_rows_wait_for_it(scheduling: Any) -> None:
     scheduler, ended = scheduling(), []
     first, second = Told(ended), Told(ended)
     scheduler.start()
-    scheduler.submit([job(first, tokens=400)])
+    scheduler.submit([job(first, tokens=60)])
     while not scheduler.at_work:
         time.sleep(0.001)
     seen: list[int] = []
@@ -196,7 +196,7 @@ def test_what_was_taken_is_finished_before_the_end(scheduling: Any) -> None:
 def test_what_is_not_finished_in_time_is_cancelled(scheduling: Any) -> None:
     scheduler, told = scheduling(), Told([])
     scheduler.start()
-    scheduler.submit([job(told, tokens=500)])
+    scheduler.submit([job(told, tokens=200)])
     assert not scheduler.stop(within=0.01)
     assert told.over.wait(20)
     assert isinstance(told.result, CancelledError)

@@ -23,12 +23,16 @@ def fingerprint(model: Any, adapter: str | None = "default") -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(named(model, adapter).items()):
         flat = tensor.detach().reshape(-1)
-        some = (
-            flat[torch.linspace(0, len(flat) - 1, min(READ, len(flat))).long().to(flat.device)] if len(flat) else flat
-        )
+        some = flat[spread(len(flat)).to(flat.device)]
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         found.update(some.float().cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def spread(length: int) -> Tensor:
+    """Return the numbers of the values that are read of so many, the first and the last among them."""
+    count = min(READ, length)
+    return torch.arange(count) * (length - 1) // max(1, count - 1)
 
 
 def named(model: Any, adapter: str | None = "default") -> dict[str, Tensor]:

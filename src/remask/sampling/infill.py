@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.sampling.denoise import run
+from remask.sampling.gaps import Gap, parts_of
 from remask.sampling.generate import decoding_for
 from remask.sampling.schedule import Decoding
 
@@ -21,13 +23,15 @@ from remask.sampling.schedule import Decoding
 @dataclass(frozen=True)
 class Gaps:
     """A text with gaps as the sampler takes it. before: token ids of the prompt. canvas: those of the text, masks where
-    it has gaps, and of the token that ends it. length: how many of them are the text's.
+    it has gaps, and of the token that ends it. length: how many of them are the text's. kinds: of each place's gap,
+    empty where there is none; none at all where every gap takes any token.
     """
 
     before: list[int]
     canvas: list[int]
     length: int
     decoding: Decoding
+    kinds: tuple[str, ...] = ()
 
     def written(self, mask_id: int) -> list[int]:
         """Return the places of the gaps."""
@@ -71,14 +75,43 @@ def gaps_in(
 ) -> Gaps:
     """Return what is to be written of a text, as `infill` reads it. Raises UserError where the text holds no mask."""
     mask_id = model.config.mask_token_id
-    template, spelled = template_of(tokenizer), tokenizer.decode([mask_id])
-    parts = text.split(spelled)
-    if len(parts) == 1:
+    spelled = tokenizer.decode([mask_id])
+    texts = text.split(spelled)
+    if len(texts) == 1:
         raise UserError("the text to fill in holds no mask", mend=f"write {spelled} for each token that is missing")
+    parts: list[str | Gap] = [texts[0]]
+    for part in texts[1:]:
+        parts += [Gap("any", 1), part]
+    return _laid(model, tokenizer, parts, prompt, settings)
+
+
+def gaps_of_template(
+    model: Any, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt: str | list[Message], **settings: Any
+) -> Gaps:
+    """Return what is to be written of a template (`gaps.parts_of`), which is the answer to a prompt. Raises UserError
+    for a template that cannot be read.
+    """
+    return _laid(model, tokenizer, parts_of(template), prompt, settings)
+
+
+def _laid(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[str | Gap],
+    prompt: str | list[Message] | None,
+    settings: dict[str, Any],
+) -> Gaps:
+    """Texts and gaps as tokens. Each text stands by itself: no token reaches into a gap."""
+    template, mask_id = template_of(tokenizer), model.config.mask_token_id
     ids: list[int] = []
-    for number, part in enumerate(parts):
-        ids += [mask_id] if number else []
-        ids += template.following(part) if number else template.ids(template.marked(part))
+    kinds: list[str] = []
+    for part in parts:
+        if isinstance(part, Gap):
+            ids += [mask_id] * part.count
+            kinds += [part.kind] * part.count
+        else:
+            ids += template.following(part) if ids else template.ids(template.marked(part))
+            kinds += [""] * (len(ids) - len(kinds))
     if prompt is None:
         before = list(template.before)
     else:
@@ -86,7 +119,9 @@ def gaps_in(
         before = encode_prompt(tokenizer, turns)
     after = [template.end] if prompt is not None and template.end is not None else []
     canvas = ids + after
-    return Gaps(before, canvas, len(ids), decoding_of(model, len(canvas), ids.count(mask_id), settings))
+    decoding = decoding_of(model, len(canvas), ids.count(mask_id), settings)
+    plain = set(kinds) <= {"", "any"}
+    return Gaps(before, canvas, len(ids), decoding, () if plain else (*kinds, *[""] * len(after)))
 
 
 def decoding_of(model: Any, length: int, gaps: int, settings: dict[str, Any]) -> Decoding:

@@ -24,6 +24,7 @@ from remask.diffusion.head import Look
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
 from remask.sampling.cache import AroundBlocks, Everything, FinishedBlocks, Inputs, Reads
+from remask.sampling.gaps import Allowed
 from remask.sampling.layout import at_turn, fitted, laid_out, turns
 from remask.sampling.passes import Pass
 from remask.sampling.record import Denoised, Earlier, Step
@@ -64,6 +65,7 @@ class Writing:
         decoding: Decoding,
         row_seeds: Sequence[int] | None,
         canvas: Tensor | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         config: Any = model.config
         attention = attention_of(model)
@@ -81,6 +83,11 @@ class Writing:
         self.prompt_length, self.block_of = self.layout.start, self.layout.block_of
         self.masked = self.layout.masked.clone()
         self.open = self.layout.masked  # what was given stays
+        self.allowed = allowed
+        if allowed is not None:
+            self.kind = torch.full(self.masked.shape, -1, device=device)
+            self.kind.scatter_(1, self.layout.answer, allowed.kind.to(device).expand(B, -1))
+            self.only = allowed.tokens.to(device)
         self.rule = rule_of(decoding)
         self.revealed_at = torch.full(self.masked.shape, -1, device=device)
         self.confidence = torch.full(self.masked.shape, torch.nan, dtype=torch.float64, device=device)
@@ -246,10 +253,14 @@ class Writing:
         """What is wanted of the logits at these places: proposals, none of them a mask."""
         decoding = self.decoding
         uniform = self._uniform(rows, self.forwards, "token")[here] if decoding.temperature > 0 else None
+        kind = None if self.allowed is None else self.kind[rows][here]
 
         def look(logits: Tensor, part: slice) -> Proposal:
             logits[:, self.mask_id] = -torch.inf  # a mask is never an answer
             logits[:, self.never] = -torch.inf
+            if kind is not None:
+                of_kind = kind[part]
+                logits.masked_fill_((of_kind >= 0)[:, None] & ~self.only[of_kind.clamp(min=0)], -torch.inf)
             return propose(
                 logits,
                 decoding.reveal,

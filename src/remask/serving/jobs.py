@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from remask.models.facts import stop_token_ids
+from remask.sampling.gaps import Allowed
 from remask.sampling.generate import Row, length_of
 from remask.sampling.record import Step
 from remask.sampling.schedule import Decoding
@@ -71,8 +72,9 @@ class Watcher(Protocol):
 @dataclass(eq=False)
 class Job:
     """One row to write. prompt: token ids. model: the name it asks for. row_seed: which of the rows with the same
-    settings it is. canvas: a text with gaps, or None. client: who asks, for fair turns. deadline: on the clock of
-    `time.monotonic`. cancelled: nobody waits for it any more. submitted: when it was asked for, on the same clock.
+    settings it is. canvas: a text with gaps, or None. allowed: which tokens those take. client: who asks, for fair
+    turns. deadline: on the clock of `time.monotonic`. cancelled: nobody waits for it any more. submitted: when it was
+    asked for, on the same clock.
     """
 
     prompt: list[int]
@@ -81,6 +83,7 @@ class Job:
     model: str
     row_seed: int = 0
     canvas: list[int] | None = None
+    allowed: Allowed | None = None
     client: str = ""
     deadline: float = float("inf")
     cancelled: bool = False
@@ -111,7 +114,7 @@ class AtWork:
         device = model.device
         ids = torch.tensor([job.prompt], dtype=torch.long, device=device)
         canvas = None if job.canvas is None else torch.tensor([job.canvas], dtype=torch.long, device=device)
-        self.writing = Writing(model, ids, None, job.decoding, [job.row_seed], canvas)
+        self.writing = Writing(model, ids, None, job.decoding, [job.row_seed], canvas, job.allowed)
 
     @property
     def is_done(self) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remask.chat_template import template_of
 from remask.data.chat import encode_prompt
 from remask.errors import UserError
 from remask.models.facts import stop_token_ids
+from remask.sampling.gaps import Allowed, allowed
 from remask.sampling.generate import decoding_for, refuse_long_prompt
-from remask.sampling.infill import decoding_of, gaps_in
+from remask.sampling.infill import decoding_of, gaps_in, gaps_of_template
 from remask.sampling.schedule import Decoding
 from remask.serving.errors import ApiError, of_settings, of_work
 from remask.serving.jobs import Job
@@ -33,6 +34,7 @@ class Row:
     row_seed: int
     canvas: list[int] | None = None
     length: int | None = None
+    allowed: Allowed | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Service:
                 model,
                 row.row_seed,
                 row.canvas,
+                row.allowed,
                 client,
                 began + self.seconds,
             )
@@ -114,7 +117,7 @@ class Service:
     def _rows(self, request: Asked) -> list[Row]:
         if isinstance(request, ChatRequest):
             if not is_text(request.response_format):
-                raise UserError("response_format is not text", mend="leave it out, or fill in a text by /v1/infill")
+                return self._by_template(request)
             ids = encode_prompt(self.served.tokenizer, [turn.plain() for turn in request.messages])
             return self._chosen(request, ids, self._decoding(request, request.length))
         if isinstance(request, CompletionRequest):
@@ -173,6 +176,28 @@ class Service:
         canvas = gap + template.following(suffix)
         decoding = decoding_of(self.served.model, len(canvas), len(gap), request.settings())
         return self._chosen(request, ids, decoding, canvas, len(gap))
+
+    def _by_template(self, request: ChatRequest) -> list[Row]:
+        """An answer whose text is given but for its gaps."""
+        form = request.response_format
+        assert form is not None
+        if form.type != "template" or form.template is None:
+            raise UserError(
+                f"response_format is {form.type!r}: an answer's form is given by a template",
+                mend='give {"type": "template", "template": "… {{digits:3}} …"}, or leave it out',
+            )
+        messages = [turn.plain() for turn in request.messages]
+        served = self.served
+        gaps = gaps_of_template(served.model, served.tokenizer, form.template, prompt=messages, **request.settings())
+        if request.length is not None and request.length < len(gaps.canvas):
+            raise UserError(
+                f"max_tokens = {request.length} is less than the {len(gaps.canvas)} tokens of the template",
+                mend="leave it out",
+            )
+        return [
+            replace(row, allowed=allowed(served.tokenizer, gaps.kinds, served.model.config.vocab_size))
+            for row in self._chosen(request, gaps.before, gaps.decoding, gaps.canvas, gaps.length)
+        ]
 
     def _filled(self, request: InfillRequest) -> list[Row]:
         prompt: Any = request.prompt

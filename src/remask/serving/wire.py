@@ -69,9 +69,10 @@ class ChatMessage(BaseModel):
 
 
 class ResponseFormat(Strict):
-    """Text is the one form of answer that needs nothing more."""
+    """The form of an answer: text, or a template with gaps (`sampling/gaps.py`)."""
 
     type: str
+    template: Annotated[str, Field(max_length=100_000)] | None = None
 
 
 class Asked(DecodingFields):  # type: ignore[valid-type,misc]
