@@ -21,6 +21,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `attention`: which token may look at which: what a pass over rows reads
 - `rows`: what the records of a batch share
 - `head`: losses from hidden states, without keeping the logits
+- `capped`: heads whose logits have a soft cap, and their losses
 - `token_loss`: losses and entropies from logits
 - `precision`: the number format that a forward pass computes in
 """

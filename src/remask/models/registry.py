@@ -10,6 +10,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from remask.models.block_families import BLOCK_MODELS, register_weight_names
 from remask.models.converted import A2D, CONVERTED
+from remask.models.diffusion_gemma import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from remask.models.dream import DreamConfig, DreamModel
 from remask.models.encoders import ENCODERS
 from remask.models.llada import RENAMINGS, LLaDAConfig, LLaDAModelLM
@@ -25,12 +26,18 @@ NATIVE: tuple[tuple[Any, Any], ...] = (
 """The model types that are diffusion models whatever their config says."""
 
 UNREAD = {
-    "diffusion_gemma": "a DiffusionGemma: it replaces tokens by others where Remask masks them, and reads the clean "
-    "text and the canvas in two parts of the model",
     "NemotronLabsDiffusionModel": "a Nemotron-Labs-Diffusion model: its clean tokens attend from left to right inside "
     "a block, and its noised ones to the whole of it, which Remask does not compute",
 }
 """The types of diffusion models that are known but not read, and why."""
+
+CANVAS_MODELS: dict[Any, Any] = {DiffusionGemmaConfig: DiffusionGemmaForBlockDiffusion}
+"""The classes of models that replace tokens by others instead of masking them. They are loaded by `remask.load` alone:
+what transformers' auto classes give for these types is left as it is.
+"""
+
+LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
+"""The model types that LLaDA-MoE checkpoints give; those with experts are read as LLaDA-MoE."""
 
 
 def register() -> None:
@@ -54,7 +61,20 @@ def model_class(config: Any) -> type | None:
     for model in CONVERTED:
         if kind is model.config_class:
             return model if getattr(config, "is_causal", True) is False else None
-    return dict(NATIVE).get(kind) or ENCODERS.get(kind)
+    return dict(NATIVE).get(kind) or ENCODERS.get(kind) or CANVAS_MODELS.get(kind)
+
+
+def own_config(values: dict[str, Any]) -> Any | None:
+    """Return the config of a checkpoint that `AutoConfig` would read otherwise, from what its config.json says; None
+    for all others.
+    """
+    kind = values.get("model_type")
+    if kind == DiffusionGemmaConfig.model_type:
+        return DiffusionGemmaConfig.from_dict(values)
+    if values.get("num_experts") and kind in LLADA_TYPES:
+        published = kind if kind != LLaDAMoEConfig.model_type else None
+        return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})
+    return None
 
 
 def is_convertible(config: Any) -> bool:
@@ -69,4 +89,4 @@ def convertible_types() -> list[str]:
 
 def known_types() -> list[str]:
     """Return the model types that Remask can load."""
-    return [config.model_type for config, _ in NATIVE] + [kind.model_type for kind in ENCODERS]
+    return [kind.model_type for kind in (*dict(NATIVE), *ENCODERS, *CANVAS_MODELS)]

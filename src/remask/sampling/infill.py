@@ -13,6 +13,7 @@ from remask.data.chat import encode_prompt
 from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
+from remask.models.facts import mask_token
 from remask.sampling.denoise import run
 from remask.sampling.generate import decoding_for
 
@@ -31,7 +32,7 @@ def infill(
     followed by the end token, else it stands alone. Settings are `Decoding`'s; the canvas is the text and one block,
     and no token that ends a text is written in it. Raises UserError where the text holds no mask.
     """
-    mask_id = model.config.mask_token_id
+    mask_id = mask_token(model.config)
     template, spelled = template_of(tokenizer), tokenizer.decode([mask_id])
     parts = text.split(spelled)
     if len(parts) == 1:
