@@ -15,7 +15,8 @@ from transformers import DiffusionGemmaForBlockDiffusion as Published
 from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
-from remask.models.diffusion_gemma import DiffusionGemmaConfig, canvas_columns
+from remask.models.diffusion_gemma import canvas_columns
+from remask.models.diffusion_gemma_config import DiffusionGemmaConfig
 from remask.models.facts import facts
 from remask.models.load import load_config, load_model
 from remask.models.registry import known_types

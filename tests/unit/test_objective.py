@@ -344,7 +344,7 @@ def test_nothing_and_everything_masked(
 
 
 @pytest.mark.parametrize("normaliser", ["response", "masked", "sequence"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "diffusion-gemma"])  # its N is its own
 def test_the_loss_of_a_batch_is_that_of_its_micro_batches(
     name: str,
     normaliser: str,

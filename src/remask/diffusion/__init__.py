@@ -7,6 +7,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `corruption`: from noise to masking rates, a mask and the noised ids
 - `importance`: β, how much a token matters, from the model's own predictions
 - `objective`: the loss of fine-tuning, as four choices
+- `uniform`: the loss of models whose noise replaces tokens by others
 - `weights`: what the loss of a masked token is weighed with
 - `likelihood`: estimates of how likely a model finds an answer
 - `estimators`: all of them by name

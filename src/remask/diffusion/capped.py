@@ -5,6 +5,8 @@ Shapes: N chosen positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -26,19 +28,20 @@ class Capped:
 
 
 def capped_losses(head: Capped, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """Return ce_i = −log p(x_i), in nats, with gradient. Logits are held for a chunk of positions at a time, and are
-    computed once more in the backward pass.
-    """
+    """Return ce_i = −log p(x_i), in nats, with gradient, in the memory of a chunk's logits (`in_parts`)."""
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return token_cross_entropy(head(hidden), targets)
 
+    return in_parts(losses, head, hidden, targets)
+
+
+def in_parts(compute: Callable[..., Tensor], head: Capped, *inputs: Tensor) -> Tensor:
+    """Return what is computed of positions [N, …] whose logits are formed in it, a part of them at a time. Where there
+    are several parts, each is computed once more in the backward pass: its logits are not kept.
+    """
     rows = chunk_rows(head.out_features)
-    if len(hidden) <= rows or not torch.is_grad_enabled():
-        parts = [losses(h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
-    else:
-        parts = [
-            checkpoint(losses, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0)
+    parts = list(zip(*(each.split(rows) for each in inputs), strict=True))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([compute(*part) for part in parts])
+    return torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts])

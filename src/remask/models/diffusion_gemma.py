@@ -21,108 +21,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DiffusionGemmaConfig as PublishedConfig
 from transformers import DiffusionGemmaForBlockDiffusion as Published
 
 from remask.diffusion.attention import BlockCausal
-from remask.diffusion.capped import Capped, capped_losses
+from remask.diffusion.capped import Capped, capped_losses, in_parts
 from remask.diffusion.head import Look, look_at
 from remask.errors import UserError
+from remask.models.diffusion_gemma_config import DiffusionGemmaConfig
 from remask.models.prediction import Prediction
 from remask.models.prefix import Prefix, canvas_masks, causal_mask, places_of
 
-EXPERTS = ("num_experts", "top_k_experts", "moe_intermediate_size")
-"""The sizes of the experts that a config must have: transformers has no default of them."""
 FROZEN = (".router.", ".vision_tower.", ".embed_vision.")
 """Parts of parameters' names that are not trained: the router, as published, and the images' encoder, which no text
 reaches."""
-
-
-class DiffusionGemmaConfig(PublishedConfig):
-    """The published config. The sizes that Remask asks a config for stand in its `text_config`."""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        text: Any = self.text_config
-        if lacking := [name for name in EXPERTS if not getattr(text, name)]:
-            raise UserError(
-                f"config.json lacks {', '.join(lacking)} in text_config", mend="take the whole config of the checkpoint"
-            )
-        if text.use_bidirectional_attention == "all":
-            raise UserError(
-                "the DiffusionGemma config sets use_bidirectional_attention='all', which no published checkpoint does",
-                mend="Remask computes a causal encoder only",
-            )
-
-    @property
-    def corruption(self) -> str:
-        """Return how texts are noised: tokens are replaced by uniform ones."""
-        return "uniform"
-
-    @property
-    def mask_token_id(self) -> None:
-        """Return none: nothing is masked."""
-        return None
-
-    @property
-    def attention(self) -> str:
-        """Return the canvases as blocks that begin with the answer. The clean tokens of one attend from left to
-        right, which `Attention` does not say.
-        """
-        return f"block:{self.canvas_length}:answer"
-
-    @attention.setter
-    def attention(self, text: str) -> None:
-        if text != self.attention:
-            raise UserError(
-                f"attention {text}, and a DiffusionGemma reads canvases of {self.canvas_length} tokens",
-                mend="leave --model-attention out",
-            )
-
-    @property
-    def eos_token_id(self) -> Any:
-        """Return what ends a text: the file's own `eos_token_id`, or that of its `text_config`."""
-        stated = getattr(self, "stated_eos", None)
-        return self._text.eos_token_id if stated is None else stated
-
-    @eos_token_id.setter
-    def eos_token_id(self, value: Any) -> None:
-        if value is not None:
-            self.stated_eos = value
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values to save, under the keys that they came with."""
-        values = super().to_dict()
-        return {"eos_token_id" if key == "stated_eos" else key: value for key, value in values.items()}
-
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of tokens."""
-        return int(self._text.vocab_size)
-
-    @property
-    def hidden_size(self) -> int:
-        """Return the width."""
-        return int(self._text.hidden_size)
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Return the number of the decoder's layers; the encoder has as many."""
-        return int(self._text.num_hidden_layers)
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Return the number of heads; their size differs between layers."""
-        return int(self._text.num_attention_heads)
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Return the positions of prompt and answer together."""
-        return int(self._text.max_position_embeddings)
-
-    @property
-    def _text(self) -> Any:
-        return self.text_config
 
 
 @dataclass
@@ -269,18 +180,26 @@ class DiffusionGemmaForBlockDiffusion(Published):
             found.clean_loss = capped_losses(self.capped(), by_encoder[row, place - 1], clean[row, place])
         return found
 
-    @torch.no_grad()
     def _conditioning(
         self, ids: Tensor, prefix: Prefix, masks: dict[str, Tensor | None], places: Tensor, rows: Tensor
     ) -> Float[Tensor, "B C D"]:
-        """The embeddings of what a first pass says of these rows; those of the others are zero."""
+        """The embeddings of what a first pass says of these rows; those of the others are zero. The first pass has no
+        gradient; the embeddings have theirs, as published.
+        """
         among = rows.nonzero()[:, 0]
         of_them = {kind: None if mask is None else mask[among] for kind, mask in masks.items()}
-        hidden = self._refined(ids[among], prefix.of(among), None, of_them, places[among])
-        (found,) = look_at(self.capped(), hidden.flatten(0, 1), lambda logits, part: (self.embeddings_of(logits),))
+        with torch.no_grad():
+            hidden = self._refined(ids[among], prefix.of(among), None, of_them, places[among]).flatten(0, 1)
+        head = self.capped()
+
+        def embedded(hidden: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits = head(hidden)
+            return self.embeddings_of(logits)
+
+        found = in_parts(embedded, head, hidden)
         signal = found.new_zeros(*ids.shape, found.shape[-1])
-        signal[among] = found.view(len(among), ids.shape[1], -1)
-        return signal
+        return signal.index_copy(0, among, found.view(len(among), *signal.shape[1:]))
 
     def _read(self, ids: Int[Tensor, "B n"], attended: Bool[Tensor, "B n"], prefix: Prefix) -> Float[Tensor, "B n D"]:
         """The encoder over tokens that come next; their keys and values are added to the prefix."""

@@ -62,7 +62,7 @@ class Facts:
     @property
     def mask_id(self) -> int:
         """Return the token that masks. Raises UserError for a model that has none, saying what works with it."""
-        return _masking(self.mask_token_id)
+        return required_mask(self.mask_token_id)
 
 
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
@@ -126,10 +126,11 @@ def corruption_of(config: Any) -> CorruptionName:
 
 def mask_token(config: Any) -> int:
     """Return the mask token of a model whose facts have been read. Raises UserError for a model that has none."""
-    return _masking(config.mask_token_id)
+    return required_mask(config.mask_token_id)
 
 
-def _masking(token: int | None) -> int:
+def required_mask(token: int | None) -> int:
+    """Return a mask token that is there. Raises UserError where there is none, saying what works without."""
     if token is None:
         raise UserError(
             "this model has no mask token: noise replaces its tokens by others, and what was asked for masks them",

@@ -10,7 +10,8 @@ from transformers.core_model_loading import WeightRenaming
 
 from remask.models.block_families import BLOCK_MODELS, register_weight_names
 from remask.models.converted import A2D, CONVERTED
-from remask.models.diffusion_gemma import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from remask.models.diffusion_gemma import DiffusionGemmaForBlockDiffusion
+from remask.models.diffusion_gemma_config import DiffusionGemmaConfig
 from remask.models.dream import DreamConfig, DreamModel
 from remask.models.encoders import ENCODERS
 from remask.models.llada import RENAMINGS, LLaDAConfig, LLaDAModelLM

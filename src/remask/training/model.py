@@ -53,7 +53,7 @@ def load_trainable(
 def trainable(model: Any, name: str, *, quantization: Quantization | None, lora: LoraConfig, seed: int) -> Any:
     """Return the model with all weights to train, or with fresh adapters drawn from the seed."""
     if not lora.rank:
-        return model.requires_grad_(True)
+        return all_trained(model)
     widest = max(max(m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear))
     if lora.rank > widest:
         raise UserError(f"lora.rank = {lora.rank}: no layer is wider than {widest}", mend="16 is a usual rank")
@@ -62,6 +62,14 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
         if quantization:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         return _saved_plainly(add_adapter(model, lora, base_name=_base_name(name)), lora)
+
+
+def all_trained(model: Any) -> Any:
+    """Return the model with all weights to train but those that its family never trains (`frozen_parameters`)."""
+    model.requires_grad_(True)
+    for parameter in getattr(model, "frozen_parameters", list)():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
