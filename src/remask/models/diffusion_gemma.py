@@ -35,6 +35,9 @@ FROZEN = (".router.", ".vision_tower.", ".embed_vision.")
 """Parts of parameters' names that are not trained: the router, as published, and the images' encoder, which no text
 reaches."""
 
+TWINS = (".encoder.language_model.layers.", ".decoder.layers.")
+"""What the names of weights have in the encoder, and in its stead in the decoder."""
+
 
 @dataclass
 class CanvasPrediction(Prediction):
@@ -51,6 +54,8 @@ class DiffusionGemmaForBlockDiffusion(Published):
     config_class = DiffusionGemmaConfig
     config: Any
     keeps_keys_and_values = True
+    not_adapted = r".*\.(router|vision_tower|embed_vision)\..*"
+    """Names of modules that get no adapters: those that are not trained."""
     narrows = False
     accepts_loss_kwargs = False
 
@@ -63,6 +68,36 @@ class DiffusionGemmaForBlockDiffusion(Published):
         for name, parameter in self.named_parameters():
             if any(part in name for part in FROZEN):
                 yield parameter
+
+    def share_adapters(self, *, fresh: bool) -> None:
+        """Give each encoder layer the adapters of the decoder layer that it shares its weights with: fresh ones, so
+        that one model is trained still, or loaded ones where the two are equal, as those of Remask's runs are.
+        """
+        for of_encoder, of_decoder in self._twins():
+            for name, adapted in list(of_decoder.named_modules()):
+                twin = of_encoder.get_submodule(name)
+                if hasattr(adapted, "lora_A") and hasattr(twin, "lora_A") and (fresh or _equal(adapted, twin)):
+                    of_encoder.set_submodule(name, adapted)
+
+    def adapters_are_shared(self) -> bool:
+        """Return whether encoder and decoder have the same adapters, so that they can be added to their weights."""
+        return all(
+            hasattr(twin, "lora_A") == hasattr(adapted, "lora_A") and (twin is adapted or not hasattr(twin, "lora_A"))
+            for of_encoder, of_decoder in self._twins()
+            for name, adapted in of_decoder.named_modules()
+            if "lora_" not in name and ".base_layer" not in name and (twin := of_encoder.get_submodule(name))
+        )
+
+    def share_merged(self) -> None:
+        """Give the decoder the layers whose adapters were added to the weights in the encoder, which shares them."""
+        for of_encoder, of_decoder in self._twins():
+            for name, adapted in list(of_decoder.named_modules()):
+                if hasattr(adapted, "lora_A"):
+                    of_decoder.set_submodule(name, of_encoder.get_submodule(name))
+
+    def _twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        inner: Any = self.model
+        return zip(inner.encoder.language_model.layers, inner.decoder.layers, strict=True)
 
     def forward(
         self,
@@ -254,6 +289,23 @@ class DiffusionGemmaForBlockDiffusion(Published):
             )
         out: Tensor = decoder.norm(hidden)
         return out
+
+
+def with_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return an adapter's tensors under the names of both parts that share them: engines save shared tensors once, and
+    plain peft looks for them in the encoder and in the decoder.
+    """
+    found = dict(weights)
+    for of_encoder, of_decoder in (TWINS, TWINS[::-1]):
+        for name, tensor in weights.items():
+            found.setdefault(name.replace(of_encoder, of_decoder), tensor)
+    return {name: found[name].clone() for name in sorted(found)}
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers have the same adapters, of equal values."""
+    a, b = ({name: p for name, p in each.named_parameters() if "lora_" in name} for each in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def canvas_columns(

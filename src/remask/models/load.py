@@ -32,7 +32,15 @@ from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
 from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
-from remask.models.registry import UNREAD, convertible_types, is_convertible, known_types, model_class, own_config
+from remask.models.registry import (
+    UNREAD,
+    convertible_types,
+    is_convertible,
+    known_types,
+    model_class,
+    own_config,
+    refuse_quantised,
+)
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct", "tiny-block")}
 """The models that come with the package, by the names they are loaded by."""
@@ -138,6 +146,8 @@ def load_model(
             mend="say so: --model-attention full or --model-attention block:32 (the tokens of a block), or "
             '"attention" in its config.json',
         )
+    if quantization is not None:
+        refuse_quantised(config, folder)
     stored = gguf_file(folder)
     keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if stored is not None:

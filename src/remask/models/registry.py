@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from remask.errors import UserError
 from remask.models.block_families import BLOCK_MODELS, register_weight_names
 from remask.models.converted import A2D, CONVERTED
 from remask.models.diffusion_gemma import DiffusionGemmaForBlockDiffusion
@@ -76,6 +77,16 @@ def own_config(values: dict[str, Any]) -> Any | None:
         published = kind if kind != LLaDAMoEConfig.model_type else None
         return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})
     return None
+
+
+def refuse_quantised(config: Any, where: str) -> None:
+    """Raises UserError for a model that is not loaded in 4 or 8 bits."""
+    if type(config) in CANVAS_MODELS:
+        raise UserError(
+            f"a {config.model_type} is not quantised: most of its weights are experts, no layers that bitsandbytes has",
+            where=where,
+            mend="use --dtype bfloat16",
+        )
 
 
 def is_convertible(config: Any) -> bool:

@@ -16,7 +16,7 @@ from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
-from remask.models.lora import add_adapter, merge, note_attention
+from remask.models.lora import add_adapter, merge, note_attention, shares_adapters
 from remask.models.patches import exchange
 from remask.training.sharding import loaded_whole
 
@@ -79,7 +79,7 @@ def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
 
     def saved(folder: str, *arguments: Any, **keywords: Any) -> None:
         saving(folder, *arguments, **keywords)
-        note_attention(folder, getattr(model.config, "attention", None))
+        note_attention(folder, getattr(model.config, "attention", None), twins=shares_adapters(model))
 
     exchange("adapter-saving", model, "save_pretrained", saved)
     exchange("adapter-saving", model, "create_or_update_model_card", lambda folder: None)
