@@ -63,7 +63,7 @@ def test_logits_are_transformers_own(model: Any, folder: Path) -> None:
 def test_the_encoder_gives_transformers_own_logits(model: Any, folder: Path) -> None:
     expected = load_file(folder / "expected_logits.safetensors")
     ids = expected["prompt_ids"]
-    hidden = model._read(ids, torch.ones_like(ids, dtype=torch.bool), model.empty_prefix())
+    hidden = model.read(ids, torch.ones_like(ids, dtype=torch.bool), model.empty_prefix())
     assert (model.capped()(hidden) - expected["encoder_logits"]).abs().max() <= 1e-6
 
 

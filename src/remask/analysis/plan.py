@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from remask.analysis.plan_canvas import has_canvases, step_loss, with_even_experts
+from remask.analysis.plan_canvas import step_flops as canvas_flops
 from remask.analysis.quantised import weight_bytes
 from remask.choices import StrategyName
 from remask.diffusion.head import two_pass_cross_entropy
@@ -119,20 +121,27 @@ def need(
     """
     with torch.device("meta"):
         model = build()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if has_canvases(inner) and SHARDED[strategy]:
+        raise UserError(
+            f"strategy {strategy}: encoder and decoder share their weights, which are not sharded",
+            mend="use --strategy ddp",
+        )
     with FakeTensorMode():
         pretend(model)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if checkpointing:
             inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         model.train()
         ids = torch.zeros(rows, length, dtype=torch.long)
+        canvases = has_canvases(inner)
+        if canvases:
+            with_even_experts(inner)
         meter = Meter()
         try:
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                    hidden = inner.hidden_at(torch.arange(scored), input_ids=ids)
-                    loss = two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+                    loss = step_loss(inner, ids) if canvases else _loss(inner, ids, scored)
                 activations = meter.now
                 loss.backward()
         except DynamicOutputShapeException as error:
@@ -140,10 +149,14 @@ def need(
         weights = list(model.parameters())
         trained = [p for p in weights if p.requires_grad]
         working = max(0, meter.peak - activations)
-        flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
-        probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
+        if canvases:
+            frozen = any(p.grad is None for p in inner.model.decoder.norm.parameters())
+            flops, probe = canvas_flops(inner, rows, length, frozen=frozen, again=checkpointing), 0.0
+        else:
+            flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
+            probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
         parameters, count = sum(p.numel() for p in weights), sum(p.numel() for p in trained)
-        gathered = gathered_bytes(inner, trained)
+        gathered = 0 if canvases else gathered_bytes(inner, trained)
     # At the peak of a backward pass part of the gradients exist: they are counted once, as gradients.
     working = max(0.0, working - sum(p.nbytes for p in trained))
     if "weights" in SHARDED[strategy] and devices > 1:
@@ -157,6 +170,11 @@ def need(
         parameters=parameters,
         trained=count,
     )
+
+
+def _loss(model: Any, ids: Tensor, scored: int) -> Tensor:
+    hidden = model.hidden_at(torch.arange(scored), input_ids=ids)
+    return two_pass_cross_entropy(model.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
 
 
 def kept(model: Any, strategy: StrategyName = "ddp", devices: int = 1) -> dict[str, float]:

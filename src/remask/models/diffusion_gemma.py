@@ -132,10 +132,10 @@ class DiffusionGemmaForBlockDiffusion(Published):
         """
         if keep and prefix is not None and clean is not None:
             attended = torch.ones_like(clean) if attention_mask is None else attention_mask
-            self._read(clean, attended != 0, prefix)
+            self.read(clean, attended != 0, prefix)
             return CanvasPrediction()
         if prefix is not None and input_ids is not None:
-            hidden = self._refined(input_ids, prefix, signal, canvas_masks(prefix, input_ids.shape[1]), None)
+            hidden = self.refined(input_ids, prefix, signal, canvas_masks(prefix, input_ids.shape[1]), None)
             return self._said(hidden, targets, weights, look)
         if input_ids is None or clean is None or answer is None or positions is None:
             raise UserError(
@@ -199,7 +199,7 @@ class DiffusionGemmaForBlockDiffusion(Published):
     ) -> CanvasPrediction:
         """The canvas that the positions lie in, and the clean tokens that are asked for."""
         prefix = self.empty_prefix().whole()
-        by_encoder = self._read(clean, attended, prefix)
+        by_encoder = self.read(clean, attended, prefix)
         start, columns = canvas_columns(answer, positions, self.config.canvas_length)
         inside = columns < attended.sum(-1, keepdim=True)  # rows are padded on the right
         columns = columns.clamp(max=clean.shape[1] - 1)
@@ -207,24 +207,23 @@ class DiffusionGemmaForBlockDiffusion(Published):
         masks = prefix.masks_before(start, inside)
         signal = None
         if conditioned is not None and bool(conditioned.any()):
-            signal = self._conditioning(ids, prefix, masks, columns, conditioned)
-        hidden = self._refined(ids, prefix, signal, masks, columns)
+            signal = self.conditioning(ids, prefix, masks, columns, conditioned.nonzero()[:, 0])
+        hidden = self.refined(ids, prefix, signal, masks, columns)
         found: CanvasPrediction = said(hidden[chosen])
         if scored_clean is not None:
             row, place = scored_clean.nonzero(as_tuple=True)
             found.clean_loss = capped_losses(self.capped(), by_encoder[row, place - 1], clean[row, place])
         return found
 
-    def _conditioning(
-        self, ids: Tensor, prefix: Prefix, masks: dict[str, Tensor | None], places: Tensor, rows: Tensor
+    def conditioning(
+        self, ids: Tensor, prefix: Prefix, masks: dict[str, Tensor | None], places: Tensor, among: Tensor
     ) -> Float[Tensor, "B C D"]:
         """The embeddings of what a first pass says of these rows; those of the others are zero. The first pass has no
         gradient; the embeddings have theirs, as published.
         """
-        among = rows.nonzero()[:, 0]
         of_them = {kind: None if mask is None else mask[among] for kind, mask in masks.items()}
         with torch.no_grad():
-            hidden = self._refined(ids[among], prefix.of(among), None, of_them, places[among]).flatten(0, 1)
+            hidden = self.refined(ids[among], prefix.of(among), None, of_them, places[among]).flatten(0, 1)
         head = self.capped()
 
         def embedded(hidden: Tensor) -> Tensor:
@@ -236,7 +235,7 @@ class DiffusionGemmaForBlockDiffusion(Published):
         signal = found.new_zeros(*ids.shape, found.shape[-1])
         return signal.index_copy(0, among, found.view(len(among), *signal.shape[1:]))
 
-    def _read(self, ids: Int[Tensor, "B n"], attended: Bool[Tensor, "B n"], prefix: Prefix) -> Float[Tensor, "B n D"]:
+    def read(self, ids: Int[Tensor, "B n"], attended: Bool[Tensor, "B n"], prefix: Prefix) -> Float[Tensor, "B n D"]:
         """The encoder over tokens that come next; their keys and values are added to the prefix."""
         encoder: Any = self.model.encoder.language_model
         before = prefix.taken(attended)
@@ -262,7 +261,7 @@ class DiffusionGemmaForBlockDiffusion(Published):
         out: Tensor = encoder.norm(hidden)
         return out
 
-    def _refined(
+    def refined(
         self,
         ids: Int[Tensor, "B C"],
         prefix: Prefix,
