@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from remask.analysis.plan_canvas import has_canvases, step_loss, with_even_experts
+from remask.analysis.plan_canvas import prepared, step_loss
 from remask.analysis.plan_canvas import step_flops as canvas_flops
 from remask.analysis.quantised import weight_bytes
 from remask.choices import StrategyName
@@ -122,11 +122,7 @@ def need(
     with torch.device("meta"):
         model = build()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if has_canvases(inner) and SHARDED[strategy]:
-        raise UserError(
-            f"strategy {strategy}: encoder and decoder share their weights, which are not sharded",
-            mend="use --strategy ddp",
-        )
+    canvases = prepared(inner, sharded=bool(SHARDED[strategy]))
     with FakeTensorMode():
         pretend(model)
         if checkpointing:
@@ -134,14 +130,11 @@ def need(
             model.enable_input_require_grads()
         model.train()
         ids = torch.zeros(rows, length, dtype=torch.long)
-        canvases = has_canvases(inner)
-        if canvases:
-            with_even_experts(inner)
         meter = Meter()
         try:
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                    loss = step_loss(inner, ids) if canvases else _loss(inner, ids, scored)
+                    _hidden, loss = (None, step_loss(inner, ids)) if canvases else _loss(inner, ids, scored)
                 activations = meter.now
                 loss.backward()
         except DynamicOutputShapeException as error:
@@ -150,8 +143,7 @@ def need(
         trained = [p for p in weights if p.requires_grad]
         working = max(0, meter.peak - activations)
         if canvases:
-            frozen = any(p.grad is None for p in inner.model.decoder.norm.parameters())
-            flops, probe = canvas_flops(inner, rows, length, frozen=frozen, again=checkpointing), 0.0
+            flops, probe = canvas_flops(inner, rows, length, frozen=inner is not model, again=checkpointing), 0.0
         else:
             flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
             probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
@@ -172,9 +164,10 @@ def need(
     )
 
 
-def _loss(model: Any, ids: Tensor, scored: int) -> Tensor:
+def _loss(model: Any, ids: Tensor, scored: int) -> tuple[Tensor, Tensor]:
+    """The hidden states, which live as long as a step holds them, and the loss."""
     hidden = model.hidden_at(torch.arange(scored), input_ids=ids)
-    return two_pass_cross_entropy(model.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+    return hidden, two_pass_cross_entropy(model.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
 
 
 def kept(model: Any, strategy: StrategyName = "ddp", devices: int = 1) -> dict[str, float]:

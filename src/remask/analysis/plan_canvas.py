@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from remask.diffusion.capped import capped_losses
 from remask.diffusion.token_loss import chunk_rows
+from remask.errors import UserError
 from remask.models.patches import Mixin, derive
 
 CONDITIONED = 0.5
@@ -41,9 +42,18 @@ class EvenExperts(Mixin):
         return weighed.view(T, k, -1).sum(1)
 
 
-def has_canvases(model: Any) -> bool:
-    """Return whether a model is of this kind."""
-    return hasattr(model, "empty_prefix")
+def prepared(model: Any, *, sharded: bool) -> bool:
+    """Return whether a model is of this kind; its experts compute alike then. Raises UserError where weights were to
+    be sharded.
+    """
+    if not hasattr(model, "empty_prefix"):
+        return False
+    if sharded:
+        raise UserError(
+            "encoder and decoder share their weights, which are not sharded", mend="use --strategy ddp, and adapters"
+        )
+    with_even_experts(model)
+    return True
 
 
 def with_even_experts(model: nn.Module) -> None:

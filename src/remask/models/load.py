@@ -34,10 +34,8 @@ from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weig
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
 from remask.models.registry import (
     UNREAD,
+    class_to_load,
     convertible_types,
-    is_convertible,
-    known_types,
-    model_class,
     own_config,
     refuse_quantised,
 )
@@ -122,19 +120,7 @@ def load_model(
     Raises UserError where the folder is not a checkpoint of a model type that Remask has.
     """
     config = load_config(folder) if config is None else config
-    kind: Any = model_class(config)
-    if kind is None and is_convertible(config):
-        raise UserError(
-            f"a causal model (model type {config.model_type}), not a diffusion language model",
-            where=folder,
-            mend=f"make it one: remask convert --to-diffusion {folder} --output FOLDER",
-        )
-    if kind is None:
-        raise UserError(
-            f"model type {config.model_type!r} is not a diffusion language model Remask knows",
-            where=folder,
-            mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
-        )
+    kind = class_to_load(config, folder)
     if attention is not None:
         named(attention)
         config.attention = attention

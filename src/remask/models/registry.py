@@ -66,6 +66,24 @@ def model_class(config: Any) -> type | None:
     return dict(NATIVE).get(kind) or ENCODERS.get(kind) or CANVAS_MODELS.get(kind)
 
 
+def class_to_load(config: Any, folder: str) -> Any:
+    """Return the diffusion class of a checkpoint's config. Raises UserError where there is none."""
+    kind = model_class(config)
+    if kind is None and is_convertible(config):
+        raise UserError(
+            f"a causal model (model type {config.model_type}), not a diffusion language model",
+            where=folder,
+            mend=f"make it one: remask convert --to-diffusion {folder} --output FOLDER",
+        )
+    if kind is None:
+        raise UserError(
+            f"model type {config.model_type!r} is not a diffusion language model Remask knows",
+            where=folder,
+            mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
+        )
+    return kind
+
+
 def own_config(values: dict[str, Any]) -> Any | None:
     """Return the config of a checkpoint that `AutoConfig` would read otherwise, from what its config.json says; None
     for all others.
