@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import DiffusionGemmaForBlockDiffusion as Published
 
 import remask
+from remask import config as configs
 from remask.cli import main
 from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, SftConfig, TrainerConfig
 from remask.errors import UserError
@@ -23,6 +25,7 @@ from remask.sft.presets import resolve
 from remask.sft.run import build, run_sft
 from remask.sft.trainer import SftTrainer
 from remask.sft.uniform import UniformTrainer
+from started import finished, ranks
 
 TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": 4,
@@ -212,6 +215,29 @@ def test_the_last_canvas_may_be_cut_by_the_longest_row(gemma_folder: Path, tmp_p
     (part,) = trainer.corrupted({**batch, "s": torch.full((4,), 0.999)}, torch.device("cpu"))  # the last canvases
     assert part.canvas.supervised.sum(-1).tolist() == [7] * 4
     assert torch.isfinite(trainer.terms(trainer.model, part).rows).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "again"), [(0, True), (2, False)])
+def test_two_ranks_give_one_ranks_losses(rank: int, again: bool, gemma_folder: Path, tmp_path: Path) -> None:
+    """Both N are counted over the ranks. Ten rows do not divide by four: the last step has rows for one rank only."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "ab", "response": "c" * (n + 2)}) + "\n" for n in range(10)))
+    # Adam's first steps have one size whatever the gradient's: of weights whose gradient is rounding, they are noise.
+    trainer = {"gradient_checkpointing": again, "num_train_epochs": 1, "learning_rate": 1e-4}
+    lora = LoraConfig(rank=rank)
+    one = config_of(
+        gemma_folder, tmp_path / "one", trainer, data=str(data), eval_data=str(data), lora=lora, max_steps=None
+    )
+    two = replace(one, output_dir=str(tmp_path / "two"), trainer=replace(one.trainer, per_device_train_batch_size=2))
+    path = tmp_path / "two.yaml"
+    path.write_text(configs.dump(two))
+    finished(ranks("sft", "--config", str(path)))
+    run_sft(one, quiet=True)
+    for key in ("loss", "grad_norm_mean", "eval_loss", "eval_encoder"):
+        alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
+        assert len(alone) == len(together) > 0
+        assert together == pytest.approx(alone, rel=1e-4)
 
 
 # ---- adapters ----------------------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ class UniformTrainer(SftTrainer):
         return shares(sums[0].float(), sums[1].float(), self.objective.encoder)
 
     def describe(self, seconds: float) -> dict[str, float]:
+        """Return the numbers of the step; the two losses apart are this process's, as its other means are."""
         totals = {
             name: sum(s[name] for s in self._statistics)
             for name in ("diffusion", "encoder", "scored", "read", "response")
