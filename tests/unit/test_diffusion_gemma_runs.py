@@ -17,7 +17,7 @@ from transformers import DiffusionGemmaForBlockDiffusion as Published
 import remask
 from remask import config as configs
 from remask.cli import main
-from remask.config import CanvasConfig, ChoicesConfig, LoraConfig, SftConfig, TrainerConfig
+from remask.config import CanvasConfig, LoraConfig, SftConfig, TrainerConfig
 from remask.errors import UserError
 from remask.models.load import load
 from remask.models.lora import add_adapter, load_adapter, merge
@@ -159,8 +159,9 @@ def test_a_run_learns_and_is_saved_in_the_official_layout(gemma_folder: Path, tm
 
 
 def test_its_choices_are_options(gemma_folder: Path, tmp_path: Path) -> None:
-    own = ChoicesConfig(own={"encoder": 0.0, "self_conditioning": 0.0})
-    run_sft(config_of(gemma_folder, tmp_path / "run", max_steps=1, choices=own), quiet=True)
+    options = ["--choices.own", "encoder", "0", "self_conditioning", "0", "--choices.rate-low", "0.2", "--data", DATA]
+    options += ["--output-dir", str(tmp_path / "run"), "--max-steps", "1", "--trainer.logging-steps", "1"]
+    assert main(["sft", "--model", str(gemma_folder), "--objective", "diffusion-gemma", *options]) == 0
     row = metrics(tmp_path / "run")[0]
     assert row["loss"] == pytest.approx(row["diffusion_loss"], rel=1e-5)
     assert row["encoder_loss"] > 1
@@ -238,6 +239,23 @@ def test_two_ranks_give_one_ranks_losses(rank: int, again: bool, gemma_folder: P
         alone, together = ([row[key] for row in metrics(tmp_path / name) if key in row] for name in ("one", "two"))
         assert len(alone) == len(together) > 0
         assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_sharded_weights_are_refused(gemma_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = SftTrainer.__init__
+
+    def sharded(self: SftTrainer, *given: Any, **keywords: Any) -> None:
+        begin(self, *given, **keywords)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(SftTrainer, "__init__", sharded)
+    with pytest.raises(UserError, match="the encoder and the decoder share their weights, which FSDP and DeepSpeed"):
+        run_sft(config_of(gemma_folder, tmp_path / "run"), quiet=True)
+
+
+def test_instruments_of_masks_refuse_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--model", "tiny-direct", "--objective", "diffusion-gemma"]) == 2
+    assert "this objective replaces tokens by others" in capsys.readouterr().err
 
 
 # ---- adapters ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.capped import Capped, capped_losses
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.noise import Noise
+from remask.diffusion.objective import corrupt
 from remask.diffusion.reader import ModelReader
 from remask.diffusion.uniform import UniformObjective, chosen, next_tokens, replaced, shares
 from remask.errors import UserError
@@ -262,6 +263,12 @@ def test_its_own_choices() -> None:
     found = resolve("diffusion-gemma", self_conditioning=0.0, encoder=0.3, rate_low=0.1)
     assert found == UniformObjective(self_conditioning=0.0, encoder=0.3, rate_low=0.1)
     assert (PRESET.self_conditioning, PRESET.encoder, PRESET.rate_low, PRESET.rate_high) == (0.5, 1.0, 1e-3, 1.0)
+
+
+def test_it_does_not_mask() -> None:
+    canvas = rows(4)
+    with pytest.raises(UserError, match="this objective replaces tokens by others; use one that masks"):
+        corrupt(PRESET, canvas, noise_of(canvas, [0.5]), 1)
 
 
 def test_numbers_that_are_missing_are_an_error() -> None:

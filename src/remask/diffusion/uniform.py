@@ -14,6 +14,7 @@ Shapes: B batch, L length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +42,8 @@ class UniformObjective(Objective):
     time_per: TimePerName = "row"
     self_conditioning: float = 0.5
     encoder: float = 1.0
+
+    masks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
