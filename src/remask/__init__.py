@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         rl,
         sampling,
         sandbox,
+        serving,
         sft,
         study,
         tasks,
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from remask.errors import UserError
     from remask.models.load import load
     from remask.sampling.generate import generate
+    from remask.serving.run import serve
 
 _NAMES = {
     "load": ("remask.models.load", "load"),
     "generate": ("remask.sampling.generate", "generate"),
+    "serve": ("remask.serving.run", "serve"),
     "UserError": ("remask.errors", "UserError"),
 }
 _PACKAGES = (
@@ -50,6 +53,7 @@ _PACKAGES = (
     "rl",
     "sampling",
     "sandbox",
+    "serving",
     "sft",
     "study",
     "tasks",
@@ -74,6 +78,8 @@ __all__ = [
     "rl",
     "sampling",
     "sandbox",
+    "serve",
+    "serving",
     "sft",
     "study",
     "tasks",

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grade": ("remask.commands.grade", "grade stored answers again, by the published rules"),
     "compare": ("remask.commands.compare", "compare two evaluations, with intervals"),
     "generate": ("remask.commands.generate", "answer prompts; watch the canvas being unmasked"),
+    "serve": ("remask.commands.serve", "an OpenAI-compatible server, and a page that shows the canvas being written"),
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
     "estimators": ("remask.commands.estimators", "bias, variance and cost of ELBO estimators and of SFT gradients"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
@@ -43,6 +44,7 @@ EXAMPLES = """examples:
   remask grade gsm8k generations.jsonl
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
+  remask serve --model runs/gift
   remask estimators --model runs/gift --data my.jsonl
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
   remask profile --config recipes/tiny/gift.yaml --steps 8

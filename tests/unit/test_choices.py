@@ -13,7 +13,6 @@ import pytest
 
 from remask import choices
 from remask.choices import Meanings, meanings, refuse_unknown, values
-from remask.commands.helptext import option_help
 from remask.commands.plan import GPUS
 from remask.config import (
     CanvasConfig,
@@ -31,6 +30,7 @@ from remask.config import (
     RlConfig,
     SftConfig,
 )
+from remask.config.explained import option_help
 from remask.data.canvas import Fill
 from remask.diffusion.estimators import ESTIMATORS
 from remask.diffusion.importance import TRANSFORMS

@@ -124,6 +124,11 @@ def test_what_masks_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_serving_is_refused(gemma_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model", str(gemma_folder), "--port", "0"]) == 2
+    assert "requests share steps that unmask, and this model has no masks" in capsys.readouterr().err
+
+
 def test_objectives_and_models_of_other_noise_are_refused(gemma_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objective gift masks tokens, and this model has no mask token"):
         run_sft(config_of(gemma_folder, tmp_path / "a", objective="gift"), quiet=True)

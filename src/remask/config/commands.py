@@ -66,7 +66,8 @@ class EvalConfig:
     """The wording of the prompts (default: the checkpoint's)."""
     batch_size: int = 32
     engine: str = "local"
-    """What answers: local (the model in this process), or a class of your own: file.py:Class."""
+    """What answers: local (the model in this process), a server (http://host:port, several after commas), or a class of
+    your own: file.py:Class."""
     dtype: Dtype = "float32"
     quantization: Quantization | None = None
     """Load the weights in 4 or 8 bits (needs bitsandbytes)."""

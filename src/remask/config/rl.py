@@ -138,7 +138,8 @@ class RolloutConfig:
     """How many rollouts old the weights may be that wrote an answer: 0 is on policy, 1 uses each rollout one rollout
     later, as training does that samples and updates at the same time."""
     engine: str = "local"
-    """What answers: local (the model in training), or a class of your own: file.py:Class."""
+    """What answers: local (the model in training), servers that are sent its weights (http://host:port, several after
+    commas), or a class of your own: file.py:Class."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
     """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 

@@ -199,13 +199,22 @@ def note_attention(folder: str, attention: str | None, *, twins: bool = False) -
     unfinished.replace(path)
 
 
-def load_adapter(model: Any, adapter: str) -> Any:
-    """Put a saved adapter on its base. Raises UserError where a tensor of it finds no place, or a place no tensor."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
+    """Put a saved adapter on its base, or beside the adapters that a model has, under a name.
+
+    Raises UserError where a tensor of it finds no place, or a place no tensor.
+    """
+    from peft import PeftConfig
     from peft.utils import load_peft_weights
 
     from remask.models.adapters import lean
 
+    if Path(adapter).is_dir() and not is_adapter(adapter):  # peft would look for it at the hub
+        raise UserError(
+            "no adapter that can be read (there is no adapter_config.json)",
+            where=adapter,
+            mend="give a folder with adapter_config.json and its weights",
+        )
     try:
         config = PeftConfig.from_pretrained(adapter)
         weights = load_peft_weights(adapter, device="cpu")
@@ -218,13 +227,7 @@ def load_adapter(model: Any, adapter: str) -> Any:
     if any(name.startswith(OFFICIAL) for name in weights):
         weights = _renamed(config, weights, adapter)
     try:
-        config.inference_mode = True
-        with _without_deprecations():
-            wrapped = PeftModel(model, config)
-        if shares_adapters(model):
-            places = get_peft_model_state_dict(wrapped)
-            weights |= {name: tensor for name, tensor in with_twins(weights).items() if name in places}
-        result = set_peft_model_state_dict(wrapped, weights)
+        wrapped, result = _filled(model, config, weights, name)
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):
             raise
@@ -234,15 +237,37 @@ def load_adapter(model: Any, adapter: str) -> Any:
             mend="load it on the model it was made for",
         ) from error
     lost = sorted(result.unexpected_keys)
-    empty = sorted(name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name)
-    for what, names in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
-        if names:
+    own = (f".{name}.", f".{name}")
+    empty = sorted(
+        key
+        for key in result.missing_keys
+        if ("lora_" in key or ".modules_to_save." in key) and (own[0] in key or key.endswith(own[1]))
+    )
+    for what, keys in (("its tensors match no layer", lost), ("layers get no tensor from it", empty)):
+        if keys:
             raise UserError(
-                f"not an adapter for this model: {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
+                f"not an adapter for this model: {what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''}",
                 where=adapter,
                 mend="load it on the model it was made for",
             )
     return _shared(lean(wrapped), fresh=False)
+
+
+def _filled(model: Any, config: Any, weights: dict[str, Tensor], name: str) -> tuple[Any, Any]:
+    """The model with adapters of this name and weights, and what peft says of the tensors' names."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config.inference_mode = True
+    with _without_deprecations():
+        if isinstance(model, PeftModel):
+            wrapped = model
+            wrapped.add_adapter(name, config)
+        else:
+            wrapped = PeftModel(model, config, adapter_name=name)
+    if shares_adapters(model):
+        places = get_peft_model_state_dict(wrapped, adapter_name=name)
+        weights = weights | {key: tensor for key, tensor in with_twins(weights).items() if key in places}
+    return wrapped, set_peft_model_state_dict(wrapped, weights, adapter_name=name)
 
 
 def _renamed(config: Any, weights: dict[str, Tensor], adapter: str) -> dict[str, Tensor]:

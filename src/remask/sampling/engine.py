@@ -102,11 +102,16 @@ class LocalEngine:
 
 
 def engine_of(name: str, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Engine:
-    """Return the engine `local`, or the class that `file.py:Class` names, made with the tokenizer and the batch size.
+    """Return the engine `local`, the one that asks the servers at `http://…`, or the class that `file.py:Class` names,
+    made with the tokenizer and the batch size.
 
     Raises UserError where there is no such class or it lacks a method.
     """
     if name == "local":
         return LocalEngine(tokenizer, batch_size)
+    if name.startswith(("http://", "https://")):
+        from remask.sampling.http_engine import HttpEngine
+
+        return HttpEngine(name, tokenizer, batch_size)
     made: Engine = load_class(name, "an engine", ("answer", "update"))(tokenizer, batch_size)
     return made

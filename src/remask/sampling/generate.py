@@ -148,16 +148,21 @@ def encode_prompts(
         )
         for number, p in enumerate(prompts)
     ]
-    limit, attention = getattr(model.config, "max_position_embeddings", None), attention_of(model)
     for number, ids in enumerate(encoded):
-        canvas = canvas_after(len(ids), decoding.max_new_tokens, attention)
-        if limit and len(ids) + canvas > limit:
-            raise UserError(
-                f"{len(ids)} prompt tokens and a canvas of {canvas} exceed the model's {limit}",
-                where=f"prompt {number}",
-                mend="shorten the prompt or lower max_new_tokens",
-            )
+        refuse_long_prompt(model, ids, decoding, where=f"prompt {number}")
     return encoded
+
+
+def refuse_long_prompt(model: Any, ids: Sequence[int], decoding: Decoding, *, where: str | None = None) -> None:
+    """Raises UserError where a prompt leaves no room for its canvas among the model's positions."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    canvas = canvas_after(len(ids), decoding.max_new_tokens, attention_of(model))
+    if limit and len(ids) + canvas > limit:
+        raise UserError(
+            f"{len(ids)} prompt tokens and a canvas of {canvas} exceed the model's {limit}",
+            where=where,
+            mend="shorten the prompt or lower max_new_tokens",
+        )
 
 
 def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) -> Decoding:

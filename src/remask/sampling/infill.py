@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,23 @@ from remask.errors import UserError
 from remask.models.facts import mask_token
 from remask.sampling.denoise import run
 from remask.sampling.generate import decoding_for
+from remask.sampling.schedule import Decoding
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """A text with gaps as the sampler takes it. before: token ids of the prompt. canvas: those of the text, masks where
+    it has gaps, and of the token that ends it. length: how many of them are the text's.
+    """
+
+    before: list[int]
+    canvas: list[int]
+    length: int
+    decoding: Decoding
+
+    def written(self, mask_id: int) -> list[int]:
+        """Return the places of the gaps."""
+        return [place for place, token in enumerate(self.canvas) if token == mask_id]
 
 
 def infill(
@@ -32,6 +49,28 @@ def infill(
     followed by the end token, else it stands alone. Settings are `Decoding`'s; the canvas is the text and one block,
     and no token that ends a text is written in it. Raises UserError where the text holds no mask.
     """
+    gaps = gaps_in(model, tokenizer, text, prompt=prompt, **settings)
+    before, canvas = (torch.tensor([ids], dtype=torch.long, device=model.device) for ids in (gaps.before, gaps.canvas))
+    done = run(model, before, None, gaps.decoding, canvas=canvas)
+    ids, written = done.ids[0, : gaps.length].tolist(), gaps.written(model.config.mask_token_id)
+    return {
+        "text": tokenizer.decode(ids, skip_special_tokens=False),
+        "token_ids": ids,
+        "written": written,
+        "confidence": [round(float(done.confidence[0, place]), 4) for place in written],
+        "forwards": done.forwards,
+    }
+
+
+def gaps_in(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    prompt: str | list[Message] | None = None,
+    **settings: Any,
+) -> Gaps:
+    """Return what is to be written of a text, as `infill` reads it. Raises UserError where the text holds no mask."""
     mask_id = mask_token(model.config)
     template, spelled = template_of(tokenizer), tokenizer.decode([mask_id])
     parts = text.split(spelled)
@@ -47,8 +86,14 @@ def infill(
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         before = encode_prompt(tokenizer, turns)
     after = [template.end] if prompt is not None and template.end is not None else []
-    canvas = torch.tensor([ids + after], device=model.device)
-    gaps = ids.count(mask_id)
+    canvas = ids + after
+    return Gaps(before, canvas, len(ids), decoding_of(model, len(canvas), ids.count(mask_id), settings))
+
+
+def decoding_of(model: Any, length: int, gaps: int, settings: dict[str, Any]) -> Decoding:
+    """Return the settings for a canvas of a text with so many gaps: one block of the whole text, a gap a step at most;
+    in a block model its own blocks. Raises UserError for settings that such a text cannot have.
+    """
     given = {key: value for key, value in settings.items() if value is not None and key != "max_new_tokens"}
     if "block_length" in given:
         raise UserError("a text is filled in as one block, or in the model's", mend="leave block_length out")
@@ -58,19 +103,8 @@ def infill(
             "this model fills in block by block, a token a step", mend="leave steps out, or give a threshold"
         )
     defaults = {"temperature": 0.0} if in_blocks else {"temperature": 0.0, "steps": gaps}
-    settings = {**defaults, **given, "max_new_tokens": canvas.shape[1]}
+    settings = {**defaults, **given, "max_new_tokens": length}
     decoding = replace(decoding_for(model, **settings), stop_early=False)
     if in_blocks:
-        decoding = replace(decoding, steps=None)
-    else:
-        decoding = replace(decoding, steps=min(decoding.steps or gaps, gaps), block_length=None)
-    prompt_ids = torch.tensor([before], dtype=torch.long, device=model.device)
-    done = run(model, prompt_ids, None, decoding, canvas=canvas)
-    written = [place for place, token in enumerate(ids) if token == mask_id]
-    return {
-        "text": tokenizer.decode(done.ids[0, : len(ids)].tolist(), skip_special_tokens=False),
-        "token_ids": done.ids[0, : len(ids)].tolist(),
-        "written": written,
-        "confidence": [round(float(done.confidence[0, place]), 4) for place in written],
-        "forwards": done.forwards,
-    }
+        return replace(decoding, steps=None)
+    return replace(decoding, steps=min(decoding.steps or gaps, gaps), block_length=None)
