@@ -75,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
                 mend="make room there, or give another --output",
             ) from error
         raise
-    mask = f"mask token {tokenizer.mask_token!r} ({model.config.mask_token_id})"
+    token = model.config.mask_token_id
+    mask = "no mask token" if token is None else f"mask token {tokenizer.mask_token!r} ({token})"
     print(f"{target}: {model.config.model_type}, {model.num_parameters():,} parameters, {mask}")
     return 0
