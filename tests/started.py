@@ -14,12 +14,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
-from remask.study.schedule import process_context
+from remask.study import schedule
 
 Program = Callable[[Sequence[str]], int]
 _begun: list[Started] = []
@@ -35,7 +36,7 @@ class Started:
         reader, writer = os.pipe()
         streams = [DupFd(self._stdout.fileno()), DupFd(writer)]
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self._process = process_context().Process(
+        self._process = schedule.process_context().Process(
             target=_carry_out, args=(program, arguments, whole, os.getcwd(), streams)
         )
         self._process.start()
@@ -124,6 +125,8 @@ def _carry_out(
 
     from remask.cli import main
 
+    # What it begins in its turn is a fork of itself: a server of its own would import all anew.
+    schedule.process_context = lambda: get_context("fork")  # type: ignore[assignment,return-value]
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [str(Path(sys.executable).with_name("remask")), *arguments]
     sys.exit((program or main)(arguments))
