@@ -101,6 +101,15 @@ def ranks(*arguments: str, count: int = 2, program: Program | None = None, **env
     return [Started(*arguments, program=program, **environment, **number) for number in numbers]
 
 
+def told_by_accelerate(launch: Sequence[str]) -> dict[str, str]:
+    """The environment in which accelerate's launcher would start processes, called with these arguments."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    told, _, _ = _validate_launch_command(launch_command_parser().parse_args(list(launch)))
+    return {name: value for name, value in prepare_multi_gpu_env(told).items() if name not in os.environ}
+
+
 def finished(begun: Sequence[Started], timeout: float = 240) -> str:
     """What several processes said, when all have ended well."""
     said = [process.communicate(timeout)[1] for process in begun]
