@@ -61,8 +61,8 @@ class UniformObjective(Objective):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a row's one further uniform number decides. canvas [B, L]: the tokens that the decoder learns. conditioned
-    [B]: whether the row is read twice.
+    """The choice that a row's one further uniform number makes. canvas [B, L]: the tokens that the decoder learns.
+    conditioned [B]: whether the row is read twice.
     """
 
     canvas: Bool[Tensor, "B L"]

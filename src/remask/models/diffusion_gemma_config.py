@@ -76,7 +76,7 @@ class DiffusionGemmaConfig(PublishedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Return the width."""
+        """Return the width of hidden states."""
         return int(self._text.hidden_size)
 
     @property

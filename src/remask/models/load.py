@@ -30,7 +30,8 @@ from remask.faults import is_out_of_memory
 from remask.models.converted import A2D
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
-from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
+from remask.models.gguf import gguf_config, gguf_file, gguf_weights
+from remask.models.gguf_tokenizer import gguf_tokenizer
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
 from remask.models.registry import (
     UNREAD,

@@ -112,7 +112,7 @@ class Draws:
         self.noise, self.length, self.steps, self.vocabulary = noise, length, steps, vocabulary
 
     def tokens(self, rows: Int[Tensor, "r"], canvas: int, number: int) -> Int[Tensor, "r C"]:
-        """Return uniform tokens."""
+        """Return tokens drawn uniformly from the vocabulary."""
         u = self.noise.uniform(rows, self._at(canvas, number), self.length, "order")
         return (u * self.vocabulary).long().clamp(max=self.vocabulary - 1)
 
