@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _free(target: Path) -> Path:
-    """The whole path of a folder that is to be written. Raises UserError where something is there, or it has no place."""
+    """The whole path of a folder to write. Raises UserError where something is there, or it has no place."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("is there already", where=str(target), mend="give another --output")
     if not target.resolve().parent.is_dir():
