@@ -33,6 +33,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 import remask
+from remask.diffusion.attention import BlockCausal
 from remask.sampling import Decoding
 from remask.sampling.generate import generate_from_ids
 
@@ -50,8 +51,28 @@ def measure(rounds: int, shape: Shape, device: str) -> list[Figure]:
         figures = [*against_generate(rounds, shape, server.url, model, tokenizer)]
         figures += clients(rounds, shape, server.url, peer, model)
         figures += latency(rounds, shape, server.url)
+    del model
     release()
-    return figures
+    return [*figures, *by_blocks(rounds, shape, device, tokenizer)]
+
+
+def by_blocks(rounds: int, shape: Shape, device: str, tokenizer: Any) -> Iterator[Figure]:
+    """A block model with its exact cache: a step reads a block, which leaves a machine room for other clients."""
+    model = build(shape, device=device).eval()
+    model.attention = BlockCausal(BLOCK)
+    part = f"serving a block model with its cache: {shape.name}, blocks of {BLOCK}"
+    settings: Any = {"port": 0, "background": True, "name": "m", "token_budget": 65536}
+    with remask.serve(model, tokenizer, **settings) as server, httpx2.Client(base_url=server.url, timeout=None) as http:
+
+        def together(count: int) -> None:
+            with ThreadPoolExecutor(count) as threads:
+                list(threads.map(lambda client: ask(http, client, shape), range(count)))
+
+        times = in_turns({"one": lambda: together(1), "eight": lambda: together(CLIENTS)}, rounds=rounds)
+    eight = [seconds / CLIENTS for seconds in times["eight"]]
+    tokens = CLIENTS * CANVAS / statistics.median(times["eight"])
+    what = f"tokens a second, {CLIENTS} clients against one"
+    yield Figure(part, what, *ratio(times["one"], eight), bar=2.5, detail=f"{tokens:.0f} tokens/s")
 
 
 def words(vocabulary: int) -> PreTrainedTokenizerFast:
