@@ -1,6 +1,6 @@
 """Make docs/figures/serving.png: the page of `remask serve` in a headless Chromium, in the middle of an answer.
 
-    python scripts/serving_picture.py [--chromium /usr/bin/chromium]
+python scripts/serving_picture.py [--chromium /usr/bin/chromium]
 """
 
 from __future__ import annotations
