@@ -66,8 +66,8 @@ def _parse(source: str) -> tuple[Sequence[str], int, int]:
     if found is None or int(found["rows"]) < 1:
         raise UserError(
             f"{source!r} is not a generated source",
-            mend="write generated:<task>[+<task>]:<rows>[:<seed>], direct:… for answers without work, or gym:… for "
-            "reasoning-gym's tasks",
+            mend="write generated:<task>[+<task>]:<rows>[:<seed>], direct:… for answers without work, or "
+            "gym:<name>[+<name>]:<rows>[:<seed>]",
         )
     prefix = GYM if source.startswith(GYM) else ""
     return [prefix + name for name in found["names"].split("+")], int(found["rows"]), int(found["seed"] or 0)
