@@ -16,13 +16,12 @@ def versions() -> dict[str, str]:
     where its problems were asked for.
     """
     found = {"python": platform.python_version()}
-    for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate"):
+    used = ["reasoning-gym"] if "reasoning_gym" in sys.modules else []
+    for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate", *used):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    if "reasoning_gym" in sys.modules:
-        found["reasoning-gym"] = metadata.version("reasoning-gym")
     return found
 
 

@@ -18,10 +18,10 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 from remask.choices import PromptStyle
+from remask.environment import versions
 from remask.errors import UserError, first_line
 from remask.tasks.base import Grade, Problem, answer_text
 from remask.tasks.generator import GeneratedTask, digest
@@ -71,7 +71,7 @@ class Gym(GeneratedTask):
         self.data_set, self.settings = data_set, settings
         written = ";".join(f"{key}:{json.dumps(value).strip(chr(34))}" for key, value in sorted(settings.items()))
         self.name = f"{GYM}{data_set}{f'{{{written}}}' if written else ''}"
-        self.made_by = f"{PACKAGE} {metadata.version(PACKAGE)}"
+        self.made_by = package()
 
     @classmethod
     def named(cls, text: str) -> Gym:
@@ -151,6 +151,11 @@ class Gym(GeneratedTask):
         return Grade(score == 1.0, score, answer, {"score": score})
 
 
+def package() -> str:
+    """Return the package's name and version."""
+    return f"{PACKAGE} {versions().get(PACKAGE, 'not installed')}"
+
+
 def not_installed() -> UserError:
     """Return the error where the package is not installed, or cannot be imported."""
     return UserError("tasks named gym:… need the package reasoning-gym", mend="pip install 'remask[gym]'")
@@ -175,7 +180,7 @@ def _defaults(name: str) -> dict[str, Any]:
     if name not in known:
         close = [one for one in known if name in one] or difflib.get_close_matches(name, known, n=4)
         raise UserError(
-            f"{PACKAGE} {metadata.version(PACKAGE)} has no data set {name!r}",
+            f"{package()} has no data set {name!r}",
             mend=f"did you mean {', '.join(close)}?" if close else f"its data sets are {', '.join(sorted(known))}",
         )
     return {field.name: field.default for field in dataclasses.fields(known[name]) if field.name not in FIXED}
