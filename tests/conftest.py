@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "checked.checked")
+import checked  # noqa: F401 - `jaxtyping.jaxtyped`, which the hook below applies to what it imports
+
+jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "beartype.beartype")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,12 +14,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
-from remask.study.schedule import process_context
+from remask.study import schedule
 
 Program = Callable[[Sequence[str]], int]
 _begun: list[Started] = []
@@ -35,7 +36,7 @@ class Started:
         reader, writer = os.pipe()
         streams = [DupFd(self._stdout.fileno()), DupFd(writer)]
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self._process = process_context().Process(
+        self._process = schedule.process_context().Process(
             target=_carry_out, args=(program, arguments, whole, os.getcwd(), streams)
         )
         self._process.start()
@@ -100,6 +101,15 @@ def ranks(*arguments: str, count: int = 2, program: Program | None = None, **env
     return [Started(*arguments, program=program, **environment, **number) for number in numbers]
 
 
+def told_by_accelerate(launch: Sequence[str]) -> dict[str, str]:
+    """The environment in which accelerate's launcher would start processes, called with these arguments."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    told, _, _ = _validate_launch_command(launch_command_parser().parse_args(list(launch)))
+    return {name: value for name, value in prepare_multi_gpu_env(told).items() if name not in os.environ}
+
+
 def finished(begun: Sequence[Started], timeout: float = 240) -> str:
     """What several processes said, when all have ended well."""
     said = [process.communicate(timeout)[1] for process in begun]
@@ -124,6 +134,8 @@ def _carry_out(
 
     from remask.cli import main
 
+    # What it begins in its turn is a fork of itself: a server of its own would import all anew.
+    schedule.process_context = lambda: get_context("fork")  # type: ignore[assignment,return-value]
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [str(Path(sys.executable).with_name("remask")), *arguments]
     sys.exit((program or main)(arguments))

@@ -33,10 +33,21 @@ def shapes_unchecked() -> Iterator[None]:
 def checkpoint(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, small_config: Callable[..., LLaDAConfig]
 ) -> Path:
+    return saved(tmp_path_factory.mktemp("checkpoint"), small_config(init_std=0.1), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def long_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, small_config: Callable[..., LLaDAConfig]
+) -> Path:
+    """The same with as many positions as published problems take."""
+    config = small_config(init_std=0.1, max_sequence_length=2048)
+    return saved(tmp_path_factory.mktemp("long"), config, tokenizer)
+
+
+def saved(folder: Path, config: LLaDAConfig, tokenizer: Any) -> Path:
     import torch
 
-    folder = tmp_path_factory.mktemp("checkpoint")
-    config = small_config(init_std=0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LLaDAModelLM(config).save_pretrained(folder)

@@ -189,6 +189,7 @@ def test_a_tour_into_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert f"{file}: is a file, not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_tour_says_what_was_found_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tour"
     flags = ["--seeds", "0", "--n", "4", "--rows", "16", "--steps", "1", "--output-dir", str(folder)]

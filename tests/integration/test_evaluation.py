@@ -10,21 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import remask
 from remask.cli import main
+from remask.commands import evaluate
 from remask.config import LoraConfig, SftConfig
 from remask.errors import UserError
 from remask.evaluation.evaluate import device_of
 from remask.evaluation.journal import Journal, Written
 from remask.sampling import engine
 from remask.sft.run import run_sft
+from started import Started
 
 FLAGS = ["--tasks", "sudoku,countdown", "--n", "6", "--batch-size", "2", "--decoding.max-new-tokens", "16"]
 
@@ -203,34 +206,44 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         device_of("auto", 2)
 
 
+def launcher(arguments: Sequence[str]) -> int:
+    """`remask eval`, whose processes are forks as it is itself; the file `pids` beside the record has their numbers."""
+    record = Path(arguments[arguments.index("--json") + 1])
+
+    def begin(command: Sequence[str], env: dict[str, str]) -> Started:
+        assert command[1:3] == ["-m", "remask.cli"]
+        process = Started(*command[3:], **env)
+        with record.with_name("pids").open("a") as file:
+            file.write(f"{process.pid}\n")
+        return process
+
+    evaluate.subprocess = SimpleNamespace(Popen=begin)  # type: ignore[assignment]
+    return main(arguments)
+
+
 @pytest.mark.parametrize("end", ["worker killed", "launcher stopped"])
 def test_no_process_outlives_the_others(end: str, tmp_path: Path) -> None:
     """And the answers so far are kept."""
     record = tmp_path / "x.json"
     flags = ["--n", "200", "--tasks", "sudoku", "--batch-size", "1", "--decoding.max-new-tokens", "24"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "remask.cli", "eval", "--json", str(record), "--processes", "2", *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Started("eval", "--json", str(record), "--processes", "2", *flags, program=launcher)
     until = time.monotonic() + 120
-    while time.monotonic() < until and sum(len(f.read_text().splitlines()) > 1 for f in tmp_path.iterdir()) < 2:
+    while sum(len(f.read_text().splitlines()) > 1 for f in tmp_path.glob("x.json.answers-*")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.05)
-    tasks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    if not tasks.exists():
-        launcher.kill()
-        pytest.skip("needs /proc to find the processes")
-    workers = [int(pid) for pid in tasks.read_text().split()]
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     if end == "worker killed":
         os.kill(workers[1], signal.SIGKILL)
     else:
-        launcher.terminate()
-    _, error = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + (9 if end == "worker killed" else 15)
+        process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + (9 if end == "worker killed" else 15)
     assert ("signal 9 killed a process" in error) == (end == "worker killed")
     assert len(workers) == 2
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     assert len(list(tmp_path.glob("x.json.answers-*.jsonl"))) == 2
     assert not record.exists()
 

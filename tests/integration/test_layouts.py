@@ -52,7 +52,7 @@ def dream_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -
 def gsm8k_rows(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The 48 first real GSM8K training rows that are short, and the 16 after them."""
     lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()
-    short = [line for line in lines if len(line) < 420][:64]
+    short = [line for line in lines if len(line) < 300][:64]
     folder = tmp_path_factory.mktemp("gsm8k")
     (folder / "train.jsonl").write_text("\n".join(short[:48]))
     (folder / "held_out.jsonl").write_text("\n".join(short[48:]))
@@ -199,12 +199,12 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "gift").glob("*.yaml")
 
 @pytest.mark.shared
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run_on_the_embedded_model(recipe: Path, shared: Path, tmp_path: Path) -> None:
+def test_recipes_run_on_a_small_model(recipe: Path, shared: Path, long_checkpoint: Path, tmp_path: Path) -> None:
     """Two steps on real s1K rows, with the recipe's own settings but for the model and a shorter canvas."""
     assert len(RECIPES) == 6
     rows = shared / "data" / "s1k" / "five_rows_with_reasoning.parquet"
-    command = ["sft", "--config", str(recipe), "--model", "tiny", "--max-steps", "2", "--data", f"s1k={rows}"]
-    command += ["--output-dir", str(tmp_path / "run"), "--canvas.max-length", "512"]
+    command = ["sft", "--config", str(recipe), "--model", str(long_checkpoint), "--max-steps", "2"]
+    command += ["--data", f"s1k={rows}", "--output-dir", str(tmp_path / "run"), "--canvas.max-length", "512"]
     assert main([*command, "--trainer.report_to", "none"]) == 0
     model, _ = remask.load(tmp_path / "run")
     assert hasattr(model, "peft_config") == ("lora" in recipe.stem)

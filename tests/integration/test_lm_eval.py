@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ def no_cache_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+@pytest.fixture
+def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index of the thousands of tasks that the harness brings along: most of a small evaluation's time."""
+    import lm_eval.tasks
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+
+
+@pytest.mark.usefixtures("own_tasks_alone")
 def test_by_command(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded model knows the puzzles' format: it solves most, and tells right answers from spoilt ones."""
     command = ["lm-eval", "--model", "remask", "--model_args", "pretrained=tiny,steps=20,draws=8,check_greedy=False"]

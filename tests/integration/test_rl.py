@@ -123,6 +123,8 @@ CLIMBING: dict[str, dict[str, Any]] = {
     "trajectory-balance": {"reward_scale": 30.0, "steps_together": 2},  # from which follows at which reward it settles
     "trafl": {"reward_scale": 3.0},
 }
+LONGER = {"espo": 40, "sequence-mean-field": 40}
+"""The updates of those that climb more slowly than the others, which take 24."""
 
 
 @pytest.mark.parametrize("objective", PRESETS)
@@ -135,11 +137,11 @@ def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: Make
         {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
         CLIMBING.get(objective),
         objective=objective,
-        max_steps=40,
+        max_steps=LONGER.get(objective, 24),
     )
     rows = metrics(run_rl(config, quiet=True).folder)
     reward, ratios = logged(rows, "reward_mean"), logged(rows, "ratio_max")
-    assert len(reward) == 20
+    assert len(reward) == config.max_steps / 2
     assert set(ratios[::2]) <= {1.0}
     assert set(logged(rows, "kl")[:1]) <= {0.0}
     assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
@@ -299,12 +301,12 @@ def test_killed_and_resumed_equals_never_stopped(
     """Same weights, and every rollout used exactly once: none lost, none done twice."""
     config = make_rl(
         trainer={"save_steps": 3, "save_total_limit": None},
-        max_steps=18,
+        max_steps=12,
         output_dir=str(tmp_path / "killed"),
         **CASES[case],
     )
     process = Started(*command(config, tmp_path))
-    while process.poll() is None and len(checkpoints(tmp_path / "killed")) < 3:
+    while process.poll() is None and len(checkpoints(tmp_path / "killed")) < 2:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -416,7 +418,7 @@ def test_a_reward_that_is_always_the_same_moves_nothing(make_rl: MakeRl, weights
 def test_a_reward_that_can_be_hacked_is_hacked_and_shows_it(make_rl: MakeRl, metrics: Metrics, own: Path) -> None:
     """A reward for form alone climbs while the task's own score, logged beside it, does not."""
     trainer = {"learning_rate": 1e-2, "per_device_train_batch_size": 48}
-    config = make_rl({"prompts": 6, "completions": 8}, trainer, max_steps=30)
+    config = make_rl({"prompts": 6, "completions": 8}, trainer, max_steps=20)
     config = replace(config, rewards=RewardsConfig(functions=(f"{own}:letters", "task"), weights=(1.0, 0.0)))
     rows = metrics(run_rl(config, quiet=True).folder)
     form, score = logged(rows, f"reward_{own}:letters"), logged(rows, "reward_task")

@@ -1,4 +1,4 @@
-"""Every recipe of `recipes/espo` runs on the embedded model, on real problems where the hub's would be loaded."""
+"""Every recipe of `recipes/espo` runs on a small model, on real problems where the hub's would be loaded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SMALL += ["--rollout.decoding.max-new-tokens", "64", "--rollout.decoding.steps",
 
 @pytest.mark.shared
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run_on_the_embedded_model(
-    recipe: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_recipes_run_on_a_small_model(
+    recipe: Path, shared: Path, long_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two steps with the recipe's own settings but for the model, a small rollout of short answers in few steps, and
     local problems.
@@ -39,7 +39,8 @@ def test_recipes_run_on_the_embedded_model(
         "sudoku": "sudoku",
         "mbpp": f"mbpp={data / 'mbpp' / 'sanitized-mbpp.json'}",
     }
-    command = ["rl", "--config", str(recipe), "--model", "tiny", "--max-steps", "2", "--tasks", local[task], *SMALL]
+    command = ["rl", "--config", str(recipe), "--model", str(long_checkpoint), "--max-steps", "2", *SMALL]
+    command += ["--tasks", local[task]]
     command += ["--problems", "20", "--output-dir", str(tmp_path / "run"), "--trainer.report-to", "none"]
     assert main([*command, "--held-out.decoding.steps", "8", "--rollout.max-prompt-tokens", "None"]) == 0
     assert "has no effect" not in capsys.readouterr().err

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ from remask.sampling import generate
 from remask.serving import scheduler as scheduling
 from remask.serving.guards import Guarded, Guards
 from remask.serving.run import Server
+from started import Started
 
 CHAT = "/v1/chat/completions"
 SLOW = {"max_tokens": 400, "steps": 400, "stop_early": False}
@@ -291,30 +289,29 @@ def test_a_thousand_senseless_requests_leave_the_server_as_it_was(serving: Any) 
     works(client)
 
 
-def command(*flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "remask.cli", "serve", "--port", "0", "--token-budget", "4096", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def health(url: str) -> dict[str, Any]:
+    """What the server says of itself; nothing where it does not answer yet."""
+    try:
+        return dict(httpx2.get(url + "/health").json())
+    except httpx2.TransportError:
+        return {}
 
 
 def test_a_signal_ends_the_server_after_the_answers_that_had_begun() -> None:
-    process = command("--log", "json")
-    assert process.stdout is not None
-    url = process.stdout.readline().split()[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    process = Started("serve", "--port", port, "--token-budget", "4096", "--log", "json")
+    until(lambda: health(url).get("status") == "ok")
     found: list[httpx2.Response] = []
+    asked = body(max_tokens=100, steps=100)
     asking = [
-        threading.Thread(
-            target=lambda: found.append(httpx2.post(url + CHAT, json=body(max_tokens=100, steps=100), timeout=60))
-        )
-        for _ in range(4)
+        threading.Thread(target=lambda: found.append(httpx2.post(url + CHAT, json=asked, timeout=60))) for _ in range(4)
     ]
     for thread in asking:
         thread.start()
-    until(lambda: httpx2.get(url + "/health").json()["at_work"] == 4)
-    process.send_signal(signal.SIGTERM)
+    until(lambda: health(url)["at_work"] == 4)
+    process.terminate()
     for thread in asking:
         thread.join()
     out, log = process.communicate(timeout=30)
@@ -323,6 +320,7 @@ def test_a_signal_ends_the_server_after_the_answers_that_had_begun() -> None:
     assert len({response.json()["choices"][0]["message"]["content"] for response in found}) == 1
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines if line["event"] == "request"] == [200] * 4
+    assert out.splitlines()[0].startswith(url)
     assert "models: tiny" in out
     assert "at once: 4,096 tokens" in out
 

@@ -31,8 +31,8 @@ Metrics = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 
 
-@pytest.mark.parametrize("objective", PRESETS)
-def test_every_preset_trains_and_lowers_the_held_out_nll(
+@pytest.mark.parametrize("objective", [name for name, preset in PRESETS.items() if preset.masks])
+def test_every_preset_of_masks_trains_and_lowers_the_held_out_nll(
     objective: str, make_config: MakeConfig, data: Path, metrics: Metrics
 ) -> None:
     config = make_config(

@@ -17,8 +17,6 @@ from typing import Any
 import cpu_ranks
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 
 from remask import config as configs
 from remask import load
@@ -43,7 +41,7 @@ from remask.errors import UserError
 from remask.preference.run import run_dpo
 from remask.rl.run import run_rl
 from remask.sft.run import run_sft
-from started import finished, ranks
+from started import finished, ranks, told_by_accelerate
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 RANKS = Path(cpu_ranks.__file__)
@@ -155,8 +153,7 @@ def launched(
     launch = ["--config_file", str(RECIPES / f"{recipe}.yaml"), "--main_process_port", "0"]  # any that is free
     launch += ["--num_processes", str(processes), str(RANKS), str(folder / "commands.json")]
     if forked and recipe == "fsdp2":
-        told, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
-        environment = {name: value for name, value in prepare_multi_gpu_env(told).items() if name not in os.environ}
+        environment = told_by_accelerate(launch)
         finished(ranks(launch[-1], count=processes, program=cpu_ranks.main, **environment), 400)
         return
     done = subprocess.run(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ import yaml
 from remask import cli
 from remask import config as configs
 from remask.config import StudyConfig
+from remask.locks import alone_in
 from remask.models.load import EMBEDDED
 from remask.study.grid import cells
+from started import Started, finished
 
 SMALL: dict[str, Any] = {
     "question": "Does GIFT differ from SFT after three steps?",
@@ -194,11 +194,7 @@ def test_another_embedded_checkpoint_is_another_model(monkeypatch: pytest.Monkey
 def test_two_studies_at_once_do_a_shared_job_once(tmp_path: Path) -> None:
     """The second waits for the first's jobs, and finds them done."""
     path = written(tmp_path, {**SMALL, "seeds": [0]})
-    begin = [sys.executable, "-m", "remask.cli", "study", path, "--output-dir", str(tmp_path / "studies")]
-    both = [subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+    finished([Started("study", path, "--output-dir", str(tmp_path / "studies")) for _ in range(2)])
     for run in (tmp_path / "studies" / "cells").glob("sft-*/metrics.jsonl"):
         steps = [row["step"] for row in map(json.loads, run.read_text().splitlines()) if "loss" in row]
         assert steps == [1, 2, 3]
@@ -207,8 +203,7 @@ def test_two_studies_at_once_do_a_shared_job_once(tmp_path: Path) -> None:
 def test_sigterm_leaves_no_job_behind(tmp_path: Path) -> None:
     long = {**SMALL, "base": {**SMALL["base"], "sft": {**SMALL["base"]["sft"], "max_steps": 10_000}}}
     path = written(tmp_path, {**long, "start": False})
-    begin = [sys.executable, "-m", "remask.cli", "study", path, "--output-dir", str(tmp_path / "studies")]
-    process = subprocess.Popen([*begin, "--processes", "2"], stderr=subprocess.PIPE)
+    process = Started("study", path, "--output-dir", str(tmp_path / "studies"), "--processes", "2")
     cells = tmp_path / "studies" / "cells"
     deadline = time.monotonic() + 120
     while sum(path.stat().st_size > 0 for path in cells.glob("sft-*/metrics.jsonl")) < 2:
@@ -217,6 +212,8 @@ def test_sigterm_leaves_no_job_behind(tmp_path: Path) -> None:
         time.sleep(0.2)
     process.terminate()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(cells) not in listed
-    assert list(cells.glob("sft-*/checkpoint-*"))  # they go on from here
+    stopped = [path.parent for path in cells.glob("sft-*/checkpoint-*")]
+    assert len(stopped) == 2  # they go on from here
+    for run in stopped:
+        with alone_in(run):  # no process holds it
+            assert json.loads((run / "run.json").read_text())["status"] == "stopped"

@@ -11,6 +11,8 @@ import transformers
 from torch import nn
 
 from remask.models.converted import A2DQwen3Config, A2DQwen3LMHeadModel
+from remask.models.diffusion_gemma import DiffusionGemmaForBlockDiffusion
+from remask.models.diffusion_gemma_config import DiffusionGemmaConfig
 from remask.models.dream import DreamConfig, DreamModel
 from remask.models.encoders import DiffusionBert, DiffusionModernBert
 from remask.models.llada import LLaDAConfig, LLaDAModelLM
@@ -72,6 +74,20 @@ def modernbert(tokenizer: Any) -> DiffusionModernBert:
             )
         )
     )
+
+
+def gemma(tokenizer: Any, canvas_length: int = 8, **changes: Any) -> DiffusionGemmaForBlockDiffusion:
+    """A DiffusionGemma: no member of FAMILIES, whose members mask."""
+    tokens = {name: value for name, value in special(tokenizer).items() if name != "mask_token_id"}
+    text = {**SIZES, "num_hidden_layers": 3, "intermediate_size": 48, "head_dim": 8, "sliding_window": 8}
+    text |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "global_head_dim": 16}
+    text |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16, "max_position_embeddings": 512}
+    vision = {"model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "position_embedding_size": 16}
+    config = DiffusionGemmaConfig(
+        text_config={**text, **tokens, **changes}, vision_config=vision, canvas_length=canvas_length
+    )
+    return seeded(lambda: DiffusionGemmaForBlockDiffusion(config))
 
 
 FAMILIES = {

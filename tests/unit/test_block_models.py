@@ -347,7 +347,6 @@ def test_what_no_llada2_computes_is_refused(settings: dict[str, Any], said: str)
     ("kind", "said"),
     [
         ("NemotronLabsDiffusionModel", r"a Nemotron-Labs-Diffusion model: .* which Remask does not compute"),
-        ("diffusion_gemma", "a DiffusionGemma: it replaces tokens by others where Remask masks them"),
     ],
 )
 def test_a_diffusion_model_of_another_kind_is_refused(kind: str, said: str, tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def comparable(case: dict[str, Any]) -> bool:
     return not near and case.get("same_if_mask_is_never_answered") is not False
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @every_cache
 @pytest.mark.parametrize("family", GOLDEN)

@@ -245,6 +245,7 @@ def definition(code: str, name: str) -> str:
     return re.sub(r"(?:\s|\\n)+", " ", ast.dump(found[-1])) if found else ""
 
 
+@pytest.fixture(scope="module")
 def solutions(shared: Path) -> list[tuple[str, str]]:
     """HumanEval's and MBPP's functions and reference solutions."""
     with gzip.open(shared / "data" / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:
@@ -258,9 +259,9 @@ def solutions(shared: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("form", WRAPPINGS)
-def test_published_solutions_are_found_in_every_form(form: str, shared: Path) -> None:
+def test_published_solutions_are_found_in_every_form(form: str, solutions: list[tuple[str, str]]) -> None:
     lost = []
-    for name, solution in solutions(shared)[list(WRAPPINGS).index(form) % 4 :: 4]:
+    for name, solution in solutions[list(WRAPPINGS).index(form) % 4 :: 4]:
         if form in TYPED and ("\n\n" in solution.strip() or '"""' in solution or "\n#" in solution):
             continue
         code = extract(WRAPPINGS[form](solution), name)

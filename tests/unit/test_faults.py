@@ -173,6 +173,7 @@ def test_closed_streams_harm_no_file(closed: str, tmp_path: Path, stored: Path) 
     assert json.loads((tmp_path / "x.json").read_text())["kind"] == "remask.grades"
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_any_stream_is_written(tmp_path: Path) -> None:
     assert shell("REMASK EVAL --json x.json <&- >&- 2>&-", tmp_path).returncode == 0
     assert json.loads((tmp_path / "x.json").read_text())["kind"] == "remask.evaluation"

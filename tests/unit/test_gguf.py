@@ -22,6 +22,7 @@ from remask.cli import main
 from remask.errors import UserError
 from remask.evaluation.journal import weights_stamp
 from remask.models.gguf import NAMES, PERMUTED, gguf_file, read_gguf
+from remask.models.gguf_tokenizer import splits
 from remask.models.load import load_config, load_model, load_tokenizer
 from remask.models.shapes import shape_config
 from remask.training.folder import digest_of_base
@@ -246,6 +247,14 @@ def test_a_tokenizer_in_the_file_is_read_where_it_says_how_it_splits(tokenizer: 
     _, read = remask.load(path)
     assert read("abcb<|mask|>", add_special_tokens=False)["input_ids"] == [17, 1, 18]
     assert (read.mask_token, read.eos_token) == ("<|mask|>", "<|end|>")
+    assert splits()["smollm"].pre_tokenize_str("in 1984's") == [
+        ("in", (0, 2)),
+        ("Ġ", (2, 3)),
+        *((digit, (place, place + 1)) for place, digit in enumerate("1984", 3)),
+        ("'s", (7, 9)),
+    ]
+    path = write(tmp_path / "smol.gguf", FAMILIES["dream"](Named()), "dream", extra=extra("smollm"))
+    assert remask.load(path)[1]("abcb<|mask|>", add_special_tokens=False)["input_ids"] == [17, 1, 18]
     path = write(tmp_path / "unknown.gguf", FAMILIES["dream"](Named()), "dream", extra=extra("llada-next"))
     with pytest.raises(UserError, match=r"pre 'llada-next'\); put the tokenizer.json and tokenizer_config.json"):
         remask.load(path)

@@ -562,11 +562,13 @@ def test_published_counts(answers: dict[str, Path], name: str, right: int, of: i
     assert published_count(task, problems, regrade(task, stored)) == (right, of)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_published_count_of_math(math_grades: list[Grade]) -> None:
     assert sum(grade.correct for grade in math_grades) == 130
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_math_verify_finds_what_strings_hide(math_grades: list[Grade]) -> None:
     """It takes back none of the 130 and adds 18: equal values written otherwise, and answers without a whole box."""

@@ -532,18 +532,21 @@ def test_a_causal_model_becomes_a_diffusion_model(
         remask.load(tmp_path / "causal")
     target = tmp_path / "diffusion"
     command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(target)]
-    assert main([*command, "--mask-token", "<|new|>"]) == 0
+    multiple = 1 if tied else 64
+    assert main([*command, "--mask-token", "<|new|>", "--vocabulary-multiple", str(multiple)]) == 0
     assert kind in capsys.readouterr().out
     model, loaded = remask.load(target)
     known = facts(model, loaded)
     assert loaded.mask_token == "<|new|>"
     assert known.mask_id == loaded.mask_token_id == size
     assert known.shift
-    assert model.config.vocab_size == size + max(room, 1)
+    assert model.config.vocab_size == (size + room if room else -(-(size + 1) // multiple) * multiple)
     table = model.get_input_embeddings().weight
     old = source.get_input_embeddings().weight
     assert torch.equal(table[:size], old[:size])
-    assert torch.allclose(table[size], old[:size].mean(0), atol=1e-6)
+    for rows, before in ((table, old), (model.lm_head.weight, source.lm_head.weight)):
+        new = rows[size : size + 1] if room else rows[size:]
+        assert torch.allclose(new, before[:size].mean(0).expand_as(new), atol=1e-6)
     # The last place sees all before it, causal or not; what it says there is read one place on.
     one_layer_deep = logits(model, torch.tensor([[65, 66]]))
     with torch.no_grad():
@@ -571,6 +574,7 @@ def test_what_cannot_be_converted(tokenizer: Any, saved: Any, tmp_path: Path) ->
     command = ["convert", "--to-diffusion", str(tmp_path / "causal"), "--output", str(tmp_path / "x")]
     assert main([*command, "--mask-token", "a"]) == 2  # ordinary text, which would become the mask
     assert main([*command, "--mask-token", ""]) == 2
+    assert main([*command, "--vocabulary-multiple", "0"]) == 2
     assert not (tmp_path / "x").exists()
     assert not list(tmp_path.glob(".x*"))
 

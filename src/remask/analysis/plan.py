@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from remask.analysis.plan_canvas import prepared, step_loss
+from remask.analysis.plan_canvas import step_flops as canvas_flops
 from remask.analysis.quantised import weight_bytes
 from remask.choices import StrategyName
 from remask.diffusion.head import two_pass_cross_entropy
@@ -119,9 +121,10 @@ def need(
     """
     with torch.device("meta"):
         model = build()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    canvases = prepared(inner, sharded=bool(SHARDED[strategy]))
     with FakeTensorMode():
         pretend(model)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if checkpointing:
             inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -131,8 +134,7 @@ def need(
         try:
             with meter:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                    hidden = inner.hidden_at(torch.arange(scored), input_ids=ids)
-                    loss = two_pass_cross_entropy(inner.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
+                    _hidden, loss = (None, step_loss(inner, ids)) if canvases else _loss(inner, ids, scored)
                 activations = meter.now
                 loss.backward()
         except DynamicOutputShapeException as error:
@@ -140,10 +142,13 @@ def need(
         weights = list(model.parameters())
         trained = [p for p in weights if p.requires_grad]
         working = max(0, meter.peak - activations)
-        flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
-        probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
+        if canvases:
+            flops, probe = canvas_flops(inner, rows, length, frozen=inner is not model, again=checkpointing), 0.0
+        else:
+            flops = step_flops(inner, rows, length, scored, frozen=len(trained) < len(weights), again=checkpointing)
+            probe = forward_flops(inner, rows, length, min(2 * scored, rows * length))
         parameters, count = sum(p.numel() for p in weights), sum(p.numel() for p in trained)
-        gathered = gathered_bytes(inner, trained)
+        gathered = 0 if canvases else gathered_bytes(inner, trained)
     # At the peak of a backward pass part of the gradients exist: they are counted once, as gradients.
     working = max(0.0, working - sum(p.nbytes for p in trained))
     if "weights" in SHARDED[strategy] and devices > 1:
@@ -157,6 +162,12 @@ def need(
         parameters=parameters,
         trained=count,
     )
+
+
+def _loss(model: Any, ids: Tensor, scored: int) -> tuple[Tensor, Tensor]:
+    """The hidden states, which live as long as a step holds them, and the loss."""
+    hidden = model.hidden_at(torch.arange(scored), input_ids=ids)
+    return hidden, two_pass_cross_entropy(model.lm_head, hidden, torch.zeros(scored, dtype=torch.long)).sum()
 
 
 def kept(model: Any, strategy: StrategyName = "ddp", devices: int = 1) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from remask.choices.choice import Meanings, meanings, refuse_unknown, values
 from remask.choices.machines import (
+    CorruptionName,
     Device,
     Dtype,
     FillName,
@@ -64,6 +65,7 @@ __all__ = [
     "AnchorName",
     "Backward",
     "CacheName",
+    "CorruptionName",
     "Device",
     "Diagnostics",
     "Dtype",

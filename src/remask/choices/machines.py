@@ -67,6 +67,16 @@ OnBadRow = Annotated[
     Meanings({"error": "stop with its file and line", "skip": "leave it out, and count and list it"}),
 ]
 
+CorruptionName = Annotated[
+    Literal["mask", "uniform"],
+    Meanings(
+        {
+            "mask": "noise puts the mask token in the place of tokens",
+            "uniform": "noise puts tokens drawn uniformly from the vocabulary in the place of others (DiffusionGemma)",
+        }
+    ),
+]
+
 PromptStyle = Annotated[
     Literal["compact", "instruct"],
     Meanings(

@@ -31,6 +31,7 @@ TuningName = Annotated[
             "bd3lm": "as sft, with times between 0.3 and 0.8; in a block model each block has its own (BD3-LM)",
             "llada2": "times between 0.3 and 0.8, one a row; no weights, divided by the masked tokens (dFactory)",
             "fast-dllm-v2": "no weights, each row with a mask and with its complement (Fast-dLLM v2)",
+            "diffusion-gemma": "for models that replace tokens by others: one canvas a row, and the encoder's loss",
         }
     ),
 ]

@@ -29,11 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("--base is given without --merge", mend="name the adapter: --merge ADAPTER")
     suffix = "diffusion" if config.to_diffusion else "merged"
     target = Path(config.output or f"{Path(source).resolve().name}-{suffix}")
-    place = target.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("is there already", where=str(target), mend="give another --output")
-    if not place.parent.is_dir():
-        raise UserError("its folder does not exist", where=str(target), mend="create it first")
+    place = _free(target)
 
     from safetensors import SafetensorError
 
@@ -49,6 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             mask_token=config.mask_token,
             dtype=config.dtype,
             attention=config.attention,
+            multiple=config.vocabulary_multiple,
         )
     else:
         model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
@@ -75,6 +72,16 @@ def run(arguments: Sequence[str]) -> int:
                 mend="make room there, or give another --output",
             ) from error
         raise
-    mask = f"mask token {tokenizer.mask_token!r} ({model.config.mask_token_id})"
+    token = model.config.mask_token_id
+    mask = "no mask token" if token is None else f"mask token {tokenizer.mask_token!r} ({token})"
     print(f"{target}: {model.config.model_type}, {model.num_parameters():,} parameters, {mask}")
     return 0
+
+
+def _free(target: Path) -> Path:
+    """The whole path of a folder to write. Raises UserError where something is there, or it has no place."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("is there already", where=str(target), mend="give another --output")
+    if not target.resolve().parent.is_dir():
+        raise UserError("its folder does not exist", where=str(target), mend="create it first")
+    return target.resolve()

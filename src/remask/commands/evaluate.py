@@ -35,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, command="eval", examples=EXAMPLES)
     known = config.json is not None and Path(config.json).exists() and not config.overwrite
     try:
-        if config.processes != 1 and "WORLD_SIZE" not in os.environ:
+        alone = config.processes == 1 or (known and config.processes > 1)  # what is finished is shown, or refused
+        if not alone and "WORLD_SIZE" not in os.environ:
             return _launch(config, arguments)
         with uncollected():
             from remask.evaluation.evaluate import evaluate_model

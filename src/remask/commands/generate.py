@@ -86,7 +86,7 @@ class _canvas:  # noqa: N801
     they replace another).
     """
 
-    def __init__(self, tokenizer: Any, mask_id: int, prompt: str) -> None:
+    def __init__(self, tokenizer: Any, mask_id: int | None, prompt: str) -> None:
         self.tokenizer, self.mask_id, self.prompt = tokenizer, mask_id, prompt
 
     def __enter__(self) -> Callable[[Any], None]:

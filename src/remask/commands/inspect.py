@@ -46,6 +46,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
     from remask.analysis.entropy_map import entropy_map, without_fill
     from remask.data.canvas import Fill
     from remask.data.collate import Collator
+    from remask.diffusion.objective import refuse_unmasking
     from remask.files import as_json, write_atomically
     from remask.models.facts import facts
     from remask.sft.presets import resolve
@@ -58,6 +59,7 @@ def inspect_examples(config: InspectConfig) -> dict[str, Any]:
         raise UserError("rows = 1: intervals come from how rows differ", mend="give 2 or more, or leave --classes out")
     refuse_unwritable(config.json)
     objective = resolve(config.objective)
+    refuse_unmasking(objective)
     model, tokenizer = load_named(config)
     known = facts(model, tokenizer)
     style, default = known.prompt_style, ROWS[config.classes]

@@ -73,6 +73,10 @@ def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
         "--dtype bfloat16": {"dtype": "bfloat16"} if config.dtype != "bfloat16" else {},
         **{f"--quantization {kind}": {} if config.quantization else {"quantization": kind} for kind in LESS},
     }
+    if neither_sharded_nor_quantised(config.model):
+        single = {
+            flag: {} if "strategy" in change or "quantization" in change else change for flag, change in single.items()
+        }
     changes = {flag: change for flag, change in single.items() if change}
     found: list[tuple[str, PlanConfig]] = []
     for count in range(1, len(changes) + 1):
@@ -82,6 +86,15 @@ def remedies(config: PlanConfig) -> list[tuple[str, PlanConfig]]:
             if len(whole) == sum(len(changes[flag]) for flag in flags) and quantised_wrongly(changed) is None:
                 found.append((" ".join(flags), changed))
     return found
+
+
+def neither_sharded_nor_quantised(model: str) -> bool:
+    """Return whether a model is of a kind that is held whole and in its own precision (DiffusionGemma)."""
+    with uncollected():
+        from remask.models.registry import CANVAS_MODELS
+        from remask.models.shapes import shape_config
+
+    return type(shape_config(model)) in CANVAS_MODELS
 
 
 LESS = ("8bit", "4bit")
@@ -171,16 +184,20 @@ def builder(config: PlanConfig) -> Callable[[], Any]:
         from remask.analysis.quantised import quantise
         from remask.config import LoraConfig
         from remask.models.lora import add_adapter
+        from remask.models.registry import refuse_quantised
         from remask.models.shapes import empty_model, shape_config
+        from remask.training.model import all_trained
 
     shape = shape_config(config.model)
+    if config.quantization:
+        refuse_quantised(shape, config.model)
 
     def build() -> Any:
         model = empty_model(shape, config.dtype)
         if config.quantization:
             model = quantise(model, config.quantization)
         if not config.lora_rank:
-            return model.requires_grad_(True)
+            return all_trained(model)
         return add_adapter(model, LoraConfig(rank=config.lora_rank, dropout=0.0), base_name=config.model)
 
     return build

@@ -125,6 +125,8 @@ class ConvertConfig:
     """Which of the diffusion model's tokens attend to which: full, block:N, block:N:answer."""
     mask_token: str = "<|mask|>"
     """The mask token to add where the tokenizer has none."""
+    vocabulary_multiple: int = 64
+    """Where the vocabulary grows by the mask token, let it grow to a multiple of this (1: by that token alone)."""
     dtype: Dtype = "auto"
     """Precision to convert and save in (default: the checkpoint's own)."""
 

@@ -121,6 +121,16 @@ class DecodingConfig:
     """Stop a row when its text can no longer change."""
     cache: CacheName | None = None
     """Which keys and values are kept from one step to the next (default: none; exact in block models)."""
+    entropy_bound: float | None = None
+    """DiffusionGemma: a step keeps the surest tokens whose entropies but the highest add up to this at most."""
+    t_min: float | None = None
+    """DiffusionGemma: the temperature of logits falls from t_max to just above this over a canvas's steps."""
+    t_max: float | None = None
+    """DiffusionGemma: the temperature of a canvas's first step."""
+    stability_threshold: int | None = None
+    """DiffusionGemma: a canvas is done when its likeliest tokens stay the same for so many steps…"""
+    confidence_threshold: float | None = None
+    """DiffusionGemma: … and their mean entropy is below this."""
     seed: int | None = None
     """The seed of sampling at temperature above 0 and of random reveal."""
 

@@ -7,6 +7,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `corruption`: from noise to masking rates, a mask and the noised ids
 - `importance`: β, how much a token matters, from the model's own predictions
 - `objective`: the loss of fine-tuning, as four choices
+- `uniform`: the loss of models whose noise replaces tokens by others
 - `weights`: what the loss of a masked token is weighed with
 - `likelihood`: estimates of how likely a model finds an answer
 - `estimators`: all of them by name
@@ -21,6 +22,7 @@ Every function is a pure function of (batch, noise, predictions). Import the mod
 - `attention`: which token may look at which: what a pass over rows reads
 - `rows`: what the records of a batch share
 - `head`: losses from hidden states, without keeping the logits
+- `capped`: heads whose logits have a soft cap, and their losses
 - `token_loss`: losses and entropies from logits
 - `precision`: the number format that a forward pass computes in
 """

@@ -11,6 +11,7 @@ Shapes: B batch, L length, N scored positions (masked and supervised, in row-maj
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -74,6 +75,9 @@ class Objective:
     rate_high: float = 1.0
     time_per: TimePerName = "block"
     complement: bool = False
+
+    masks: ClassVar[bool] = True
+    """Whether noise masks tokens: `corrupt` is for those objectives alone."""
 
     def __post_init__(self) -> None:
         choices = (
@@ -146,6 +150,12 @@ def read_importance(objective: Objective, canvas: Canvas, noise: Noise, signal: 
     return importance(signal, canvas.corruptible, objective.transform, objective.reference, shuffle)
 
 
+def refuse_unmasking(objective: Objective) -> None:
+    """Raises UserError for an objective whose noise does not mask."""
+    if not objective.masks:
+        raise UserError("this objective replaces tokens by others", mend="use one that masks, such as sft")
+
+
 def corrupt(
     objective: Objective,
     canvas: Canvas,
@@ -158,8 +168,10 @@ def corrupt(
     """Mask a canvas as the objective says.
 
     `signal` (from `probe_signal` or a cache) is needed where `objective.uses_importance`; `reader` where the mask
-    depends on a further forward (LIFT). Raises UserError if the one needed is missing.
+    depends on a further forward (LIFT). Raises UserError if the one needed is missing, or for an objective that does
+    not mask.
     """
+    refuse_unmasking(objective)
     if canvas.block is not None and objective.time_per == "block" and objective.rate not in LIFT_RULES:
         noise = noise.per_block(canvas.block)  # LIFT chooses a rule for a row by its one time
     ratio, times = None, objective.times

@@ -23,7 +23,7 @@ from remask.diffusion.likelihood import elbo_coupled_views, estimate
 from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.evaluation.statistics import mean_interval
-from remask.models.facts import first_eos
+from remask.models.facts import first_eos, mask_token
 from remask.progress import progress
 from remask.tasks.generator import digest
 
@@ -53,7 +53,7 @@ def evaluate_likelihood(
     loaded = load_examples(source)
     loaded.examples = loaded.examples[:count]
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    mask_id = model.config.mask_token_id
+    mask_id = mask_token(model.config)
     built = build_rows(loaded.examples, tokenizer, max_length=limit, over_long="error", mask_id=mask_id)
     if not quiet:
         tell_faults(source, loaded, built)
@@ -76,7 +76,7 @@ def _elbo(model: Any, collator: Collator, rows: Sequence[Row], visits: Sequence[
     """One draw of each row's ELBO, in nats."""
     batch = {name: value.to(model.device) for name, value in collator(list(zip(rows, visits, strict=True))).items()}
     canvas = in_blocks(Canvas.of(batch), attention_of(model))
-    views = elbo_coupled_views(canvas, Noise.of(batch), model.config.mask_token_id)
+    views = elbo_coupled_views(canvas, Noise.of(batch), mask_token(model.config))
     values = estimate(model, canvas, [views]).sequence
     if not bool(torch.isfinite(values).all()):
         raise UserError("the model's predictions are not finite", mend="use a checkpoint whose weights are whole")

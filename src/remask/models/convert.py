@@ -26,14 +26,18 @@ def to_diffusion(
     mask_token: str = "<|mask|>",
     dtype: str = "auto",
     attention: str = "full",
+    multiple: int = 64,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
 
     attention: `full` (every token attends to every other) or `block:32` (each attends to its block of so many tokens,
     and to those before). The model has a mask token, whose embedding starts as the mean of all others. With `shift` (as
-    Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to. Raises
+    Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to. Where the
+    vocabulary must grow, it grows to a `multiple` of so many tokens, as matrix products on GPUs are faster then. Raises
     UserError where the model is of another family or is a diffusion model already.
     """
+    if multiple < 1:
+        raise UserError(f"vocabulary_multiple = {multiple}", mend="give 1 or more")
     config = load_config(folder)
     if model_class(config) is not None:
         raise UserError("it is a diffusion model already", where=folder, mend="load it as it is")
@@ -63,13 +67,19 @@ def to_diffusion(
         config.fill = FILL if not isinstance(kind, BlockCausal) else usual_fill(kind)
     model: Any = load_model(folder, dtype=dtype, config=config)
     if tokenizer.mask_token_id >= config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if tokenizer.mask_token_id >= trained_rows:  # new, or in the padding of the vocabulary: nothing has trained it
-        rows = model.get_input_embeddings().weight
-        with torch.no_grad():
-            rows[tokenizer.mask_token_id] = rows[:trained_rows].float().mean(0).to(rows.dtype)
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple, mean_resizing=False)
+        _fill_rows(model, slice(trained_rows, None), trained_rows)
+    elif tokenizer.mask_token_id >= trained_rows:  # in the padding of the vocabulary: nothing has trained it
+        _fill_rows(model, slice(tokenizer.mask_token_id, tokenizer.mask_token_id + 1), trained_rows)
     facts(model, tokenizer, where=folder)
     return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def _fill_rows(model: Any, new: slice, trained_rows: int) -> None:
+    """Set embeddings, and rows of the head, to the mean of the trained ones: no new token is likely then."""
+    for rows in {id(w): w for w in (model.get_input_embeddings().weight, model.lm_head.weight)}.values():
+        rows[new] = rows[:trained_rows].float().mean(0).to(rows.dtype)
 
 
 def merged(adapter: str, *, base: str | None = None, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from remask import config as configs
 from remask.chat_template import turn_end
-from remask.choices import FillName, PromptStyle
+from remask.choices import CorruptionName, FillName, PromptStyle
 from remask.config import DecodingConfig
 from remask.config.read import STRICT
 from remask.diffusion.attention import Attention as AttentionOf
@@ -34,20 +34,22 @@ class OwnKeys:
     prompt_style: PromptStyle | None = None
     default_decoding: DecodingConfig | None = None
     attention: str | None = None
+    corruption: CorruptionName | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
     """Facts are what a checkpoint says of itself.
 
-    mask_id: the token that masks. eos_ids: what ends and fills a canvas, the first one filling. stop_ids: all that ends
+    corruption: what noise does to tokens (`CorruptionName`). mask_token_id: the token that masks, None where tokens are
+    replaced by others. eos_ids: what ends and fills a canvas, the first one filling. stop_ids: all that ends
     a text: the EOS ids, and the token with which the chat template closes a turn. fill: how far answers are extended
     with EOS in training (`usual_fill` where the config is silent). shift: the network's output at i−1 predicts token i.
     prompt_style: which wording of a task's prompt the model was trained on. decoding: settings it was made for.
     attention: which tokens attend to which, as `diffusion.attention.named` reads it.
     """
 
-    mask_id: int
+    mask_token_id: int | None
     eos_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     fill: str
@@ -55,6 +57,12 @@ class Facts:
     prompt_style: str
     decoding: dict[str, Any]
     attention: str = "full"
+    corruption: CorruptionName = "mask"
+
+    @property
+    def mask_id(self) -> int:
+        """Return the token that masks. Raises UserError for a model that has none, saying what works with it."""
+        return required_mask(self.mask_token_id)
 
 
 def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where: str = "the model") -> Facts:
@@ -67,7 +75,9 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
     configs.from_dict(OwnKeys, own, where=f"{where}, config.json")
     attention = getattr(config, "attention", None) or "full"
     _refuse_long_blocks(read_attention(attention), getattr(config, "max_position_embeddings", None), where)
-    config.mask_token_id = _mask_id(config, tokenizer, where)
+    corruption = corruption_of(config)
+    if corruption == "mask":
+        config.mask_token_id = _mask_id(config, tokenizer, where)
     if not eos_token_ids(config) and tokenizer is not None:
         # An encoder's tokenizer has no EOS: its separator ends a text.
         config.eos_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
@@ -76,8 +86,12 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
     if tokenizer is not None and getattr(config, "stop_token_ids", None) is None:
         closing = turn_end(tokenizer)
         config.stop_token_ids = [closing] if closing is not None and closing not in eos_token_ids(config) else []
+    if corruption == "uniform":
+        known = stop_token_ids(config)
+        further = [token for token in _ends_of_generation(model) if token not in known]
+        config.stop_token_ids = [*(getattr(config, "stop_token_ids", None) or []), *further]
     size = config.vocab_size
-    named = [("mask_token_id", config.mask_token_id)]
+    named = [] if config.mask_token_id is None else [("mask_token_id", config.mask_token_id)]
     named += [("eos_token_id", token) for token in eos_token_ids(config)]
     named += [("stop_token_ids", token) for token in getattr(config, "stop_token_ids", None) or []]
     for name, value in named:
@@ -100,7 +114,36 @@ def facts(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, where
         getattr(config, "prompt_style", None) or "instruct",
         dict(getattr(config, "default_decoding", None) or {}),
         attention,
+        corruption,
     )
+
+
+def corruption_of(config: Any) -> CorruptionName:
+    """Return what noise does to a model's tokens: it masks them, or replaces them by uniform ones."""
+    found: CorruptionName = getattr(config, "corruption", None) or "mask"
+    return found
+
+
+def mask_token(config: Any) -> int:
+    """Return the mask token of a model whose facts have been read. Raises UserError for a model that has none."""
+    return required_mask(config.mask_token_id)
+
+
+def required_mask(token: int | None) -> int:
+    """Return a mask token that is there. Raises UserError where there is none, saying what works without."""
+    if token is None:
+        raise UserError(
+            "this model has no mask token: noise replaces its tokens by others, and what was asked for masks them",
+            mend="with such a model (DiffusionGemma) use remask generate, remask eval on tasks, and "
+            "remask sft --objective diffusion-gemma",
+        )
+    return token
+
+
+def _ends_of_generation(model: Any) -> list[int]:
+    """What ends a text by the generation config of a model of transformers' own sampler."""
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if said is None else list(said) if isinstance(said, list) else [said]
 
 
 def _refuse_long_blocks(attention: AttentionOf, positions: int | None, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
@@ -319,32 +319,3 @@ def in_halves(values: Tensor, heads: int, stored: Stored, name: str) -> Tensor:
     if not heads or len(values) % (2 * heads):
         raise UserError(f"{name} has {len(values)} rows, for {heads} heads", where=str(stored.path), mend=WHOLE)
     return values.unflatten(0, (heads, len(values) // heads // 2, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def gguf_tokenizer(path: Path) -> Any:
-    """Return the tokenizer that a file holds, as transformers reads it; not for files beside which there is one.
-
-    Raises UserError where the file does not say how text is split before it is merged into tokens: it has but a name
-    for that.
-    """
-    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-    stored = read_gguf(path)
-    mend = "put the tokenizer.json and tokenizer_config.json of the model that it was made from beside it"
-    kind, split = (stored.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "llama" and (kind != "gpt2" or split not in GGUF_PRE_TOKENIZER_SPLITS):
-        raise UserError(
-            f"its tokenizer is of a kind that cannot be made from the file (model {kind!r}, pre {split!r})",
-            where=str(path),
-            mend=mend,
-        )
-    try:
-        architecture, vocabulary, settings = get_gguf_tokenizer(str(path))
-        made, _ = convert_gguf_tokenizer(architecture, vocabulary)
-        mask = stored.metadata.get("tokenizer.ggml.mask_token_id")
-        if mask is not None:
-            settings["mask_token"] = vocabulary["tokens"][mask]
-        return PreTrainedTokenizerFast(tokenizer_object=made, **settings)
-    except Exception as error:  # of a damaged file
-        raise UserError(f"its tokenizer cannot be read ({first_line(error)})", where=str(path), mend=mend) from error

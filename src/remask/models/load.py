@@ -30,19 +30,22 @@ from remask.faults import is_out_of_memory
 from remask.models.converted import A2D
 from remask.models.encoders import ENCODERS
 from remask.models.facts import facts
-from remask.models.gguf import gguf_config, gguf_file, gguf_tokenizer, gguf_weights
-from remask.models.llada_moe import LLaDAMoEConfig
+from remask.models.gguf import gguf_config, gguf_file, gguf_weights
+from remask.models.gguf_tokenizer import gguf_tokenizer
 from remask.models.lora import attention_of_base, base_of, is_adapter, load_adapter, merge
-from remask.models.registry import UNREAD, convertible_types, is_convertible, known_types, model_class
+from remask.models.registry import (
+    UNREAD,
+    class_to_load,
+    convertible_types,
+    own_config,
+    refuse_quantised,
+)
 
 EMBEDDED = {name: Path(__file__).parent / name for name in ("tiny", "tiny-direct", "tiny-block")}
 """The models that come with the package, by the names they are loaded by."""
 
 NATIVE_TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"Dream": Qwen2Tokenizer}
 """The model types whose tokenizer files name a class of theirs, and the class of transformers that reads them."""
-
-LLADA_TYPES = ("llada", "lladamoe", "llada_moe")
-"""The model types that LLaDA-MoE checkpoints give; those with experts are read as LLaDA-MoE."""
 
 
 def resolve(path: str | Path) -> str:
@@ -118,19 +121,7 @@ def load_model(
     Raises UserError where the folder is not a checkpoint of a model type that Remask has.
     """
     config = load_config(folder) if config is None else config
-    kind: Any = model_class(config)
-    if kind is None and is_convertible(config):
-        raise UserError(
-            f"a causal model (model type {config.model_type}), not a diffusion language model",
-            where=folder,
-            mend=f"make it one: remask convert --to-diffusion {folder} --output FOLDER",
-        )
-    if kind is None:
-        raise UserError(
-            f"model type {config.model_type!r} is not a diffusion language model Remask knows",
-            where=folder,
-            mend=f"these load: {', '.join(known_types())}, and what `remask convert --to-diffusion` makes",
-        )
+    kind = class_to_load(config, folder)
     if attention is not None:
         named(attention)
         config.attention = attention
@@ -142,6 +133,8 @@ def load_model(
             mend="say so: --model-attention full or --model-attention block:32 (the tokens of a block), or "
             '"attention" in its config.json',
         )
+    if quantization is not None:
+        refuse_quantised(config, folder)
     stored = gguf_file(folder)
     keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if stored is not None:
@@ -211,15 +204,13 @@ def load_config(folder: str) -> Any:
         values, _ = PreTrainedConfig.get_config_dict(folder)
         if unread := UNREAD.get(str(values.get("model_type"))):
             raise UserError(unread, where=folder, mend="docs/models.md lists the models that are read")
-        if values and (lacking := [names[0] for names in SIZES if not any(values.get(name) for name in names)]):
+        sizes = values.get("text_config") or values  # of a model that reads images too, the sizes of its text part
+        if values and (lacking := [names[0] for names in SIZES if not any(sizes.get(name) for name in names)]):
             raise UserError(
                 f"config.json lacks {', '.join(lacking)}", where=folder, mend="take the whole config of the checkpoint"
             )
         _refuse_own_code(values, folder)
-        if values.get("num_experts") and values.get("model_type") in LLADA_TYPES:
-            published = values["model_type"] if values["model_type"] != LLaDAMoEConfig.model_type else None
-            return LLaDAMoEConfig.from_dict({**values, "model_type": "llada_moe", "published_type": published})
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return own_config(values) or AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # strict configs raise errors of many kinds

@@ -7,6 +7,7 @@ LLaDA's official module names (`attn_out`, `ff_proj`, `ff_out`, …) are renamed
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from remask.config import LoraConfig
 from remask.errors import UserError, first_line
 from remask.faults import is_out_of_memory
 from remask.files import from_json
+from remask.models.diffusion_gemma import with_twins
 from remask.models.llada import native_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -42,8 +44,11 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
     from remask.models.adapters import lean
 
     head = model.get_output_embeddings()
+    left_out = getattr(model, "not_adapted", None)
     layers = {
-        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not (left_out and re.fullmatch(left_out, name))
     }
     linear = set(layers)
     if lora.targets == ("all-linear",):
@@ -58,9 +63,27 @@ def add_adapter(model: Any, lora: LoraConfig, *, base_name: str) -> Any:
         targets = list(lora.targets)
     model.config.name_or_path = base_name
     model.name_or_path = base_name
-    config = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    config = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        exclude_modules=left_out,
+    )
     with _without_deprecations():
-        return lean(get_peft_model(model, config))
+        return _shared(lean(get_peft_model(model, config)), fresh=True)
+
+
+def _shared(model: Any, *, fresh: bool) -> Any:
+    """The model, whose parts that share their weights share their adapters too (DiffusionGemma)."""
+    if shares_adapters(base := model.get_base_model()):
+        base.share_adapters(fresh=fresh)
+    return model
+
+
+def shares_adapters(model: Any) -> bool:
+    """Return whether two parts of a model, or of what an adapter was put on, have the same weights and adapters."""
+    return hasattr(model, "share_adapters")
 
 
 @contextmanager
@@ -76,6 +99,14 @@ def merge(model: Any, *, where: str) -> Any:
     hundredth of the change or more.
     """
     _untie_adapted(model)
+    shares = getattr(model.get_base_model(), "adapters_are_shared", None)
+    if shares is not None and not shares():
+        raise UserError(
+            "the adapter changes the encoder otherwise than the decoder, and the two share the weights it would be "
+            "added to",
+            where=where,
+            mend="load it as an adapter: --adapter",
+        )
     merged, lost = merged_and_lost(model)
     if lost >= 0.01 and os.environ.get("RANK", "0") == "0":
         kind = str(merged.dtype).removeprefix("torch.")
@@ -120,6 +151,8 @@ def merged_and_lost(model: Any) -> tuple[Any, float]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged = model.merge_and_unload()
+    if hasattr(merged, "share_merged"):
+        merged.share_merged()
     return merged, (missing / whole) ** 0.5 if whole else 0.0
 
 
@@ -154,15 +187,15 @@ def attention_of_base(adapter: str) -> str | None:
     return None
 
 
-def note_attention(folder: str, attention: str | None) -> None:
+def note_attention(folder: str, attention: str | None, *, twins: bool = False) -> None:
     """Write into the file of an adapter's weights which attention its base was read with, so that it is known wherever
-    the file is taken.
+    the file is taken; with `twins` also each tensor under both names that share it (`diffusion_gemma.with_twins`).
     """
     path = Path(folder) / WEIGHTS
     if attention is None or not path.is_file():
         return
-    unfinished = path.with_suffix(".unfinished")
-    save_file(load_file(path), unfinished, metadata={"format": "pt", "attention": attention})
+    unfinished, weights = path.with_suffix(".unfinished"), load_file(path)
+    save_file(with_twins(weights) if twins else weights, unfinished, metadata={"format": "pt", "attention": attention})
     unfinished.replace(path)
 
 
@@ -171,7 +204,7 @@ def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
 
     Raises UserError where a tensor of it finds no place, or a place no tensor.
     """
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import PeftConfig
     from peft.utils import load_peft_weights
 
     from remask.models.adapters import lean
@@ -194,14 +227,7 @@ def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
     if any(name.startswith(OFFICIAL) for name in weights):
         weights = _renamed(config, weights, adapter)
     try:
-        config.inference_mode = True
-        with _without_deprecations():
-            if isinstance(model, PeftModel):
-                wrapped = model
-                wrapped.add_adapter(name, config)
-            else:
-                wrapped = PeftModel(model, config, adapter_name=name)
-        result = set_peft_model_state_dict(wrapped, weights, adapter_name=name)
+        wrapped, result = _filled(model, config, weights, name)
     except Exception as error:  # a setting of the wrong type fails where it is first used
         if is_out_of_memory(error):
             raise
@@ -224,7 +250,24 @@ def load_adapter(model: Any, adapter: str, *, name: str = "default") -> Any:
                 where=adapter,
                 mend="load it on the model it was made for",
             )
-    return lean(wrapped)
+    return _shared(lean(wrapped), fresh=False)
+
+
+def _filled(model: Any, config: Any, weights: dict[str, Tensor], name: str) -> tuple[Any, Any]:
+    """The model with adapters of this name and weights, and what peft says of the tensors' names."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config.inference_mode = True
+    with _without_deprecations():
+        if isinstance(model, PeftModel):
+            wrapped = model
+            wrapped.add_adapter(name, config)
+        else:
+            wrapped = PeftModel(model, config, adapter_name=name)
+    if shares_adapters(model):
+        places = get_peft_model_state_dict(wrapped, adapter_name=name)
+        weights = weights | {key: tensor for key, tensor in with_twins(weights).items() if key in places}
+    return wrapped, set_peft_model_state_dict(wrapped, weights, adapter_name=name)
 
 
 def _renamed(config: Any, weights: dict[str, Tensor], adapter: str) -> dict[str, Tensor]:

@@ -90,6 +90,12 @@ PATCHES = {
         "remask plan counts what bitsandbytes would keep, without a GPU",
         needed="remask plan --quantization",
     ),
+    "planned-experts": Patch(
+        "analysis/plan_canvas.py",
+        "experts (transformers) of a model without contents become EvenExperts",
+        "a plan counts a step whose tokens are shared out evenly: a router without contents chooses nothing",
+        needed="remask plan of a DiffusionGemma",
+    ),
 }
 
 

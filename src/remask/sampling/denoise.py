@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from remask.models.facts import corruption_of, mask_token
+from remask.sampling import entropy_bound
 from remask.sampling.record import Denoised, Step
 from remask.sampling.schedule import Decoding
 from remask.sampling.writing import Writing
@@ -33,8 +35,13 @@ def run(
 
     A `canvas` that is given is written where it holds masks, each row at one place or more; its other tokens stay, and
     no token that ends a text is written. The model is called in evaluation mode and left as it was found. `row_seeds`
-    ties a row's random numbers to the problem instead of its place in the batch.
+    ties a row's random numbers to the problem instead of its place in the batch. A model whose noise replaces tokens by
+    others has a loop of its own (`entropy_bound.run`), and no canvas may be given to it.
     """
+    if corruption_of(model.config) == "uniform":
+        if canvas is not None:
+            mask_token(model.config)  # refuses
+        return entropy_bound.run(model, prompt_ids, attention_mask, decoding, row_seeds=row_seeds, on_step=on_step)
     started = time.perf_counter()
     writing = Writing(model, prompt_ids, attention_mask, decoding, row_seeds, canvas)
     was_training = model.training

@@ -14,7 +14,8 @@ from remask.data.chat import decode_text, encode_prompt
 from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
-from remask.models.facts import stop_token_ids
+from remask.models.facts import corruption_of, first_eos, stop_token_ids
+from remask.sampling import entropy_bound
 from remask.sampling.denoise import run
 from remask.sampling.layout import canvas_after, fitted
 from remask.sampling.record import Denoised, Earlier, Step
@@ -171,13 +172,14 @@ def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) 
     model's) gives way. Raises UserError for settings that the model cannot follow.
     """
     attention = attention_of(model)
+    replaces = corruption_of(model.config) == "uniform"
     if decoding is not None:
         if settings:
             raise UserError("both a Decoding and single settings were given", mend="give one or the other")
-        return fitted(decoding, attention)
-    defaults = dict(getattr(model.config, "default_decoding", None) or {})
+        return entropy_bound.fitted(decoding, model) if replaces else fitted(decoding, attention)
+    defaults = entropy_bound.defaults_of(model) if replaces else _own_decoding(model)
     given = {key: value for key, value in settings.items() if value is not None}
-    if "max_new_tokens" in given and given["max_new_tokens"] != defaults.get("max_new_tokens"):
+    if not replaces and "max_new_tokens" in given and given["max_new_tokens"] != defaults.get("max_new_tokens"):
         defaults = {}
     if isinstance(attention, BlockCausal):
         defaults = {key: value for key, value in defaults.items() if key not in ("block_length", "cache")}
@@ -187,7 +189,12 @@ def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) 
             f"unknown decoding settings {', '.join(sorted(unknown))}",
             mend=f"they are {', '.join(Decoding.__dataclass_fields__)}",
         )
-    return fitted(Decoding(**{**defaults, **given}), attention)
+    found = Decoding(**{**defaults, **given})
+    return entropy_bound.fitted(found, model) if replaces else fitted(found, attention)
+
+
+def _own_decoding(model: Any) -> dict[str, Any]:
+    return dict(getattr(model.config, "default_decoding", None) or {})
 
 
 def _run_batch(
@@ -198,7 +205,8 @@ def _run_batch(
     on_step: Callable[[Step], None] | None,
 ) -> Denoised:
     width = max(len(ids) for ids in prompts)
-    pad = model.config.mask_token_id  # never attended to, so any token serves
+    config = model.config  # padding is never attended to, so any token serves
+    pad = first_eos(config) if config.mask_token_id is None else config.mask_token_id
     rows = [[pad] * (width - len(row)) + row for row in prompts]
     shown = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
     ids, mask = (torch.tensor(table, dtype=torch.long, device=model.device) for table in (rows, shown))

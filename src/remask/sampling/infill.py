@@ -14,6 +14,7 @@ from remask.data.chat import encode_prompt
 from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
+from remask.models.facts import mask_token
 from remask.sampling.denoise import run
 from remask.sampling.gaps import Gap, parts_of
 from remask.sampling.generate import decoding_for
@@ -74,7 +75,7 @@ def gaps_in(
     **settings: Any,
 ) -> Gaps:
     """Return what is to be written of a text, as `infill` reads it. Raises UserError where the text holds no mask."""
-    mask_id = model.config.mask_token_id
+    mask_id = mask_token(model.config)
     spelled = tokenizer.decode([mask_id])
     texts = text.split(spelled)
     if len(texts) == 1:
@@ -102,7 +103,7 @@ def _laid(
     settings: dict[str, Any],
 ) -> Gaps:
     """Texts and gaps as tokens. Each text stands by itself: no token reaches into a gap."""
-    template, mask_id = template_of(tokenizer), model.config.mask_token_id
+    template, mask_id = template_of(tokenizer), mask_token(model.config)
     ids: list[int] = []
     kinds: list[str] = []
     for part in parts:

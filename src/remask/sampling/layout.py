@@ -18,15 +18,20 @@ from torch import Tensor
 
 from remask.diffusion.attention import Attention, BlockCausal
 from remask.errors import UserError
-from remask.sampling.schedule import Decoding
+from remask.sampling.schedule import ENTROPY_BOUND, Decoding
 
 
 def fitted(decoding: Decoding, attention: Attention) -> Decoding:
     """The settings as they are for a model that attends so: a block model's blocks are the sampler's, and its cache is
     exact unless something else was asked for. Raises UserError for what it cannot do.
     """
-    block = decoding.block_length
+    if said := [name for name in ENTROPY_BOUND if decoding.says(name)]:
+        raise UserError(
+            f"{', '.join(said)}: for models that replace tokens by others (DiffusionGemma), and this one masks them",
+            mend="leave them out; threshold reveals every token that is sure enough",
+        )
     if not isinstance(attention, BlockCausal):
+        block = decoding.block_length
         if block is not None and block > decoding.max_new_tokens:
             raise UserError(
                 f"block_length = {block} is longer than the canvas of {decoding.max_new_tokens}",
@@ -38,10 +43,16 @@ def fitted(decoding: Decoding, attention: Attention) -> Decoding:
                 mend="give none, or the approximate prefix or dual",
             )
         return decoding
-    if block not in (None, attention.block):
+    return fitted_to_blocks(decoding, attention.block)
+
+
+def fitted_to_blocks(decoding: Decoding, length: int) -> Decoding:
+    """Return the settings as they are for a model that writes in blocks of so many tokens."""
+    block = decoding.block_length
+    if block not in (None, length):
         raise UserError(
-            f"block_length = {block}, but this model writes in blocks of {attention.block} tokens",
-            mend=f"leave block_length out, or give {attention.block}",
+            f"block_length = {block}, but this model writes in blocks of {length} tokens",
+            mend=f"leave block_length out, or give {length}",
         )
     if decoding.cache in ("prefix", "dual"):
         raise UserError(
@@ -49,7 +60,7 @@ def fitted(decoding: Decoding, attention: Attention) -> Decoding:
             mend="give exact, which is as fast and changes no token, or none",
         )
     cache = decoding.cache or ("none" if decoding.guidance else "exact")
-    return replace(decoding, block_length=attention.block, cache=cache)
+    return replace(decoding, block_length=length, cache=cache)
 
 
 def canvas_after(prompt: int, new_tokens: int, attention: Attention) -> int:

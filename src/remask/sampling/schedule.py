@@ -11,7 +11,15 @@ from remask.choices import CacheName, RevealName, ScheduleName, refuse_unknown
 from remask.errors import UserError
 from remask.own_code import is_own, stamp
 
-UNSAID = ("rule", "at_least", "edit_threshold", "edit_steps", "sub_block_length")
+ENTROPY_BOUND: dict[str, float] = {
+    "entropy_bound": 0.1,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "stability_threshold": 1,
+    "confidence_threshold": 0.005,
+}
+"""The settings of models that replace tokens by others, with the published values (DiffusionGemma)."""
+UNSAID = ("rule", "at_least", "edit_threshold", "edit_steps", "sub_block_length", *ENTROPY_BOUND)
 """Settings that are left out of records where they have their defaults, as records of earlier versions lack them."""
 
 
@@ -34,6 +42,13 @@ class Decoding:
     longer change stops (the rest is EOS). cache: `none` computes every token at every step (the default under full
     attention); `prefix` and `dual` are approximate: what stands before the block at work, or on both sides of it, is
     computed once a block; `exact` is for block models, and their default: a finished block is computed once.
+
+    entropy_bound, t_min, t_max, stability_threshold, confidence_threshold: of models that replace tokens by others
+    (`sampling/entropy_bound.py`), and of no others. A canvas takes its share of `steps` at most; logits are divided by
+    a temperature that falls from t_max to just above t_min over them. A step keeps a draw of the surest predictions,
+    whose entropies but the highest add up to entropy_bound at most. A canvas is done when its likeliest tokens have
+    stayed the same for stability_threshold steps and their mean entropy is below confidence_threshold. `temperature` is
+    that of the draws, on top of the other one: 1 draws as published, 0 takes the likeliest token.
 
     A block model's block_length is its own block, and its default. Its last block is written whole, and what is beyond
     max_new_tokens is cut off. Of an answer's first block the prompt's last tokens may be a part: they count as written,
@@ -61,6 +76,11 @@ class Decoding:
     stop_early: bool = True
     cache: CacheName | None = None
     seed: int = 0
+    entropy_bound: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    stability_threshold: int | None = None
+    confidence_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "steps", "block_length", "sub_block_length", "top_k", "at_least"):
@@ -103,6 +123,17 @@ class Decoding:
             raise UserError(f"edit_steps = {self.edit_steps} without edit_threshold", mend="give edit_threshold")
         if self.edit_threshold is not None and self.rule is not None:
             raise UserError("edit_threshold and a rule of one's own do not go together", mend="leave one out")
+
+        self._check_entropy_bound()
+
+    def _check_entropy_bound(self) -> None:
+        for name in ENTROPY_BOUND:
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value >= 0):
+                raise UserError(f"{name} = {value}", mend="give 0 or more")
+        low, high = (getattr(self, n) if self.says(n) else ENTROPY_BOUND[n] for n in ("t_min", "t_max"))
+        if not (low <= high and high > 0):
+            raise UserError(f"t_min = {low}, t_max = {high}", mend="give t_min ≤ t_max, and t_max above 0")
 
     def says(self, name: str) -> bool:
         """Return whether a setting is another than its default."""

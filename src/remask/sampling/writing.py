@@ -22,7 +22,7 @@ from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.diffusion.head import Look
 from remask.errors import UserError
-from remask.models.facts import first_eos, stop_token_ids
+from remask.models.facts import first_eos, mask_token, stop_token_ids
 from remask.sampling.cache import AroundBlocks, Everything, FinishedBlocks, Inputs, Reads
 from remask.sampling.gaps import Allowed
 from remask.sampling.layout import at_turn, fitted, laid_out, turns
@@ -72,7 +72,7 @@ class Writing:
         decoding = fitted(decoding, attention)
         device, B = prompt_ids.device, len(prompt_ids)
         self.model, self.decoding = model, decoding
-        self.mask_id, self.fill_id = config.mask_token_id, first_eos(config)
+        self.mask_id, self.fill_id = mask_token(config), first_eos(config)
         self.stop_ids = torch.tensor(stop_token_ids(config), device=device)
         fills = [self.fill_id] if decoding.suppress_eos else []
         self.never = fills if canvas is None else stop_token_ids(config)  # a text that goes on is not ended inside

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import compileall
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from remask.errors import UserError
-from remask.sandbox.box import Limits, check_bubblewrap
+from remask.sandbox.box import INSIDE, Limits, check_bubblewrap
 from remask.sandbox.run import Outcome, Program, StartError, run
 
 
@@ -24,6 +26,8 @@ class Sandbox:
         """Raises UserError, with the reason and what to do, where this machine cannot run programs safely."""
         if not self._checked:
             check_bubblewrap()
+            if not sys.dont_write_bytecode:  # boxes cannot write it: each would compile what it imports
+                compileall.compile_dir(INSIDE, quiet=2)
             _trial(self.limits)
             self._checked = True
 

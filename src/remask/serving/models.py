@@ -12,14 +12,23 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
+from remask.models.facts import corruption_of
 from remask.models.fingerprint import fingerprint, named
 from remask.models.lora import load_adapter
 
 
 class Served:
-    """A model and its adapters, by the names that requests ask for. `name` is that of the model without an adapter."""
+    """A model and its adapters, by the names that requests ask for. `name` is that of the model without an adapter.
+
+    Raises UserError for a model that does not mask.
+    """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        if corruption_of(model.config) == "uniform":
+            raise UserError(
+                "requests share steps that unmask, and this model has no masks: its noise replaces tokens by others",
+                mend="write with remask generate, or remask.generate",
+            )
         self.name, self.tokenizer = name, tokenizer
         self.wrapped: Any = model if isinstance(model, PeftModel) else None
         self.model: Any = model.get_base_model() if isinstance(model, PeftModel) else model

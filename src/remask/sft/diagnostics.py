@@ -47,6 +47,8 @@ class Extent:
 
 def extent_of(trainer: SftTrainer, asked: Diagnostics, *, quiet: bool) -> Extent:
     """Return how much is to be read. Where `auto` leaves something out altogether, one line says so."""
+    if trainer.mask_token_id is None:
+        return Extent(0, 0, "they are read of masks, and this model has none")
     whole = Extent(min(MASKING_ROWS, len(trainer.rows)), min(CLASS_ROWS, len(trainer.eval_rows or trainer.rows)))
     if asked != "auto":
         return whole if asked == "on" else Extent(0, 0, "report.diagnostics is off")

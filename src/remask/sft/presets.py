@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from remask.diffusion.objective import Objective
+from remask.diffusion.uniform import UniformObjective
 from remask.training.presets import choose
 
 GIFT = Objective(rate="importance", signal="entropy", transform="sqrt", weight="inverse_rate", normaliser="masked")
@@ -33,6 +34,7 @@ PRESETS: dict[str, Objective] = {
     "bd3lm": Objective(rate_low=0.3, rate_high=0.8),  # BD3-LM, 2503.09573: what it found for blocks of 16
     "llada2": Objective(weight="none", normaliser="masked", rate_low=0.3, rate_high=0.8, time_per="row"),  # dFactory
     "fast-dllm-v2": Objective(weight="none", normaliser="masked", complement=True),  # 2509.26328
+    "diffusion-gemma": UniformObjective(),  # as NVIDIA's NeMo Automodel trains it; for models that replace tokens
 }
 
 

@@ -18,6 +18,7 @@ from remask.data.canvas import Fill, Row, Rows, build_rows, tell_faults
 from remask.data.collate import Collator
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
+from remask.diffusion.uniform import UniformObjective
 from remask.errors import UserError
 from remask.files import as_json, write_atomically
 from remask.models.facts import Facts
@@ -27,6 +28,7 @@ from remask.sft.diagnostics import Extent, extent_of, masking_by_entropy
 from remask.sft.presets import resolve
 from remask.sft.probe import frozen_probe
 from remask.sft.trainer import SftTrainer
+from remask.sft.uniform import UniformTrainer, refuse_other_corruption
 from remask.tasks.generated import generated_examples, is_generated
 from remask.training.arguments import training_arguments
 from remask.training.callbacks import ProgressCallback
@@ -214,6 +216,12 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
         device=args.device,
         attention=config.model_attention,
     )
+    refuse_other_corruption(config.objective, objective, known)
+    trainer_kind: Any = kind
+    if isinstance(objective, UniformObjective):
+        if kind is not SftTrainer:
+            raise UserError("profile measures objectives that mask", mend="time a run of remask sft instead")
+        trainer_kind = UniformTrainer
     fill = Fill.parse(config.canvas.fill or known.fill)
     with working("rows", enabled=args.process_index == 0):
         train, held_out = _rows(config, tokenizer, known)
@@ -225,13 +233,13 @@ def build(config: SftConfig, folder: Path, objective: Objective, kind: type[T]) 
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     collator = Collator(fill, known.eos_ids[0], config.canvas.max_length, config.seed)
     with trainer_errors("sft"):
-        trainer = kind(
+        trainer: T = trainer_kind(
             model,
             args,
             objective=objective,
             rows=train.rows,
             collator=collator,
-            mask_id=known.mask_id,
+            mask_id=known.mask_token_id,
             eval_rows=held_out.rows if held_out else (),
             eval_draws=t.eval_draws,
             micro_batch_tokens=t.micro_batch_tokens,
@@ -255,7 +263,7 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], R
             max_length=config.canvas.max_length,
             over_long=config.canvas.over_long,
             on_bad_row=config.on_bad_row,
-            mask_id=known.mask_id,
+            mask_id=known.mask_token_id,
         )
         built.skipped = loaded.skipped + built.skipped
         tell_faults(source, loaded, built)

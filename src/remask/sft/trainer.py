@@ -34,6 +34,7 @@ from remask.diffusion.objective import (
     sft_terms,
 )
 from remask.errors import UserError
+from remask.models.facts import required_mask
 from remask.sft.signals import SignalCache
 from remask.training.rows import EVALUATION_SEED, even_multiple, no_sync, refuse_nonfinite, row_loader
 from remask.training.sharding import shares
@@ -76,7 +77,7 @@ class SftTrainer(DiffusionTrainer):
         objective: Objective,
         rows: Sequence[Row],
         collator: Collator,
-        mask_id: int,
+        mask_id: int | None,
         eval_rows: Sequence[Row] = (),
         eval_draws: int = 4,
         micro_batch_tokens: int = 0,
@@ -86,13 +87,18 @@ class SftTrainer(DiffusionTrainer):
         **keywords: Any,
     ) -> None:
         self.objective, self.rows, self.eval_rows = objective, rows, eval_rows
-        self.collator, self.mask_id, self.eval_draws = collator, mask_id, eval_draws
+        self.collator, self.mask_token_id, self.eval_draws = collator, mask_id, eval_draws
         self.micro_batch_tokens = micro_batch_tokens
         self.cache, self.reference = cache, reference
         self.sampler = VisitSampler(len(rows), seed=collator.seed, multiple=even_multiple(args))
         self.window = Window(log_every)
         self._statistics: list[dict[str, float]] = []
         super().__init__(model, args, train_dataset=RowDataset(rows), data_collator=collator, **keywords)
+
+    @property
+    def mask_id(self) -> int:
+        """Return the token that masks. Raises UserError for a model that has none."""
+        return required_mask(self.mask_token_id)
 
     # ---- batches ----------------------------------------------------------------------------------------------
 

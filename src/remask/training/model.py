@@ -16,7 +16,7 @@ from remask.config import LoraConfig
 from remask.errors import UserError
 from remask.models.facts import Facts, facts
 from remask.models.load import EMBEDDED, load
-from remask.models.lora import add_adapter, merge, note_attention
+from remask.models.lora import add_adapter, merge, note_attention, shares_adapters
 from remask.models.patches import exchange
 from remask.training.sharding import loaded_whole
 
@@ -53,7 +53,7 @@ def load_trainable(
 def trainable(model: Any, name: str, *, quantization: Quantization | None, lora: LoraConfig, seed: int) -> Any:
     """Return the model with all weights to train, or with fresh adapters drawn from the seed."""
     if not lora.rank:
-        return model.requires_grad_(True)
+        return all_trained(model)
     widest = max(max(m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear))
     if lora.rank > widest:
         raise UserError(f"lora.rank = {lora.rank}: no layer is wider than {widest}", mend="16 is a usual rank")
@@ -64,6 +64,14 @@ def trainable(model: Any, name: str, *, quantization: Quantization | None, lora:
         return _saved_plainly(add_adapter(model, lora, base_name=_base_name(name)), lora)
 
 
+def all_trained(model: Any) -> Any:
+    """Return the model with all weights to train but those that its family never trains (`frozen_parameters`)."""
+    model.requires_grad_(True)
+    for parameter in getattr(model, "frozen_parameters", list)():
+        parameter.requires_grad_(False)
+    return model
+
+
 def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
     """Saving asks no hub whether the base's vocabulary is as it was, which it is, and leaves the card to the run."""
     of_vocabulary = any(name in EMBEDDING_LAYER_NAMES for name in lora.targets)
@@ -71,7 +79,7 @@ def _saved_plainly(model: Any, lora: LoraConfig) -> Any:
 
     def saved(folder: str, *arguments: Any, **keywords: Any) -> None:
         saving(folder, *arguments, **keywords)
-        note_attention(folder, getattr(model.config, "attention", None))
+        note_attention(folder, getattr(model.config, "attention", None), twins=shares_adapters(model))
 
     exchange("adapter-saving", model, "save_pretrained", saved)
     exchange("adapter-saving", model, "create_or_update_model_card", lambda folder: None)

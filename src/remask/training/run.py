@@ -127,6 +127,8 @@ def trainer_errors(command: str) -> Iterator[None]:
     """Raise as a UserError what the engine says while a trainer is made, such as that a tracker is not installed."""
     try:
         yield
+    except UserError:
+        raise
     except (RuntimeError, ValueError, ImportError, OSError) as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(f"trainer: {said}", mend=f"see `remask {command} --help`") from error

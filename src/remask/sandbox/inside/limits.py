@@ -6,7 +6,10 @@ import os
 import resource
 import sys
 import threading
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NOBODY = 65534
 PAGE = 4096

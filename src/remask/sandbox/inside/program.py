@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import types
-from typing import Any
 
 from .limits import settings
 from .wire import DEEP, STARTED, WireError, receive, send, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> None:

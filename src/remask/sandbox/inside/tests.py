@@ -14,10 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from .limits import settings
 from .wire import DEEP, STARTED, LateError, WireError, read, receive, send, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LOAD_SECONDS = 10.0
 """The seconds that a program may take before its functions can be called."""

@@ -15,7 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 STARTED = b"!"
 """The first byte that a box sends, before it runs anything that was handed to it."""
