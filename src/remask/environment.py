@@ -12,9 +12,12 @@ from remask import kernels
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Remask, Python, and the libraries whose release can change a number."""
+    """Return the versions of Remask, Python, and the libraries whose release can change a number; that of reasoning-gym
+    where its problems were asked for.
+    """
     found = {"python": platform.python_version()}
-    for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate"):
+    used = ["reasoning-gym"] if "reasoning_gym" in sys.modules else []
+    for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate", *used):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

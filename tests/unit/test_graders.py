@@ -329,7 +329,7 @@ def test_a_copy_has_a_worker_of_its_own() -> None:
 
 def test_without_the_library_grading_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing library must not look like wrong answers."""
-    monkeypatch.setattr("remask.tasks.verifier.sys.executable", "true")
+    monkeypatch.setattr("remask.tasks.worker.sys.executable", "true")
     with pytest.raises(UserError, match="math-verify"):
         Verifier().agrees("2", r"\boxed{2}")
 

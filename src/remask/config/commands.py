@@ -32,8 +32,9 @@ class EvalConfig:
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
-    """Comma-separated: a task's name for generated problems, name=FILE for a published file, match=FILE for rows of
-    your own, file.py:Class for a task of your own (default: sudoku,countdown, or none beside likelihood)."""
+    """Comma-separated: a task's name for generated problems, gym:NAME for a task of reasoning-gym's, name=FILE for a
+    published file, match=FILE for rows of your own, file.py:Class for a task of your own (default: sudoku,countdown, or
+    none beside likelihood)."""
     data: str | None = None
     """Rows whose answers' likelihood is read, with likelihood: a file or any source that `remask sft` trains on."""
     likelihood: bool = False
@@ -141,7 +142,8 @@ class InspectConfig:
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
-    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (default: so many generated rows)."""
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>, or gym:… (default: so many generated
+    rows)."""
     rows: int | None = None
     """How many rows to read (default: 4, or 64 with classes)."""
     classes: bool = False

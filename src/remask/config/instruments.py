@@ -22,7 +22,8 @@ class EstimatorsConfig:
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     adapter: str | None = None
     data: str | None = None
-    """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default)."""
+    """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default), or
+    gym:…."""
     rows: int | None = None
     """How many of them (default: 8, or all where there are fewer)."""
     parts: tuple[InstrumentName, ...] = (

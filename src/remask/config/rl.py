@@ -197,8 +197,8 @@ class RlConfig:
     model_attention: str | None = None
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     tasks: str = "sudoku"
-    """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), or
-    name=SOURCE for a file or a folder."""
+    """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), gym:NAME
+    for a task of reasoning-gym's, or name=SOURCE for a file or a folder."""
     data: str | None = None
     """Prompts of your own instead of tasks: rows with prompt or messages; other columns go to the reward functions."""
     problems: int | None = None

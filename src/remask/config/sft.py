@@ -121,7 +121,8 @@ class SftConfig:
     model_attention: str | None = None
     """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
     data: str = "generated:sudoku+countdown:1000"
-    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work)."""
+    """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work), or
+    gym:<name>[+<name>]:<rows> with reasoning-gym's problems."""
     eval_data: str | None = None
     """Held-out rows for the evaluation loss, in the same forms."""
     objective: TuningName = "sft"

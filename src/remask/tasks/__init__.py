@@ -13,6 +13,7 @@ from remask.tasks.code_plus import HumanEvalPlus, MbppPlus
 from remask.tasks.countdown import Countdown, Countdown4, Countdown5
 from remask.tasks.generator import GeneratedTask
 from remask.tasks.gsm8k import Gsm8k
+from remask.tasks.gym import GYM, Gym
 from remask.tasks.match import Match, MatchExact, MatchNumeric, MatchRegex
 from remask.tasks.math500 import Math, Math500
 from remask.tasks.sudoku import Sudoku
@@ -37,8 +38,9 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def get(name: str) -> Task:
-    """Return the task of that name, or a user's task (`file.py:Class`). Raises UserError listing the names
-    there are.
+    """Return the task of that name, of a data set of reasoning-gym's (`gym:NAME`), or a user's (`file.py:Class`).
+
+    Raises UserError listing the names there are.
     """
     if is_own(name):
         task = own.load(name)
@@ -47,8 +49,10 @@ def get(name: str) -> Task:
                 f"its name {task.name!r} is that of a task of Remask's", where=name, mend="give another name"
             )
         return task
+    if name.startswith(GYM):
+        return Gym.named(name)
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}", mend=f"the tasks are {', '.join(TASKS)}, and file.py:Class")
+        raise UserError(f"unknown task {name!r}", mend=f"the tasks are {', '.join(TASKS)}, gym:NAME and file.py:Class")
     return TASKS[name]()
 
 
@@ -60,6 +64,7 @@ __all__ = [
     "GeneratedTask",
     "Grade",
     "Gsm8k",
+    "Gym",
     "HumanEval",
     "HumanEvalPlus",
     "Match",

@@ -65,7 +65,7 @@ class Task(ABC):
     grading executes what the model wrote.
     """
 
-    name: ClassVar[str]
+    name: str
     metrics: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[str] = "accuracy"
     hub: ClassVar[Hub | None] = None

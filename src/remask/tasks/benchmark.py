@@ -48,7 +48,8 @@ class Benchmark:
             task.sandbox = sandbox
         if source is None and isinstance(task, GeneratedTask):
             problems = task.generate(count or 100, split=split, seed=seed)
-            return cls(task, problems, f"generated {split} split, seed {seed}")
+            maker = f" ({task.made_by})" if task.made_by else ""
+            return cls(task, problems, f"generated {split} split, seed {seed}{maker}")
         problems = _numbered(task.load(source or None, split="train" if split == "train" else None))
         version = f" (version {stamp(text.partition('=')[0])})" if is_own(text) else ""
         return cls(task, problems[:count] if count else problems, f"{source or task.hub}{version}")

@@ -1,5 +1,5 @@
-"""Training examples from the tasks' generators: `generated:<task>[+<task>]:<rows>[:<seed>]`, and `direct:…` for the
-answers without their work.
+"""Training examples from the tasks' generators: `generated:<task>[+<task>]:<rows>[:<seed>]`, `direct:…` for the answers
+without their work, and `gym:<name>[+<name>]:…` for tasks of reasoning-gym's by their names there.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from remask.data.sources import Example
 from remask.errors import UserError
 from remask.tasks import get
 from remask.tasks.generator import GeneratedTask
+from remask.tasks.gym import GYM
 
 GENERATED, DIRECT = "generated:", "direct:"
-FORM = re.compile(r"(generated|direct):(?P<names>.+?):(?P<rows>[0-9]+)(:(?P<seed>[0-9]+))?", re.DOTALL)
+FORM = re.compile(r"(generated|direct|gym):(?P<names>.+?):(?P<rows>[0-9]+)(:(?P<seed>[0-9]+))?", re.DOTALL)
 """The form of a source of generated problems. A user's task, `file.py:Class`, has a colon in its name."""
 
 
 def is_generated(source: str) -> bool:
     """Return whether a source is one of generated problems."""
-    return source.startswith((GENERATED, DIRECT))
+    return source.startswith((GENERATED, DIRECT, GYM))
 
 
 def generated_examples(source: str, *, split: Split, prompt_style: str, wrong: bool = False) -> list[Example]:
@@ -65,6 +66,8 @@ def _parse(source: str) -> tuple[Sequence[str], int, int]:
     if found is None or int(found["rows"]) < 1:
         raise UserError(
             f"{source!r} is not a generated source",
-            mend="write generated:<task>[+<task>]:<rows>[:<seed>], or direct:… for answers without work",
+            mend="write generated:<task>[+<task>]:<rows>[:<seed>], direct:… for answers without work, or "
+            "gym:<name>[+<name>]:<rows>[:<seed>]",
         )
-    return found["names"].split("+"), int(found["rows"]), int(found["seed"] or 0)
+    prefix = GYM if source.startswith(GYM) else ""
+    return [prefix + name for name in found["names"].split("+")], int(found["rows"]), int(found["seed"] or 0)

@@ -42,11 +42,21 @@ def published_digests() -> frozenset[bytes]:
 
 
 class GeneratedTask(Task):
-    """A task that can draw random problems and write worked answers to train on."""
+    """A task that can draw random problems and write worked answers to train on.
+
+    `made_by` is the package that makes the problems, with its version, for records; None where it is Remask.
+    """
+
+    made_by: str | None = None
 
     @abstractmethod
     def propose(self, rng: random.Random) -> Problem:
         """Draw one random problem of this task's generated distribution, of any split."""
+
+    def proposals(self, rng: random.Random) -> Iterator[Problem]:
+        """Yield random problems of any split, again and again, without end."""
+        while True:
+            yield self.propose(rng)
 
     @abstractmethod
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
@@ -69,8 +79,7 @@ class GeneratedTask(Task):
         rng = random.Random(f"{self.name}/{split}/{seed}")
         seen: set[str] = set()
         misses = 0
-        while True:
-            problem = self.propose(rng)
+        for problem in self.proposals(rng):
             if split_of(problem.key) != split or problem.key in seen or digest(problem.key) in published_digests():
                 misses += 1
                 if misses > 20_000:
