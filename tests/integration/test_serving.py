@@ -41,12 +41,13 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Any, Any]:
-    return remask.load("tiny")
+    """The smallest of the embedded models, served by a shorter name."""
+    return remask.load("tiny-direct")
 
 
 @pytest.fixture(scope="module")
 def server(tiny: tuple[Any, Any]) -> Iterator[Server]:
-    with remask.serve(*tiny, background=True, port=0, token_budget=4096, max_body=20_000) as running:
+    with remask.serve(*tiny, background=True, port=0, token_budget=4096, max_body=20_000, name="tiny") as running:
         yield running
 
 

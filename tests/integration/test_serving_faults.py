@@ -32,12 +32,17 @@ SLOW = {"max_tokens": 400, "steps": 400, "stop_early": False}
 ADMIN = {"Authorization": "Bearer weights"}
 
 
+def model(name: str = "tiny-direct") -> tuple[Any, Any]:
+    """The smallest of the embedded models, new for each server as some tests change its weights."""
+    return remask.load(name)
+
+
 def body(text: str = "sudoku 2031 0002 0013 3004", **settings: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **settings}
 
 
-def started(**options: Any) -> Server:
-    return remask.serve(*remask.load("tiny"), background=True, port=0, **{"token_budget": 4096, **options})
+def started(of: str = "tiny-direct", **options: Any) -> Server:
+    return remask.serve(*model(of), background=True, port=0, **{"token_budget": 4096, "name": "tiny", **options})
 
 
 @pytest.fixture
@@ -63,16 +68,16 @@ def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def works(client: httpx2.Client) -> None:
+def works(client: httpx2.Client, of: str = "tiny-direct") -> None:
     """The next request is answered, and rightly."""
     said = client.post(CHAT, json=body(max_tokens=8)).json()
-    expected = generate(*remask.load("tiny"), [body()["messages"][0]["content"]], max_new_tokens=8).texts[0]
+    expected = generate(*model(of), [body()["messages"][0]["content"]], max_new_tokens=8).texts[0]
     assert said["choices"][0]["message"]["content"] == expected
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row_within_a_step(stream: bool, serving: Any) -> None:
-    server, client = serving()
+    server, client = serving(of="tiny")
     scheduler = server.service.scheduler
     gone = httpx2.Client(base_url=server.url, timeout=0.3)
     if stream:
@@ -88,7 +93,7 @@ def test_a_client_that_leaves_frees_its_row_within_a_step(stream: bool, serving:
     assert steps < 400
     until(lambda: scheduler.at_work == 0)
     assert scheduler.counted.finished == 0
-    works(client)
+    works(client, of="tiny")
 
 
 def test_too_many_requests_are_told_when_to_come_again(serving: Any) -> None:
@@ -385,9 +390,9 @@ def test_a_stream_that_nobody_reads_is_written_all_the_same(serving: Any) -> Non
 
 def test_in_bfloat16_a_row_with_forwards_of_its_own_is_that_of_generate() -> None:
     """To the last bit, whatever is asked beside it."""
-    model, tokenizer = remask.load("tiny", dtype="bfloat16")
+    served, tokenizer = remask.load("tiny-direct", dtype="bfloat16")
     with (
-        remask.serve(model, tokenizer, background=True, port=0, token_budget=4096, deterministic=True) as server,
+        remask.serve(served, tokenizer, background=True, port=0, token_budget=4096, deterministic=True) as server,
         httpx2.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor(6) as threads,
     ):
@@ -395,4 +400,4 @@ def test_in_bfloat16_a_row_with_forwards_of_its_own_is_that_of_generate() -> Non
         said = list(threads.map(lambda one: client.post(CHAT, json=one).json(), asked))
     for seed, answer in enumerate(said):
         prompt, settings = body()["messages"][0]["content"], {"max_new_tokens": 24, "temperature": 0.8, "seed": seed}
-        assert answer["choices"][0]["message"]["content"] == generate(model, tokenizer, [prompt], **settings).texts[0]
+        assert answer["choices"][0]["message"]["content"] == generate(served, tokenizer, [prompt], **settings).texts[0]
