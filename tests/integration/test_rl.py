@@ -594,7 +594,7 @@ def test_settings_without_effect_are_told(make_rl: MakeRl, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("anchor", "name", "other"), [("old", "kl_old", "kl"), ("reference", "kl", "kl_old")])
 def test_the_kl_is_logged_under_the_name_of_what_it_is_to(
-    anchor: str, name: str, other: str, make_rl: MakeRl, metrics: Metrics
+    anchor: str, name: str, other: str, make_rl: MakeRl, metrics: Metrics, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of three rollouts with two updates each. The KL to the policy that wrote the answers is 0, exactly, in each
     rollout's first update and above it in the second; that to the reference is 0 in the run's first update only.
@@ -607,6 +607,7 @@ def test_the_kl_is_logged_under_the_name_of_what_it_is_to(
     assert all(value > 0 for value in found[1::2])
     assert {value == 0 for value in found[2::2]} == {anchor == "old"}
     assert not logged(rows, other)
+    assert capsys.readouterr().err.count("leaves what this choice adds out of the gradient") == 1
 
 
 def test_a_loss_without_a_kl_logs_none(make_rl: MakeRl, metrics: Metrics) -> None:
