@@ -592,6 +592,31 @@ def test_settings_without_effect_are_told(make_rl: MakeRl, capsys: pytest.Captur
     assert "reference.sync_every has no effect" in said
 
 
+@pytest.mark.parametrize(("anchor", "name", "other"), [("old", "kl_old", "kl"), ("reference", "kl", "kl_old")])
+def test_the_kl_is_logged_under_the_name_of_what_it_is_to(
+    anchor: str, name: str, other: str, make_rl: MakeRl, metrics: Metrics, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three rollouts with two updates each. The KL to the policy that wrote the answers is 0, exactly, in each
+    rollout's first update and above it in the second; that to the reference is 0 in the run's first update only.
+    """
+    config = make_rl({"inner_updates": 2}, choices={"kl_anchor": anchor}, objective="tracerl-blocks")
+    rows = [row for row in metrics(run_rl(config, quiet=True).folder) if "loss" in row]
+    found = logged(rows, name)
+    assert len(found) == config.max_steps
+    assert found[0] == 0
+    assert all(value > 0 for value in found[1::2])
+    assert {value == 0 for value in found[2::2]} == {anchor == "old"}
+    assert not logged(rows, other)
+    assert capsys.readouterr().err.count("leaves what this choice adds out of the gradient") == 1
+
+
+def test_a_loss_without_a_kl_logs_none(make_rl: MakeRl, metrics: Metrics) -> None:
+    config = make_rl(choices={"kl_weight": 0.0}, objective="tracerl-blocks", max_steps=1)
+    rows = metrics(run_rl(config, quiet=True).folder)
+    assert logged(rows, "ratio_mean")
+    assert not logged(rows, "kl_old")
+
+
 def test_a_resumed_run_keeps_its_settings(make_rl: MakeRl) -> None:
     config = make_rl(trainer={"save_steps": 2}, max_steps=4)
     run_rl(config, quiet=True)

@@ -299,6 +299,14 @@ def test_the_kind_of_a_run_is_read(tmp_path: Path) -> None:
     assert load_run(folder_of(tmp_path, "vrpo", 0, [], training="dpo")).training == "dpo"
 
 
+def test_both_kls_have_a_curve_of_their_own(tmp_path: Path) -> None:
+    to_old = [{("kl_old" if key == "kl" else key): value for key, value in row.items()} for row in rl_metrics(0)]
+    runs = [folder_of(tmp_path, "espo", 0, rl_metrics(0)), folder_of(tmp_path, "tracerl", 0, to_old)]
+    for run, name in zip(runs, ("KL to the reference", "KL to the policy that wrote the answers"), strict=True):
+        page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+        assert [found for found in figure_names(page) if found.startswith("KL")] == [f"{name}, nats per token"]
+
+
 def test_a_kind_of_training_that_is_not_known_is_shown_by_what_it_logged(tmp_path: Path) -> None:
     run = folder_of(tmp_path, "new", 0, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], training="distil")
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")

@@ -300,7 +300,7 @@ def test_a_sum_over_neighbours_is_the_pseudo_likelihood(random_model: Any) -> No
         ("cj-grpo", {"level": "sequence"}, "unit = view at level sequence"),
         ("agrpo", {"level": "whole"}, "pick = 24 at level whole"),
         ("espo", {"unit": "view"}, "unit = view with the likelihood elbo_coupled, which has no steps"),
-        ("espo", {"pick": 2}, "set choices.pick to 0, or choices.likelihood to trajectory"),
+        ("espo", {"pick": 2}, "set choices.pick to 0, or set choices.likelihood to trajectory"),
         ("espo", {"steps_together": 2}, "steps_together = 2 with the likelihood elbo_coupled"),
         ("espo", {"segments": 2}, "segments = 2 with the likelihood elbo_coupled"),
         ("agrpo", {"pick": -1}, "choices.pick = -1"),

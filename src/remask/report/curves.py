@@ -118,6 +118,15 @@ RL = (
         figures.trend,
     ),
     Curve(
+        "kl-old",
+        "kl_old",
+        "KL to the policy that wrote the answers, nats per token",
+        "How far the policy has moved since a rollout, estimated on its completions: each value faint, the moving "
+        "average drawn out. It is 0 until the first update after a rollout.",
+        figures.trend,
+        aside=True,
+    ),
+    Curve(
         "ratio",
         "ratio_mean",
         "Ratio to the sampling policy",

@@ -8,6 +8,7 @@ from typing import Any
 
 from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
+from remask.rl.effect import check_given, check_switched_on
 from remask.rl.policy_loss import PolicyObjective
 from remask.training.presets import choose
 
@@ -74,11 +75,14 @@ answer, GRPO that of a token."""
 
 
 def resolve(name: str, **choices: Any) -> PolicyObjective:
-    """Return the preset of that name, with choices replaced. Raises UserError naming what is unknown or does
-    not fit.
+    """Return the preset of that name, with choices replaced. Raises UserError naming what is unknown, does not fit or
+    has no effect. What is given to an objective of a user's own may have any effect there.
     """
-    objective = choose(PRESETS | {alias: PRESETS[own] for alias, own in ALIASES.items()}, name, choices)
+    presets = PRESETS | {alias: PRESETS[own] for alias, own in ALIASES.items()}
+    objective = choose(presets, name, choices)
     check(objective)
+    if name in presets:
+        check_given(presets[name], objective, choices)
     return objective
 
 
@@ -97,16 +101,8 @@ def check(objective: PolicyObjective) -> None:
         raise UserError("choices.kl_weight is infinite", mend="give a finite number")
     if not 0 <= objective.prompt_mask < 1:
         raise UserError(f"choices.prompt_mask = {objective.prompt_mask}", mend="give 0 or more and below 1")
-    if objective.prompt_mask and objective.likelihood not in ("mean_field", "block_random"):
-        raise UserError(
-            f"choices.prompt_mask = {objective.prompt_mask} with the likelihood {objective.likelihood}",
-            mend="only mean_field and block_random mask the prompt: set prompt_mask to 0",
-        )
-    if objective.block_length < 0 or (objective.block_length and objective.likelihood != "block_random"):
-        raise UserError(
-            f"choices.block_length = {objective.block_length} with the likelihood {objective.likelihood}",
-            mend="set it to 0, or give block_random 1 or more",
-        )
+    if objective.block_length < 0:
+        raise UserError(f"choices.block_length = {objective.block_length}", mend="give 0 or more")
     if objective.advantage == "softmax" and objective.level != "none":
         raise UserError(
             f"softmax weights with a ratio per {objective.level}",
@@ -125,6 +121,7 @@ def check(objective: PolicyObjective) -> None:
     _check_trajectory(objective)
     _check_negatives(objective)
     _check_loss(objective)
+    check_switched_on(objective)
 
 
 def _check_loss(objective: PolicyObjective) -> None:
@@ -133,12 +130,6 @@ def _check_loss(objective: PolicyObjective) -> None:
         raise UserError(
             f"choices.weight_cap = {objective.weight_cap}, choices.reward_scale = {objective.reward_scale}",
             mend="give a cap above 0, and a finite scale above 0",
-        )
-    if objective.dual_clip and (objective.loss != "clip" or objective.level == "none"):
-        raise UserError(
-            f"choices.dual_clip = {objective.dual_clip} where no ratio is clipped (level {objective.level}, loss "
-            f"{objective.loss})",
-            mend="set choices.dual_clip to 0",
         )
     if objective.loss != "clip" and objective.level not in ("sequence", "whole"):
         raise UserError(
@@ -174,20 +165,7 @@ def _check_trajectory(objective: PolicyObjective) -> None:
             f"choices.pick = {objective.pick}",
             mend="give 1 or more steps, and 0 or more segments and picks",
         )
-    on_trajectory = isinstance(objective.estimator, Trajectory)
-    if on_trajectory and objective.draws > 1:
+    if isinstance(objective.estimator, Trajectory) and objective.draws > 1:
         raise UserError(
             f"choices.draws = {objective.draws}: an answer was written on one trajectory", mend="set draws to 1"
         )
-    for name, plain in (("steps_together", 1), ("segments", 0), ("pick", 0), ("unit", "token")):
-        value = getattr(objective, name)
-        if value != plain and not on_trajectory:
-            raise UserError(
-                f"choices.{name} = {value} with the likelihood {objective.likelihood}, which has no steps",
-                mend=f"set choices.{name} to {plain}, or choices.likelihood to trajectory",
-            )
-        if value != plain and name in ("pick", "unit") and objective.level != "token":
-            raise UserError(
-                f"choices.{name} = {value} at level {objective.level}, where an answer has one ratio",
-                mend=f"set choices.{name} to {plain}, or choices.level to token",
-            )

@@ -42,6 +42,7 @@ from remask.rl.settings import (
     check_numbers,
     in_blocks_of,
     tell_what_has_no_effect,
+    tell_what_the_gradient_lacks,
     tell_what_was_not_sampled,
 )
 from remask.rl.trainer import PolicyTrainer
@@ -164,6 +165,7 @@ def _build(
     decoding = decoding_of(model, config.rollout.decoding, temperature=SAMPLED)
     objective = in_blocks_of(objective, decoding, attention_of(model))
     tell_what_was_not_sampled(objective, decoding)
+    tell_what_the_gradient_lacks(objective, decoding)
     rewards = parse_rewards(config.rewards.functions, config.rewards.weights, canvas=decoding.max_new_tokens)
     rewards, apart = set_apart(rewards, config.rewards.timeout)
     if apart is not None:

@@ -84,7 +84,7 @@ def tell_what_has_no_effect(config: RlConfig, objective: PolicyObjective) -> Non
     if config.trainer.eval_steps and held_out_tasks(config) is None:
         tell("trainer.eval_steps has no effect: no problems are held out (held_out.tasks)")
     if config.reference.sync_every and not objective.uses_reference:
-        tell("reference.sync_every has no effect: the objective has no KL")
+        tell("reference.sync_every has no effect: the objective holds nothing against the reference")
 
 
 def in_blocks_of(objective: PolicyObjective, decoding: Decoding, attention: Attention) -> PolicyObjective:
@@ -111,3 +111,25 @@ def tell_what_was_not_sampled(objective: PolicyObjective, decoding: Decoding) ->
             "they are written otherwise: set rollout.decoding.reveal to left_to_right, and rollout.decoding.steps to "
             f"{decoding.max_new_tokens}"
         )
+
+
+def tell_what_the_gradient_lacks(objective: PolicyObjective, decoding: Decoding) -> None:
+    """Tell where a trajectory is scored whose order depends on the weights: docs/theory.md, 12 has what is left out."""
+    if objective.likelihood != "trajectory" or not _weights_choose_places(decoding):
+        return
+    besides = [name for name in ("threshold", "stop_last") if decoding.says(name)]
+    told = f"reveal {decoding.reveal}" + (f", threshold {decoding.threshold}" if "threshold" in besides else "")
+    without = f" and no {' and no '.join(besides)}" if besides else ""
+    tell(
+        f"the weights choose the places that a step writes ({told}), and the likelihood trajectory leaves what this "
+        f"choice adds out of the gradient: with --rollout.decoding.reveal random{without} it adds nothing "
+        "(docs/theory.md, 12)"
+    )
+
+
+def _weights_choose_places(decoding: Decoding) -> bool:
+    """Whether a named rule chooses by the model's own scores which of a block's places keep their tokens."""
+    if decoding.rule is not None or decoding.reveal in ("random", "left_to_right"):
+        return False
+    parts = zip(decoding.blocks, decoding.steps_per_block, strict=True)
+    return any(len(block) > 1 and (decoding.threshold is not None or steps > 1) for block, steps in parts)

@@ -34,6 +34,9 @@ from remask.training.sharding import whole
 from remask.training.trainer import DiffusionTrainer, Prepared
 from remask.training.window import Window
 
+OF_ROWS = ("elbo_per_token", "kl", "kl_old")
+"""What is measured of each row, and logged as a mean over rows; all else is of ratios."""
+
 
 class PolicyTrainer(DiffusionTrainer):
     """A trainer of a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`.
@@ -260,9 +263,10 @@ class PolicyTrainer(DiffusionTrainer):
         described = {
             "rows": torch.tensor(float(len(per_token))),
             "elbo_per_token": per_token.sum().cpu(),
-            "kl": terms.kl.sum().cpu(),
             "tokens": batch.canvas.attended.sum().float().cpu(),
         }
+        if self.objective.uses_kl:
+            described["kl" if self.objective.uses_reference else "kl_old"] = terms.kl.sum().cpu()
         if self.objective.has_ratio:
             described |= {
                 "ratios": torch.tensor(float(len(terms.ratio))),
@@ -301,9 +305,7 @@ class PolicyTrainer(DiffusionTrainer):
         if "ratio_max" in sums:
             shown["ratio_max"] = sums.pop("ratio_max").max().item()
         for name, values in sums.items():
-            shown[name] = (values.sum() / (rows if name in ("elbo_per_token", "kl") else ratios)).item()
-        if not (self.objective.uses_kl and self.objective.uses_reference):
-            shown.pop("kl")
+            shown[name] = (values.sum() / (rows if name in OF_ROWS else ratios)).item()
         return shown
 
 
