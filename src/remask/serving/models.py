@@ -94,10 +94,12 @@ class Served:
         missing = [key for key in missing if key not in self._tied()]
         for what, names in (("the model has no tensor", unknown), ("there is no new tensor for", missing)):
             if names:
-                raise UserError(f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}")
+                said = f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                raise UserError(said, mend="send the weights of this model, all of them or those of its adapter")
         for key, value in tensors.items():
             if value.shape != own[key].shape:
-                raise UserError(f"{key} has the shape {tuple(value.shape)}, and the model's is {tuple(own[key].shape)}")
+                said = f"{key} has the shape {tuple(value.shape)}, and the model's is {tuple(own[key].shape)}"
+                raise UserError(said, mend="send the weights of this model")
         for key, value in tensors.items():
             own[key].copy_(value)
         self.versions[self.name] = version

@@ -126,7 +126,7 @@ class Gym(GeneratedTask):
         return f"{question}\n\nThink first, then write the answer inside <answer></answer>."
 
     def solve(self, problem: Problem, rng: random.Random, *, wrong: bool = False) -> str:
-        """Write the package's answer, after its work where it has some (`gsm_symbolic`).
+        """Write the package's answer, after its work where it has some, as gsm_symbolic does.
 
         Raises UserError for a wrong answer, or where the problems come without answers.
         """
