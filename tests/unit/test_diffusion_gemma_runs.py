@@ -27,6 +27,8 @@ from remask.sft.trainer import SftTrainer
 from remask.sft.uniform import UniformTrainer
 from started import finished, ranks
 
+pytestmark = pytest.mark.slow  # each of them trains, or walks a model
+
 TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-3,

@@ -67,6 +67,7 @@ def test_no_question_is_in_two_splits() -> None:
     assert not validation & test
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_problems() -> None:
     task = task_of("gym:gsm_symbolic")
     first, again, other = (task.generate(40, split="test", seed=seed) for seed in (4, 4, 5))
@@ -89,6 +90,7 @@ def test_the_problems_are_the_packages() -> None:
     assert "<answer></answer>" in task.prompt(problems[0], "instruct")
 
 
+@pytest.mark.slow
 def test_problems_do_not_hang_on_pythons_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of `isomorphic_strings` do, in the package alone."""
     drawn = []
@@ -268,6 +270,7 @@ def test_no_answer_runs_code(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_ends_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym, "SCORER", Scorer(seconds=0.7, patience=60.0))
     task = task_of("gym:countdown")

@@ -344,6 +344,7 @@ def trained(model: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["llada", "dream", "a2d-qwen3", "modernbert"])
 def test_an_adapter_saved_loaded_and_merged(family: str, saved: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)  # of the adapter's start: a merged matrix rounds otherwise, by up to 1e-5 with an unlucky one
     folder = saved(family)
     base, _ = remask.load(folder)
     adapted = trained(add_adapter(base, LoraConfig(rank=4, targets=("all-linear",)), base_name=str(folder))).eval()

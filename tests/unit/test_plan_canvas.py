@@ -24,6 +24,8 @@ from remask.models.patches import derive
 from remask.models.shapes import empty_model
 from remask.training.model import all_trained
 
+pytestmark = pytest.mark.slow  # each of them trains, or walks a model
+
 ROWS, LENGTH = 3, 40
 
 
