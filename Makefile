@@ -2,7 +2,7 @@
 # For CUDA: make test TORCH=torch        (takes the newest CUDA build from the package index)
 #
 # make test        what CI runs, in some nine minutes on two cores
-# make test-fast   while one works, in a minute and a half: ruff, and those unit tests and tests of commands that are
+# make test-fast   while one works, in some hundred seconds: ruff, and those unit tests and tests of commands that are
 #                  not marked `slow`. No mypy, no training, no program in a sandbox but a few.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
