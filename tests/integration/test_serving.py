@@ -376,6 +376,10 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("completions", {"prompt": [-1]}, "prompt", "vocabulary"),
     ("infill", {"text": "no gap"}, None, "no mask"),
     ("infill", {"text": "a<|mask|>", "block_length": 2}, "block_length", "one block"),
+    ("infill", {"text": "a<|mask|>", "stop": "b"}, "stop", "written to its end"),
+    ("infill", {"text": "a<|mask|>", "checkpoint_defaults": False}, "checkpoint_defaults", "settings of its own"),
+    ("completions", {"prompt": "x", "suffix": "y", "max_tokens": 2, "stop": ["b"]}, "stop", "written to its end"),
+    ("completions", {"prompt": [[5]] * 300, "max_tokens": 2}, "n", "300 answers are asked for"),
 ]
 
 

@@ -75,6 +75,19 @@ def works(client: httpx2.Client, of: str = "tiny-direct") -> None:
     assert said["choices"][0]["message"]["content"] == expected
 
 
+def fail_once(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """The third step's forward raises."""
+    plain, calls = scheduling.step_together, [0]
+
+    def failing(model: Any, writings: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise RuntimeError(said)
+        return plain(model, writings)
+
+    monkeypatch.setattr(scheduling, "step_together", failing)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row_within_a_step(stream: bool, serving: Any) -> None:
     server, client = serving(of="tiny")
@@ -120,15 +133,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serving: Any) -> None:
 
 def test_a_forward_that_fails_fails_its_requests_alone(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, client = serving()
-    plain, calls = scheduling.step_together, [0]
-
-    def failing(model: Any, writings: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise RuntimeError("secret/path/of/the/machine")
-        return plain(model, writings)
-
-    monkeypatch.setattr(scheduling, "step_together", failing)
+    fail_once(monkeypatch, "secret/path/of/the/machine")
     response = client.post(CHAT, json=body(max_tokens=8))
     assert response.status_code == 500
     assert "secret" not in response.text
@@ -138,15 +143,7 @@ def test_a_forward_that_fails_fails_its_requests_alone(serving: Any, monkeypatch
 
 def test_a_failure_within_a_stream_is_its_last_event(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, client = serving()
-    plain, calls = scheduling.step_together, [0]
-
-    def failing(model: Any, writings: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise RuntimeError("inside")
-        return plain(model, writings)
-
-    monkeypatch.setattr(scheduling, "step_together", failing)
+    fail_once(monkeypatch, "inside")
     lines = client.post(CHAT, json=body(max_tokens=8, stream=True)).text.splitlines()
     events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert json.loads(events[-1])["error"]["code"] == "internal"
@@ -326,6 +323,7 @@ def test_a_signal_ends_the_server_after_the_answers_that_had_begun() -> None:
     assert len({response.json()["choices"][0]["message"]["content"] for response in found}) == 1
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines if line["event"] == "request"] == [200] * 4
+    assert [line["answers_to_finish"] for line in lines if line["event"] == "stopping"] == [4]
     assert out.splitlines()[0].startswith(url)
     assert "models: tiny" in out
     assert "at once: 4,096 tokens" in out
@@ -386,6 +384,7 @@ def test_a_stream_that_nobody_reads_is_written_all_the_same(serving: Any) -> Non
     connection = raw(server, f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
     until(lambda: server.service.scheduler.counted.finished == 1)
     works(client)
+    assert server.service.scheduler.counted.cancelled == 0
     connection.close()
 
 

@@ -77,6 +77,7 @@ class HttpEngine:
         self._weights: Path | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="remask-weights-")
         self._lock = threading.Condition()
+        self._answered_at = 0.0
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None)
@@ -127,13 +128,14 @@ class HttpEngine:
                 answer = self._asked(replica, body)
             except AwayError as error:
                 replica.away_until = error.until
-                if time.monotonic() - begun > self.patience:
+                if time.monotonic() - max(begun, self._answered_at) > self.patience:
                     raise UserError(
                         f"no server has answered for {self.patience:g} s ({error})",
                         where=self._names(),
                         mend="see their logs, and start them again",
                     ) from None
             else:
+                self._answered_at = time.monotonic()
                 return answer
             finally:
                 with self._lock:

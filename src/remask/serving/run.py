@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.config.serve import ServeConfig
 from remask.errors import UserError
+from remask.progress import working
 from remask.serving.app import make_app
 from remask.serving.guards import LOOPBACK, Guards
 from remask.serving.models import Served, name_of
@@ -27,6 +28,7 @@ from remask.serving.room import measured
 from remask.serving.scheduler import Limits, Scheduler
 from remask.serving.service import Service
 
+log = logging.getLogger("remask.serving")
 FALLBACK_LENGTH = 4096
 """The longest prompt and answer of a model that does not say how many positions it has."""
 
@@ -79,6 +81,21 @@ class Server:
         self.stop()
 
 
+class Listener(uvicorn.Server):
+    """A server that says what it waits for when it is stopped."""
+
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, grace: float) -> None:
+        super().__init__(config)
+        self.scheduler, self.grace = scheduler, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was begun, as far as the time allows, and close."""
+        rows = self.scheduler.at_work + self.scheduler.waiting
+        if rows:
+            log.info("stopping", extra={"told": {"answers_to_finish": rows, "seconds_at_most": self.grace}})
+        await super().shutdown(sockets=sockets)
+
+
 @contextmanager
 def signals_end_nothing() -> Iterator[None]:
     """Let signals that ask to stop be no more than noted: uvicorn reads them, ends, and then raises them once more."""
@@ -118,7 +135,8 @@ def prepared(config: ServeConfig, model: Any, tokenizer: PreTrainedTokenizerBase
         served.add(name, folder)
     positions = getattr(served.model.config, "max_position_embeddings", None) or FALLBACK_LENGTH
     longest = min(config.max_tokens or positions, positions)
-    tokens = config.token_budget or measured(served.model).tokens
+    with working("measuring how many answers fit into memory", enabled=config.token_budget is None):
+        tokens = config.token_budget or measured(served.model).tokens
     scheduler = Scheduler(served, Limits(tokens, config.max_rows, config.max_waiting, config.deterministic))
     service = Service(served, scheduler, longest=longest, seconds=config.timeout)
     listener = bound(config.host, config.port)
@@ -140,7 +158,9 @@ def prepared(config: ServeConfig, model: Any, tokenizer: PreTrainedTokenizerBase
         lifespan="off",
     )
     shown = f"[{host}]" if ":" in host else host
-    return Server(config, service, f"http://{shown}:{port}", tokens, listener, uvicorn.Server(settings))
+    return Server(
+        config, service, f"http://{shown}:{port}", tokens, listener, Listener(settings, scheduler, config.grace)
+    )
 
 
 def refuse_unsafe(config: ServeConfig) -> None:

@@ -66,6 +66,9 @@ class Service:
             rows = self._rows(request)
         except UserError as error:
             raise of_settings(error, type(request).model_fields) from None
+        most = self.scheduler.limits.waiting
+        if len(rows) > most:
+            raise ApiError(400, f"{len(rows)} answers are asked for, and this server takes {most} at once", param="n")
         reader = Reader(
             self.served.tokenizer, frozenset(stop_token_ids(self.served.model.config)), tuple(request.stops)
         )
@@ -156,6 +159,13 @@ class Service:
         """`n` rows of one prompt."""
         if canvas is None:
             refuse_long_prompt(self.served.model, ids, decoding)
+        elif request.stops:
+            raise UserError("stop = …: a text with gaps is written to its end", mend="leave stop out")
+        elif not request.checkpoint_defaults:
+            raise UserError(
+                "checkpoint_defaults = false: a text with gaps has settings of its own",
+                mend="leave checkpoint_defaults out",
+            )
         if len(ids) + decoding.max_new_tokens > self.longest:
             raise UserError(
                 f"max_new_tokens = {decoding.max_new_tokens} after a prompt of {len(ids)} tokens is more than the "

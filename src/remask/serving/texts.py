@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,8 @@ class Reader:
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
     stops: tuple[str, ...] = ()
+    known: dict[int, str] = field(default_factory=dict)
+    """Texts of tokens that were asked for: every step of a canvas asks for all of them anew."""
 
     def text(self, ids: Sequence[int]) -> tuple[str, bool]:
         """Return the text before the first stop token and before the first text to stop at, and whether the latter is
@@ -49,7 +51,10 @@ class Reader:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return each token's text by itself."""
-        return [self.tokenizer.decode([token]) for token in ids]
+        for token in ids:
+            if token not in self.known:
+                self.known[token] = self.tokenizer.decode([token])
+        return [self.known[token] for token in ids]
 
     def tokens_of_text(self, finished: Finished) -> int:
         """Return how many tokens the text has that is sent, the one that ends it included."""
