@@ -193,3 +193,16 @@ def test_a_fingerprint_tells_weights_apart() -> None:
     with torch.no_grad():
         nn.init.normal_(next(model.parameters()))
     assert fingerprint(model) != before
+
+
+def test_servers_that_are_busy_are_waited_for() -> None:
+    """A request may wait for longer than the patience, as long as others are answered meanwhile."""
+    model, tokenizer = remask.load("tiny-direct")
+    decoding = Decoding(max_new_tokens=60, steps=60, stop_early=False)
+    with started(max_rows=1, max_waiting=1) as server:
+        engine = HttpEngine(server.url, tokenizer, 6, patience=1.5)
+        engine.update(model, 0)
+        found = engine.answer(requests(tokenizer), decoding)
+        assert server.service.scheduler.counted.finished == 6
+    expected = LocalEngine(tokenizer, 1, model=model).answer(requests(tokenizer), decoding)
+    assert [one.row.token_ids for one in found] == [one.row.token_ids for one in expected]
