@@ -192,7 +192,7 @@ SABOTAGE = {
         import json, os
         report = b'!' + json.dumps({'started': True, 'loaded': True, 'finished': True, 'late': False, 'lost': None,
                                     'groups': {'tests': [4, 4]}, 'error': ''}).encode()
-        for fd in range(256):
+        for fd in range(65536):
             try:
                 os.write(fd, report)
             except OSError:
@@ -204,7 +204,7 @@ SABOTAGE = {
         def frame(value):
             body = json.dumps(value).encode()
             return b'.' + len(body).to_bytes(8, 'big') + body
-        for fd in range(3, 256):
+        for fd in range(3, 65536):
             try:
                 os.write(fd, frame(['t', ['ready']]) + frame(['t', ['value', True]]) * 4)
             except OSError:
@@ -212,7 +212,7 @@ SABOTAGE = {
     """,
     "announces an endless answer": """
         import os
-        for fd in range(3, 256):
+        for fd in range(3, 65536):
             try:
                 os.write(fd, b'.' + b'\\xff' * 8)
             except OSError:
@@ -220,7 +220,7 @@ SABOTAGE = {
     """,
     "answers with brackets without end": """
         import os
-        for fd in range(3, 256):
+        for fd in range(3, 65536):
             try:
                 os.write(fd, b'.' + (60_000).to_bytes(8, 'big') + b'[' * 60_000)
             except OSError:
@@ -233,7 +233,7 @@ SABOTAGE = {
         ok.__name__ = 'print'
         def add(a, b): raise ok
     """,
-    "closes every descriptor": "import os\nos.closerange(0, 256)\ndef add(a, b): return a + b",
+    "closes every descriptor": "import os\nos.closerange(0, 65536)\ndef add(a, b): return a + b",
     "does not define the function": "def subtract(a, b): return a - b",
     "is not Python": "def add(a, b) return a + b",
     "cannot be text": "def add(a, b): return a + b\x00",
@@ -267,7 +267,7 @@ def test_the_expected_answers_are_nowhere_to_be_found(sandbox: Sandbox) -> None:
                     for value in list(thing.values()):
                         if isinstance(value, str) and wanted in value:
                             return value
-            for fd in range(256):
+            for fd in range(65536):
                 try:
                     os.lseek(fd, 0, 0)
                     if wanted.encode() in os.read(fd, 1 << 20):

@@ -29,7 +29,7 @@ from remask.sampling.record import Earlier
 from remask.sampling.schedule import Decoding
 
 PATIENCE = 120.0
-"""Seconds without any server that answers, after which an engine gives up."""
+"""Seconds without an answer of any server, after which an engine gives up. That a server is busy is an answer."""
 REST = 1.0
 """Seconds after which a server that failed is tried again."""
 KEY, ADMIN_KEY = "REMASK_API_KEY", "REMASK_ADMIN_KEY"
@@ -37,10 +37,10 @@ KEY, ADMIN_KEY = "REMASK_API_KEY", "REMASK_ADMIN_KEY"
 
 
 class AwayError(Exception):
-    """A server that does not answer, or not now. until: when to ask it again (`time.monotonic`)."""
+    """A server that does not answer, or not now. until: when to ask it again (`time.monotonic`). busy: it said so."""
 
-    def __init__(self, said: str, until: float) -> None:
-        self.until = until
+    def __init__(self, said: str, until: float, busy: bool = False) -> None:
+        self.until, self.busy = until, busy
         super().__init__(said)
 
 
@@ -128,7 +128,9 @@ class HttpEngine:
                 answer = self._asked(replica, body)
             except AwayError as error:
                 replica.away_until = error.until
-                if time.monotonic() - max(begun, self._answered_at) > self.patience:
+                if error.busy:
+                    self._answered_at = time.monotonic()
+                elif time.monotonic() - max(begun, self._answered_at) > self.patience:
                     raise UserError(
                         f"no server has answered for {self.patience:g} s ({error})",
                         where=self._names(),
@@ -193,7 +195,8 @@ class HttpEngine:
         except httpx2.TransportError as error:
             raise AwayError(f"{replica.url}: {type(error).__name__}", time.monotonic() + REST) from None
         if response.status_code == 429:
-            raise AwayError(f"{replica.url} is busy", time.monotonic() + float(response.headers.get("retry-after", 1)))
+            until = time.monotonic() + float(response.headers.get("retry-after", 1))
+            raise AwayError(f"{replica.url} is busy", until, busy=True)
         if response.status_code >= 500:
             raise AwayError(f"{replica.url} answered {response.status_code}", time.monotonic() + REST)
         if response.status_code >= 400:
