@@ -4,6 +4,8 @@
 # make test        what CI runs, in some nine minutes on two cores
 # make test-fast   while one works, in some hundred seconds: ruff, and those unit tests and tests of commands that are
 #                  not marked `slow`. No mypy, no training, no program in a sandbox but a few.
+# make docs        builds the documentation as a site, build/docs/site, and checks it
+# make docs-serve  builds it and shows it at http://localhost:8000
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -14,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Files of tests go to the workers in the order of their names: the long ones of tests/integration come first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: tour test test-fast check sandbox bench clean
+.PHONY: tour test test-fast check sandbox bench docs docs-serve clean
 
 tour: $(VENV)/.installed
 	$(BIN)/remask tour
@@ -35,10 +37,25 @@ sandbox:
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md docs src scripts examples benchmarks
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py
+
+# Any warning, dead link or public name without a page ends it.
+docs: $(VENV)/.docs
+	$(BIN)/python scripts/make_site.py
+	$(BIN)/zensical build --strict -f build/docs/mkdocs.yml
+	$(BIN)/python scripts/check_site.py build/docs/site
+
+docs-serve: $(VENV)/.docs
+	$(BIN)/python scripts/make_site.py
+	$(BIN)/zensical serve -f build/docs/mkdocs.yml -a localhost:8000
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Remask needs Python 3.11 or newer; try: make PYTHON=python3.12 ...")'

@@ -54,9 +54,9 @@ def files_named(text: str) -> list[str]:
     return re.findall(rf"`((?:[\w\-]+/)+[\w\-]+\.(?:{'|'.join(FILES)}))`", text)
 
 
-def anchors(page: Path) -> set[str]:
-    """What a heading is called in links: lower case, no punctuation, hyphens for spaces."""
-    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+def anchors_of(text: str) -> set[str]:
+    """What a page's headings are called in links: lower case, no punctuation, hyphens for spaces."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -87,7 +87,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        if not target.exists() or (anchor and anchor not in anchors_of(target.read_text())):
             broken.append(link)
     assert broken == []
 
