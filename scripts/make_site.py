@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import site_commands
+import site_names
 import site_pages
 import site_python
 
@@ -34,7 +35,7 @@ def settings() -> dict[str, Any]:
 
 def all_pages(nav: Any) -> dict[str, tuple[str, str]]:
     """Return {place in the site: (file of the repository that it is made from, text)} of every page."""
-    found = site_pages.texts(nav)
+    found = {place: (file, site_names.linked(text)) for place, (file, text) in site_pages.texts(nav).items()}
     for part in GENERATED.values():
         found |= part.reference()
     return found

@@ -54,7 +54,7 @@ def led(text: str, source: str) -> str:
 def shown(path: str) -> str:
     """Return the page that shows a file's text."""
     text = (ROOT / path).read_text()
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
+    fence = "`" * max(3, *(1 + len(run) for run in re.findall("`+", text)), 0)
     return f"# {path}\n\n{fence}{LANGUAGES.get(PurePosixPath(path).suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
 
 

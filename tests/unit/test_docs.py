@@ -98,6 +98,23 @@ def test_every_preset_has_its_paper(presets: dict[str, object]) -> None:
     assert [name for name in presets if f"`{name}`" not in text] == []
 
 
+def test_figures_that_advice_rests_on_are_those_of_the_results() -> None:
+    """Each row of the table of methods links to where its figures stand, and they do stand there."""
+    text = (ROOT / "docs" / "faq.md").read_text().partition("## Which method")[2].partition("\n## ")[0]
+    measured = (ROOT / "docs" / "results.md").read_text()
+    rows = [row for row in text.split("\n") if "(results.md#" in row]
+    assert len(rows) > 6
+    wrong = []
+    for row in rows:
+        said = re.sub(r"\]\([^)]*\)|`[^`]*`", "", row)
+        figures = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", said)
+        wrong += [
+            (row, figure) for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", measured)
+        ]
+    assert wrong == []
+    assert sum(len(re.findall(r"\d+\.\d+", row)) for row in rows) > 12
+
+
 def test_every_study_is_indexed() -> None:
     studies = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
     assert studies

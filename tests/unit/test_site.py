@@ -23,7 +23,7 @@ from remask.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-MODULES = ("check_site", "make_site", "site_commands", "site_pages", "site_python")
+MODULES = ("check_site", "house_picture", "make_site", "site_commands", "site_names", "site_pages", "site_python")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,31 @@ def test_every_link_and_anchor_of_the_site_leads_somewhere(make: Any, nav: Any, 
 
 def test_links_to_files_that_are_no_pages_lead_to_pages_with_their_text(make: Any, texts: dict[str, str]) -> None:
     assert "](files/examples/sft_loop.py.md)" in texts["index.md"]
-    assert (ROOT / "examples" / "sft_loop.py").read_text() in texts["files/examples/sft_loop.py.md"]
+    assert f"```python\n{(ROOT / 'examples' / 'sft_loop.py').read_text()}```" in texts["files/examples/sft_loop.py.md"]
     led = make.site_pages.led("[a](../src/b.py#x) `[c](d.md)` ![e](figures/f.svg)\n\n    [g](h.md)\n", "docs/i.md")
     assert led == "[a](files/src/b.py.md#x) `[c](d.md)` ![e](figures/f.svg)\n\n    [g](h.md)\n"
+
+
+def test_names_in_the_text_lead_to_the_reference(make: Any, texts: dict[str, str]) -> None:
+    names = make.site_names
+    assert names.meant("corruption.uniform_rate") == "remask.diffusion.corruption.uniform_rate"
+    assert names.meant("rl/advantage.py") == "remask.rl.advantage"
+    assert names.meant("data.collate.Collator.__call__") == "remask.data.collate.Collator"
+    assert names.meant("config.yaml") is None
+    assert names.meant("presets.resolve") is None  # there are several
+    text = "# `corruption.uniform_rate`\n\n`corruption.uniform_rate`, [`corruption.uniform_rate`](a.md), `uniform_rate`"
+    link = "[`corruption.uniform_rate`][remask.diffusion.corruption.uniform_rate]"
+    assert names.linked(text) == text.replace("\n`corruption.uniform_rate`", f"\n{link}")
+    assert link in texts["theory.md"]
+
+
+def test_the_picture_of_the_house_is_of_the_table_of_layers(scripts: dict[str, Any]) -> None:
+    import house_picture
+
+    assert house_picture.picture() == house_picture.TARGET.read_text(), "python scripts/house_picture.py"
+    layers = house_picture.layers()
+    assert layers["measuring"] == ["evaluation", "analysis"]
+    assert next(iter(layers)) == "base"
 
 
 def test_every_public_name_is_on_a_page(make: Any, texts: dict[str, str]) -> None:
