@@ -98,6 +98,18 @@ def test_every_preset_has_its_paper(presets: dict[str, object]) -> None:
     assert [name for name in presets if f"`{name}`" not in text] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    """A line of a table follows another one, or begins a table: then the line of its columns comes next."""
+    lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).split("\n")
+    torn = [
+        line
+        for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False)
+        if line.startswith("|") and not before.startswith("|") and not re.fullmatch(r"[|:\- ]+", after)
+    ]
+    assert torn == []
+
+
 def test_figures_that_advice_rests_on_are_those_of_the_results() -> None:
     """Each row of the table of methods links to where its figures stand, and they do stand there."""
     text = (ROOT / "docs" / "faq.md").read_text().partition("## Which method")[2].partition("\n## ")[0]
