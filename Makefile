@@ -47,11 +47,11 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.docs
 	$(BIN)/python scripts/make_site.py
 	$(BIN)/zensical build --strict -f build/docs/mkdocs.yml
+	$(BIN)/python scripts/site_search.py build/docs/site
 	$(BIN)/python scripts/check_site.py build/docs/site
 
-docs-serve: $(VENV)/.docs
-	$(BIN)/python scripts/make_site.py
-	$(BIN)/zensical serve -f build/docs/mkdocs.yml -a localhost:8000
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 -d build/docs/site 8000
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

@@ -1,6 +1,7 @@
 """Links from names in the text of a page to where the Python reference describes them.
 
 `corruption.uniform_rate` and `diffusion/corruption.py` in backticks become links, where exactly one thing is meant.
+So do sections that are named, such as theory §3.
 """
 
 from __future__ import annotations
@@ -40,9 +41,23 @@ def meant(name: str) -> str | None:
     return (exact or fitting)[0] if exact or len(fitting) == 1 else None
 
 
+@cache
+def sections() -> dict[str, str]:
+    """Return {number: anchor} of the sections of docs/theory.md."""
+    titles = re.findall(r"^## (.+)$", (site_pages.ROOT / "docs" / "theory.md").read_text(), re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return {anchor.partition("-")[0]: anchor for anchor in anchors}
+
+
+def with_sections(text: str) -> str:
+    """Return a text with the sections of the theory that it names as links."""
+    return re.sub(r"(?<!\[)\btheory §(\d+)", lambda match: f"[{match[0]}](theory.md#{sections()[match[1]]})", text)
+
+
 def linked(text: str) -> str:
     """Return a page's text with the names in it, but for those in headings and in links, leading to the reference."""
     parts = site_pages.CODE.split(text)
+    parts[::2] = [with_sections(part) for part in parts[::2]]
     for n in range(1, len(parts), 2):
         name = parts[n].strip("`")
         line = parts[n - 1].rpartition("\n")[2]

@@ -23,7 +23,16 @@ from remask.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-MODULES = ("check_site", "house_picture", "make_site", "site_commands", "site_names", "site_pages", "site_python")
+MODULES = (
+    "check_site",
+    "house_picture",
+    "make_site",
+    "site_commands",
+    "site_names",
+    "site_pages",
+    "site_python",
+    "site_search",
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +112,8 @@ def test_names_in_the_text_lead_to_the_reference(make: Any, texts: dict[str, str
     link = "[`corruption.uniform_rate`][remask.diffusion.corruption.uniform_rate]"
     assert names.linked(text) == text.replace("\n`corruption.uniform_rate`", f"\n{link}")
     assert link in texts["theory.md"]
+    assert names.linked("see theory §1") == "see [theory §1](theory.md#1-the-chain-that-masks)"
+    assert "[theory §6](theory.md#6-the-canvas)" in texts["paper_index.md"]
 
 
 def test_the_picture_of_the_house_is_of_the_table_of_layers(scripts: dict[str, Any]) -> None:
@@ -183,6 +194,16 @@ def test_a_page_knows_where_it_is_edited(make: Any) -> None:
     edited = "---\nedit: https://f.example/r/edit/main/docs/a.md\n---\n\n# A\n"
     assert make.with_edit("# A\n", "docs/a.md", "https://f.example/r") == edited
     assert make.with_edit("---\ntitle: a\n---\n", "b.py", "https://f.example/r").count("---") == 2
+
+
+def test_search_leaves_out_what_only_repeats_a_name(scripts: dict[str, Any]) -> None:
+    import site_search
+
+    place = "reference/python/a.html#a.b"
+    field = {"location": place, "title": "b", "text": "<pre><code>b: float\n</code></pre>"}
+    said = {"location": place, "title": "b", "text": "<pre><code>b: float</code></pre> <p>The width.</p>"}
+    page = {"location": "rl.html#b", "title": "b", "text": "<pre><code>b</code></pre>"}
+    assert site_search.thinned({"config": 1, "items": [field, said, page]}) == {"config": 1, "items": [page, said]}
 
 
 def test_the_check_of_the_built_site_sees_what_is_wrong(scripts: dict[str, Any], tmp_path: Path) -> None:
