@@ -28,6 +28,17 @@ def described() -> frozenset[str]:
 
 
 @cache
+def ends() -> dict[str, list[str]]:
+    """Return {end of a full name: the full names that end so}."""
+    found: dict[str, list[str]] = {}
+    for full in described():
+        parts = full.removeprefix("remask.").split(".")
+        for start in range(len(parts)):
+            found.setdefault(".".join(parts[start:]), []).append(full)
+    return found
+
+
+@cache
 def meant(name: str) -> str | None:
     """Return the full name of what is meant by a name of two parts or more, or by a file; none where several fit."""
     if re.fullmatch(r"[\w/]+\.py", name):
@@ -36,9 +47,10 @@ def meant(name: str) -> str | None:
         return None
     head, _, last = name.removeprefix("remask.").rpartition(".")
     name = head if last.startswith("_") else f"{head}.{last}".lstrip(".")
-    fitting = [full for full in described() if full == f"remask.{name}" or full.endswith(f".{name}")]
-    exact = [full for full in fitting if full == f"remask.{name}"]
-    return (exact or fitting)[0] if exact or len(fitting) == 1 else None
+    fitting = ends().get(name, [])
+    if f"remask.{name}" in fitting:
+        return f"remask.{name}"
+    return fitting[0] if len(fitting) == 1 else None
 
 
 @cache
