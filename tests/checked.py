@@ -2,7 +2,8 @@
 
 jaxtyping checks a function's parameters twice, binds its arguments for the message of an error, and compiles the checks
 anew for each function that another one defines when it is called. Here they are compiled once for each place in the
-source, the parameters are checked once, and what is defined while checks are off is left as it is.
+source, the parameters are checked once, and what is defined while checks are off is left as it is. In each test the
+first calls of a function are checked, `MOST` of them: a loop that goes on for hundreds has shown its shapes by then.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from beartype import BeartypeConf, beartype
 Check = Callable[..., None]
 _check = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 _checks: dict[CodeType, tuple[Check, Check | None]] = {}
+_calls: dict[CodeType, int] = {}
+MOST = 50
+"""The calls of a function that are checked in one test."""
+
 _jaxtyped = jaxtyping.jaxtyped
 
 
@@ -41,8 +46,10 @@ def jaxtyped(function: Any = None, *, typechecker: Any = None) -> Any:
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
         __tracebackhide__ = True
-        if jaxtyping.config.jaxtyping_disable:
+        number = _calls.get(code, 0)
+        if number >= MOST or jaxtyping.config.jaxtyping_disable:
             return function(*arguments, **keywords)
+        _calls[code] = number + 1
         with _jaxtyped("context"):
             parameters(*arguments, **keywords)
             result = function(*arguments, **keywords)
@@ -51,6 +58,11 @@ def jaxtyped(function: Any = None, *, typechecker: Any = None) -> Any:
             return result
 
     return call
+
+
+def begin_anew() -> None:
+    """Another test: its first calls are checked again."""
+    _calls.clear()
 
 
 def _checks_of(function: FunctionType) -> tuple[Check, Check | None]:

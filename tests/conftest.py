@@ -1,6 +1,6 @@
 """What every test may use: shared golden and data files, a byte-level tokenizer, a small model of random weights.
 
-Shapes annotated in `remask.diffusion` and `remask.sampling` are checked at every call in unit tests.
+Shapes annotated in `remask.diffusion` and `remask.sampling` are checked in unit tests (`checked`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import jaxtyping
 import pytest
 
-import checked  # noqa: F401 - `jaxtyping.jaxtyped`, which the hook below applies to what it imports
+import checked  # and `jaxtyping.jaxtyped` with it, which the hook below applies to what it imports
 
+gc.disable()  # until all is imported and collected
 jaxtyping.install_import_hook(["remask.diffusion", "remask.sampling"], "beartype.beartype")
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 def pytest_collection_finish() -> None:
     """What was imported and collected is not garbage: the collector need not look through it again and again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    checked.begin_anew()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -18,11 +19,17 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     used = ["reasoning-gym"] if "reasoning_gym" in sys.modules else []
     for name in ("remask", "torch", "transformers", "tokenizers", "peft", "accelerate", *used):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = _version(name)
     return found
+
+
+@cache
+def _version(name: str) -> str:
+    """Of an installed distribution: what it is made of is read from the disk once."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:

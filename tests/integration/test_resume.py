@@ -84,7 +84,7 @@ def test_killed_and_resumed_equals_never_stopped(
 
 
 def test_sigterm_saves_a_checkpoint_and_leaves(make_config: MakeConfig, tmp_path: Path, weights: Weights) -> None:
-    config = make_config({"num_train_epochs": 20, "save_steps": 2}, output_dir=str(tmp_path / "run"))
+    config = make_config({"num_train_epochs": 20, "save_steps": 10}, output_dir=str(tmp_path / "run"))
     process = Started(*command(config, tmp_path))
     wait_for_step(process, tmp_path / "run", 3)
     process.send_signal(signal.SIGTERM)

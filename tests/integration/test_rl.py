@@ -123,28 +123,26 @@ CLIMBING: dict[str, dict[str, Any]] = {
     "trajectory-balance": {"reward_scale": 30.0, "steps_together": 2},  # from which follows at which reward it settles
     "trafl": {"reward_scale": 3.0},
 }
-LONGER = {"espo": 40, "sequence-mean-field": 40}
-"""The updates of those that climb more slowly than the others, which take 24."""
 
 
 @pytest.mark.parametrize("objective", PRESETS)
 def test_a_simple_reward_climbs_under_every_preset(objective: str, make_rl: MakeRl, metrics: Metrics) -> None:
-    """The share of letters among 8 bytes: about a fifth at first, which each preset at least doubles. In the first of a
-    rollout's two updates nothing has moved: ratios are 1, exactly, and in the very first the KL is 0.
+    """The share of letters among 8 bytes: about a quarter at first, which each preset at least doubles in six rollouts.
+    In the first of a rollout's two updates nothing has moved: ratios are 1, exactly, and in the very first the KL is 0.
     """
     config = make_rl(
         {"prompts": 6, "completions": 8, "inner_updates": 2},
         {"learning_rate": 1.5e-2, "per_device_train_batch_size": 48},
         CLIMBING.get(objective),
         objective=objective,
-        max_steps=LONGER.get(objective, 24),
+        max_steps=12,
     )
     rows = metrics(run_rl(config, quiet=True).folder)
     reward, ratios = logged(rows, "reward_mean"), logged(rows, "ratio_max")
     assert len(reward) == config.max_steps / 2
     assert set(ratios[::2]) <= {1.0}
     assert set(logged(rows, "kl")[:1]) <= {0.0}
-    assert sum(reward[-5:]) / 5 > 1.8 * sum(reward[:3]) / 3
+    assert sum(reward[-2:]) > 1.8 * sum(reward[:2])
 
 
 def test_answers_that_are_not_written_as_they_are_scored_are_told_of(

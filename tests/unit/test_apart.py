@@ -155,6 +155,13 @@ def test_a_function_that_forks_and_returns_twice_answers_once(own: Path, apart: 
     assert all_end([int(pid) for pid in children])
 
 
+def test_no_descriptor_is_left_open() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        Apart(5.0).end()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 def test_it_dies_with_a_run_that_is_killed(own: Path, tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:

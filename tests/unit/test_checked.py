@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
-from checked import jaxtyped
+from checked import MOST, begin_anew, jaxtyped
 
 Joined = Callable[..., Tensor]
 
@@ -46,3 +46,13 @@ def test_wrong_ones_do_not(result: str, arguments: list[Tensor], keywords: dict[
 @pytest.mark.usefixtures("unchecked")
 def test_nothing_is_checked_where_checks_are_off() -> None:
     assert joining("none")(torch.zeros(2, 3), torch.zeros(2, 3)) is None
+
+
+def test_the_first_calls_of_each_test_are_checked() -> None:
+    joined = joining("right")
+    for _ in range(MOST):
+        joined(torch.zeros(2, 3), torch.zeros(2, 3))
+    joined(torch.zeros(2, 3), torch.zeros(1, 3))
+    begin_anew()
+    with pytest.raises(TypeCheckError):
+        joined(torch.zeros(2, 3), torch.zeros(1, 3))

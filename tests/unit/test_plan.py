@@ -120,17 +120,28 @@ def test_arithmetic_with_adapters_is_that_which_is_done(length: int, tokenizer: 
     assert planned.flops - inputs == pytest.approx(2 * counts[1] - counts[2], rel=1e-6)
 
 
+LAYERS = 3
+
+
+def with_fewer_layers() -> Any:
+    """LLaDA-8B's shape with three of its 32 layers, which are all alike."""
+    config = shape_config("llada-8b")
+    assert config.num_hidden_layers == 32
+    config.num_hidden_layers = LAYERS
+    return config
+
+
 def published(**keywords: Any) -> Need:
     def build() -> Any:
-        return empty_model(shape_config("llada-8b"), "bfloat16").requires_grad_(True)
+        return empty_model(with_fewer_layers(), "bfloat16").requires_grad_(True)
 
     return need(build, rows=1, length=64, scored=16, **keywords)
 
 
 @pytest.mark.slow
 def test_a_published_shape_by_hand() -> None:
-    """LLaDA-8B: 2·126464·4096 + 32·(4·4096² + 3·4096·12288 + 2·4096) + 4096 weights, two bytes each."""
-    parameters = 2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096
+    """LLaDA-8B: 2·126464·4096 + layers·(4·4096² + 3·4096·12288 + 2·4096) + 4096 weights, two bytes each."""
+    parameters = 2 * 126464 * 4096 + LAYERS * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096
     one = published()
     assert (one.parameters, one.trained) == (parameters, parameters)
     assert (one.weights, one.gradients, one.optimiser) == (2 * parameters, 2 * parameters, 4 * parameters)
@@ -159,24 +170,23 @@ def test_quantised_weights_by_hand() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["4bit", "4bit-double", "8bit"])
-def test_a_published_shape_on_quantised_weights_by_hand(quantization: Quantization) -> None:
+def test_a_published_shape_on_quantised_weights_by_hand(quantization: Quantization, tmp_path: Path) -> None:
     """LLaDA-8B with adapters of rank 8 on queries, keys and values: embedding, head, norms and adapters are float32."""
-    config = PlanConfig(model="llada-8b", length=16, lora_rank=8, quantization=quantization)
-    record = plan(config)
+    with_fewer_layers().save_pretrained(tmp_path)
+    record = plan(PlanConfig(model=str(tmp_path), length=16, lora_rank=8, quantization=quantization))
     each = {"4bit": 4096**2 * 9 // 16 + 64, "8bit": 4096**2 + 4 * 4096}
     each["4bit-double"] = 4096**2 // 2 + 4096**2 // 64 + 4096**2 // 4096 + 1092
     wide = {"4bit": 4096 * 12288 * 9 // 16 + 64}
     wide["4bit-double"] = 4096 * 12288 // 2 + 4096 * 12288 // 64 + 4096 * 12288 // 4096 + 1092
     up, down = (wide.get(quantization, 4096 * 12288 + 4 * outputs) for outputs in (12288, 4096))
-    rest = 2 * 126464 * 4096 + 32 * 2 * 4096 + 4096
-    adapters = 32 * 3 * 8 * 2 * 4096
-    whole = 32 * (4 * each[quantization] + 2 * up + down) + 4 * rest + 4 * adapters
+    rest = 2 * 126464 * 4096 + LAYERS * 2 * 4096 + 4096
+    adapters = LAYERS * 3 * 8 * 2 * 4096
+    whole = LAYERS * (4 * each[quantization] + 2 * up + down) + 4 * rest + 4 * adapters
     assert record["memory_gib"]["weights"] * 2**30 == whole
     assert record["memory_gib"]["gradients"] * 2**30 == 4 * adapters
     assert record["trained"] == adapters
-    assert (
-        record["parameters"] == 2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096 + adapters
-    )
+    layer = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
+    assert record["parameters"] == 2 * 126464 * 4096 + LAYERS * layer + 4096 + adapters
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "4bit-double", "8bit"])

@@ -49,7 +49,7 @@ class Apart:
         )
         os.close(asked[0])
         os.close(answers[1])
-        self._questions, self._answers = open(asked[1], "wb"), answers[0]  # noqa: SIM115
+        self._questions, self._answers = open(asked[1], "wb"), open(answers[0], "rb", buffering=0)  # noqa: SIM115
         self._read("the process of the reward functions", READY_SECONDS)
 
     def call(self, name: str, columns: dict[str, list[Any]]) -> Any:
@@ -72,8 +72,9 @@ class Apart:
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        with suppress(OSError):
-            self._questions.close()
+        for pipe in (self._questions, self._answers):
+            with suppress(OSError):
+                pipe.close()
 
     def _read(self, name: str, seconds: float) -> tuple[str, Any]:
         deadline = time.monotonic() + seconds
@@ -87,7 +88,7 @@ class Apart:
             left = deadline - time.monotonic()
             ready, _, _ = select.select([self._answers], [], [], max(0.0, min(left, 3600.0)))
             if ready:
-                part = os.read(self._answers, min(size - len(content), 1 << 20))
+                part = self._answers.read(min(size - len(content), 1 << 20))
                 if not part:
                     raise self._ended(name)
                 content += part
