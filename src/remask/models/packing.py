@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from remask.diffusion.precision import HALF, computed_in
 from remask.models.batch import Batch
+from remask.models.products import attend, pay
 from remask.models.streams import Streams
 from remask.models.streams import attention as by_streams
 
@@ -102,20 +102,24 @@ def attention(
     if streams is not None:
         return by_streams(query, key, value, streams, dropout, scaling), None
     if row_lengths is None or row_ends is None:
+        all_said = keywords.get("is_causal") is False if attention_mask is None else attention_mask.dtype == torch.bool
+        if all_said and pay(query, key, dropout):
+            found = attend(query, key, value, allowed=attention_mask, scaling=scaling)
+            return found.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
-    key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
     dtype = computed_in(query)
     if not dropout and _kernel_takes(query.device, dtype, query.shape[-1]):
         from torch.nn.attention.varlen import varlen_attn
 
+        key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
         longest = max(row_lengths)
         q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
         out: Any = varlen_attn(q, k, v, row_ends, row_ends, longest, longest, scale=scaling)
         return out[None], None
     rows = zip(*(x.split(list(row_lengths), dim=2) for x in (query, key, value)), strict=True)
-    each = [scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in rows]
+    each = [attend(q, k, v, dropout=dropout, scaling=scaling) for q, k, v in rows]
     return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None
 
 

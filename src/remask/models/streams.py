@@ -7,8 +7,8 @@ tokens before them. As the clean tokens look at no noised one, they may also be 
 (`CleanRows`), and the noised versions read later, one after the other.
 
 Shapes: B rows, L length of a row, K noised versions of each row (one after the other: K·B rows), T tokens of a pass, A
-tokens whose keys it knows (kept clean ones, then its own), H heads, d their width; of a part: g groups of n queries and
-m keys.
+tokens whose keys it knows (kept clean ones, then its own), H heads of queries, h of keys, d their width; of a part: g
+groups of n queries and m keys.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from remask.diffusion.attention import BlockCausal, counted
 from remask.models.batch import Batch
+from remask.models.products import attend
 
 TOGETHER = 128
 """Blocks are put together until they have at least so many queries: one product of a few is slower than a mask."""
@@ -290,12 +289,11 @@ def attention(
     scaling: float | None,
 ) -> Float[Tensor, "1 T H d"]:
     """Compute each token's attention, part by part."""
-    key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     found = []
     for part in streams.parts:
         of, to, said = (_taken(x, index) for x, index in ((q, part.queries), (k, part.keys), (v, part.keys)))
-        out = scaled_dot_product_attention(of, to, said, attn_mask=part.allowed, dropout_p=dropout, scale=scaling)
+        out = attend(of, to, said, allowed=part.allowed, dropout=dropout, scaling=scaling)
         found.append(out.transpose(1, 2)[part.real])
     return torch.cat(found).index_select(0, streams.order)[None]
 
