@@ -504,9 +504,8 @@ def test_humaneval_takes_all_its_solutions_and_none_of_their_spoiled_forms(share
     problems = task.load(path)
     assert len(problems) == 164
     whole = [row["prompt"] + row["canonical_solution"] for row in rows]
-    # Continuations and whole functions by turns: test_code_extraction.py holds the program of each beside the other.
-    forms = [fenced(whole[i]) if i % 2 else row["canonical_solution"] for i, row in enumerate(rows)]
-    assert failed(task, problems, forms) == []
+    assert failed(task, problems, [row["canonical_solution"] for row in rows]) == []
+    assert failed(task, problems, [fenced(code) for code in whole]) == []
     assert len(failed(task, problems, spoiled(WRONG, whole, problems))) == 164
     assert len(failed(task, problems, spoiled(NOTHING, whole, problems))) == 164
 
