@@ -4,6 +4,7 @@
 # make test        what CI runs, in some nine minutes on two cores
 # make test-fast   while one works, in some hundred seconds: ruff, and those unit tests and tests of commands that are
 #                  not marked `slow`. No mypy, no training, no program in a sandbox but a few.
+# make smol-quick  makes a diffusion model of a causal model of 135M parameters (scripts/smol.py); smol: with more of all
 # make docs        builds the documentation as a site, build/docs/site, and checks it
 # make docs-serve  builds it and shows it at http://localhost:8000
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Files of tests go to the workers in the order of their names: the long ones of tests/integration come first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: tour test test-fast check sandbox bench docs docs-serve clean
+.PHONY: tour test test-fast check sandbox smol-quick smol bench docs docs-serve clean
 
 tour: $(VENV)/.installed
 	$(BIN)/remask tour
@@ -39,6 +40,12 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell *.md docs src scripts examples benchmarks
 	$(BIN)/mypy
+
+smol-quick: $(VENV)/.installed
+	$(BIN)/python scripts/smol.py quick
+
+smol: $(VENV)/.installed
+	$(BIN)/python scripts/smol.py full
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py

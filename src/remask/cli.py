@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
     "estimators": ("remask.commands.estimators", "bias, variance and cost of ELBO estimators and of SFT gradients"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
+    "distil": ("remask.commands.distil", "a causal model's answers, as rows to train its diffusion model on"),
     "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
     "profile": ("remask.commands.profile", "where the time and the memory of a fine-tuning step go"),
     "study": ("remask.commands.study", "a grid of trainings and evaluations, with tables and figures"),

@@ -19,6 +19,7 @@ from remask.config import (
     ChoicesConfig,
     ConvertConfig,
     DecodingConfig,
+    DistilConfig,
     DpoConfig,
     EstimatorsConfig,
     EvalConfig,
@@ -71,6 +72,7 @@ COMMANDS: dict[str, Any] = {
     "inspect": InspectConfig,
     "estimators": EstimatorsConfig,
     "convert": ConvertConfig,
+    "distil": DistilConfig,
     "plan": PlanConfig,
 }
 

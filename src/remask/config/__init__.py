@@ -5,6 +5,7 @@ An unknown key or a wrong type is one error naming the key; `dump` then `load` i
 
 from remask.config.commands import (
     ConvertConfig,
+    DistilConfig,
     EvalConfig,
     GenerateConfig,
     GradeConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "ChoicesConfig",
     "ConvertConfig",
     "DecodingConfig",
+    "DistilConfig",
     "DpoConfig",
     "EngineConfig",
     "EstimatorsConfig",

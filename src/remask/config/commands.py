@@ -132,6 +132,31 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class DistilConfig:
+    """Let a causal model answer prompts, and keep its answers as rows to train its diffusion model on."""
+
+    __pydantic_config__ = STRICT
+
+    teacher: str | None = None
+    """A causal model with a chat template: a hub id, a folder or a GGUF file."""
+    output: str = "answers.jsonl"
+    """The file to write, a row with `messages` each."""
+    data: str = "topics:1000"
+    """Where the prompts are from: topics:<prompts>[:<seed>] (everyday things, in plain English), topics-held-out:…
+    (other things), or any source that `remask sft` trains on, whose own answers are not used."""
+    max_new_tokens: int = 48
+    """An answer that has not ended after so many tokens is left out."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    batch_size: int = 64
+    """Prompts that are answered at once."""
+    seed: int = 0
+    dtype: Dtype = "auto"
+    """Precision to compute in (default: the checkpoint's own)."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
 class InspectConfig:
     """Show per-token entropy, β and masking rate of examples, as terminal colours, JSON and HTML."""
 

@@ -136,9 +136,9 @@ def load_model(
     if quantization is not None:
         refuse_quantised(config, folder)
     stored = gguf_file(folder)
-    keywords: dict[str, Any] = {"dtype": _dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
+    keywords: dict[str, Any] = {"dtype": torch_dtype(dtype), "ignore_mismatched_sizes": True}  # found and named below
     if stored is not None:
-        keywords["state_dict"] = gguf_weights(stored, config, None if dtype == "auto" else _dtype(dtype))
+        keywords["state_dict"] = gguf_weights(stored, config, None if dtype == "auto" else torch_dtype(dtype))
     if quantization is not None:
         keywords |= {"quantization_config": _quantized(quantization, dtype), "device_map": {"": device}}
     try:
@@ -239,8 +239,8 @@ def _refuse_own_code(values: dict[str, Any], folder: str) -> None:
         )
 
 
-def _dtype(name: str) -> Any:
-    """`auto`, or torch's dtype of that name."""
+def torch_dtype(name: str) -> Any:
+    """Return torch's dtype of that name, or `auto` for the checkpoint's own. Raises UserError for any other text."""
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if name != "auto" and not isinstance(dtype, torch.dtype):
         raise UserError(f"unknown dtype {name!r}", mend=f"the choices are {', '.join(values(Dtype))}")
@@ -262,7 +262,7 @@ def _quantized(quantization: Quantization, dtype: str) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else _dtype(dtype),
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else torch_dtype(dtype),
         bnb_4bit_use_double_quant=quantization == "4bit-double",
     )
 

@@ -1,0 +1,121 @@
+"""`remask distil`: a causal model's answers to prompts, as rows to train its diffusion model on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from remask.commands.options import parse
+from remask.config import DistilConfig
+from remask.errors import UserError
+from remask.files import refuse_unwritable, write_atomically
+from remask.imports import uncollected
+from remask.progress import progress
+
+EXAMPLES = """Examples:
+  remask distil --teacher SmolLM2-135M-Instruct.Q4_1.gguf --data topics:1000 --output answers.jsonl
+  remask distil --teacher Qwen/Qwen3-0.6B --data my.jsonl --max-new-tokens 256 --output answers.jsonl
+
+Given again, it goes on where it stopped."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `remask distil` with these arguments and return the exit code."""
+    config = parse(DistilConfig, arguments, command="distil", examples=EXAMPLES)
+    _check(config)
+    if config.teacher is None:
+        raise UserError("no model to answer the prompts", mend="give one: --teacher MODEL")
+    prompts = _prompts(config.data)
+    target, partial = Path(config.output), Path(f"{config.output}.part")
+    settings = json.dumps(asdict(config) | {"prompts": _digest(prompts)}, sort_keys=True)
+    done = _done(partial, settings)
+    with uncollected():
+        from remask.models.causal import load_causal, written
+        from remask.models.load import pick_device, resolve
+
+    model, tokenizer = load_causal(resolve(config.teacher), dtype=config.dtype, device=pick_device(config.device))
+    batches = range(len(done) * config.batch_size, len(prompts), config.batch_size)
+    with partial.open("a") as file, progress("answering", len(prompts)) as tick:
+        if not done:
+            file.write(settings + "\n")
+        for start in batches:
+            chosen = prompts[start : start + config.batch_size]
+            answers = written(
+                model,
+                tokenizer,
+                chosen,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                seed=config.seed + start,
+            )
+            done.append(answers)
+            file.write(json.dumps(answers) + "\n")
+            file.flush()
+            tick(min(start + config.batch_size, len(prompts)))
+    answers = [answer for batch in done for answer in batch]
+    kept = [
+        {"messages": [*prompt, {"role": "assistant", "content": answer}]}
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer
+    ]
+    if not kept:
+        raise UserError(
+            f"no answer ended within {config.max_new_tokens} tokens",
+            where=config.teacher,
+            mend=f"give a larger --max-new-tokens, and delete {partial}",
+        )
+    write_atomically(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    partial.unlink()
+    print(
+        f"{target}: {len(kept)} rows; {len(answers) - len(kept)} of {len(answers)} answers were empty or had not ended "
+        f"within {config.max_new_tokens} tokens and were left out"
+    )
+    return 0
+
+
+def _check(config: DistilConfig) -> None:
+    for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"{name} = {getattr(config, name)}", mend=f"give {least} or more")
+    refuse_unwritable(config.output)
+    if Path(config.output).exists():
+        raise UserError("is there already", where=config.output, mend="give another --output, or delete it")
+
+
+def _prompts(data: str) -> list[list[dict[str, Any]]]:
+    """The conversations up to the answer."""
+    from remask.data.sources import load_examples
+    from remask.data.topics import is_topics, topics
+    from remask.tasks.generated import generated_examples, is_generated
+
+    if is_topics(data):
+        return [[{"role": "user", "content": prompt}] for prompt in topics(data)]
+    if is_generated(data):
+        examples = generated_examples(data, split="train", prompt_style="full")
+    else:
+        examples = load_examples(data).examples
+    return [[dict(message) for message in example.messages] for example in examples]
+
+
+def _digest(prompts: list[list[dict[str, Any]]]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def _done(partial: Path, settings: str) -> list[list[str | None]]:
+    """The answers of the batches that are done, of an earlier call. A line that was not finished is written anew."""
+    if not partial.exists():
+        return []
+    whole = partial.read_text().rpartition("\n")[0].split("\n")
+    if whole[0] and whole[0] != settings:
+        raise UserError(
+            "holds answers of a call with other settings",
+            where=str(partial),
+            mend="delete it, or give another --output",
+        )
+    kept = [line for line in whole if line]
+    partial.write_text("".join(line + "\n" for line in kept))
+    return [json.loads(line) for line in kept[1:]]
