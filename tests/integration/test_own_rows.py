@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import remask
 from remask.cli import main
 from remask.data.canvas import Fill, build_rows
 from remask.data.collate import Collator, Visit
@@ -18,6 +19,7 @@ from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
 from remask.diffusion.noise import Noise
 from remask.evaluation.likelihood import NOISE_SEED, evaluate_likelihood
+from remask.tasks.generated import generated_examples
 
 SMALL = ["--decoding.max-new-tokens", "4", "--decoding.steps", "2", "--batch-size", "8"]
 
@@ -50,6 +52,24 @@ def test_likelihood_is_the_mean_of_its_draws_whatever_the_batch(random_model: An
     alone = evaluate_likelihood(random_model, tokenizer, str(rows), batch_size=1, **settings)
     for one, other in zip(alone["problems"], block["problems"], strict=True):
         assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
+
+
+def test_generated_rows_are_of_the_split_that_is_asked_for(tmp_path: Path) -> None:
+    records = []
+    for split in ("test", "validation"):
+        path = tmp_path / f"{split}.json"
+        asked = ["--model", "tiny-direct", "--data", "direct:sudoku:6", "--likelihood", "--draws", "1"]
+        assert main(["eval", *asked, "--split", split, "--json", str(path)]) == 0
+        records.append(json.loads(path.read_text())["tasks"]["likelihood"])
+    said = [{problem["id"] for problem in record["problems"]} for record in records]
+    assert [len(keys) for keys in said] == [6, 6]
+    assert not said[0] & said[1]
+    _, tokenizer = remask.load("tiny-direct")
+    lengths = [
+        len(tokenizer.encode(example.completion, add_special_tokens=False)) + 1
+        for example in generated_examples("direct:sudoku:6", split="test", prompt_style="compact")
+    ]
+    assert [problem["tokens"] for problem in records[0]["problems"]] == lengths
 
 
 def test_better_on_my_data(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

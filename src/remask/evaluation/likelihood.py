@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from remask.choices import Split
 from remask.data.canvas import Fill, Row, build_rows, tell_faults
 from remask.data.collate import Collator, Visit
-from remask.data.sources import Example, load_examples
+from remask.data.sources import Example, Loaded, load_examples
 from remask.diffusion.blocks import attention_of, in_blocks
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
 from remask.diffusion.noise import Noise
 from remask.errors import UserError
 from remask.evaluation.statistics import mean_interval
-from remask.models.facts import first_eos, mask_token
+from remask.models.facts import facts, first_eos, mask_token
 from remask.progress import progress
+from remask.tasks.generated import generated_examples, is_generated
 from remask.tasks.generator import digest
 
 TASK = "likelihood"
@@ -40,17 +42,22 @@ def evaluate_likelihood(
     count: int | None,
     draws: int,
     batch_size: int,
+    split: Split = "test",
     quiet: bool = False,
     label: str = "reading",
 ) -> dict[str, Any]:
     """Return the task block of an evaluation record: the likelihood of each row's answer, its end token included.
 
-    `likelihood` is exp(ELBO / tokens), the geometric mean of the tokens' probabilities, and `nats_per_token` of the
-    block is −ΣELBO / Σtokens over all rows. Each draw reads a mask and its complement (`elbo_coupled_views`). Raises
-    UserError for rows that cannot be read or do not fit the model.
+    Rows that are generated are of `split`. `likelihood` is exp(ELBO / tokens), the geometric mean of the tokens'
+    probabilities, and `nats_per_token` of the block is −ΣELBO / Σtokens over all rows. Each draw reads a mask and its
+    complement (`elbo_coupled_views`). Raises UserError for rows that cannot be read or do not fit the model.
     """
     started = time.perf_counter()
-    loaded = load_examples(source)
+    if is_generated(source):
+        style = facts(model, tokenizer).prompt_style
+        loaded = Loaded(generated_examples(source, split=split, prompt_style=style))
+    else:
+        loaded = load_examples(source)
     loaded.examples = loaded.examples[:count]
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     mask_id = mask_token(model.config)
