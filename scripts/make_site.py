@@ -52,8 +52,14 @@ def repository() -> str | None:
 
 def web_address(remote: str) -> str | None:
     """Return the https address of a repository that is named as git names it; none for a folder."""
-    match = re.fullmatch(r"(?:https://|ssh://git@|git@)([\w.\-]+\.[a-z]+)[:/](.+?)(?:\.git)?/?", remote)
-    return f"https://{match[1]}/{match[2]}" if match else None
+    host = r"([\w\-]+(?:\.[\w\-]+)*\.[a-z]+)"
+    path = r"([\w.\-][\w.\-/]*?)(?:\.git)?/?"  # no user, password or port stands in it
+    match = re.fullmatch(rf"https://(?:[^@/]+@)?{host}(?::443)?/{path}", remote)
+    match = match or re.fullmatch(rf"(?:ssh://git@{host}/|git@{host}:){path}", remote)
+    if match is None:
+        return None
+    *hosts, place = match.groups()
+    return f"https://{next(one for one in hosts if one)}/{place}"
 
 
 def with_edit(text: str, file: str, address: str | None) -> str:
@@ -64,7 +70,7 @@ def with_edit(text: str, file: str, address: str | None) -> str:
     return text.replace("---\n", f"---\n{line}", 1) if text.startswith("---\n") else f"---\n{line}---\n\n{text}"
 
 
-def zensical(asked: dict[str, Any], address: str | None) -> dict[str, Any]:
+def zensical(asked: dict[str, Any]) -> dict[str, Any]:
     """Return Zensical's settings: those of docs/site.toml, the places of the pages, the version and the folders."""
     entries = {name: part.navigation() for name, part in GENERATED.items()}
     made = {
@@ -78,7 +84,7 @@ def zensical(asked: dict[str, Any], address: str | None) -> dict[str, Any]:
     python = made["plugins"]["mkdocstrings"]["handlers"]["python"]
     python["paths"] = [str(ROOT / "src")]
     python["options"]["docstring_style"] = None  # docstrings are Markdown, without sections
-    return made | ({"repo_url": address} if address else {})
+    return made  # without repo_url: beside its link the theme shows stars, which it asks of the forge
 
 
 def main() -> None:
@@ -95,7 +101,7 @@ def main() -> None:
     shutil.copy(PARTS / "site.css", BUILD / "pages" / "site.css")
     shutil.copytree(PARTS / "theme", BUILD / "theme", dirs_exist_ok=True)
     # JSON is YAML as well.
-    (BUILD / "mkdocs.yml").write_text(json.dumps(zensical(asked, address), indent=1, ensure_ascii=False))
+    (BUILD / "mkdocs.yml").write_text(json.dumps(zensical(asked), indent=1, ensure_ascii=False))
     print(BUILD / "mkdocs.yml")
 
 

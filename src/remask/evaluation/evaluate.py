@@ -146,8 +146,11 @@ def _weights_and_problems(config: EvalConfig, benchmarks: Sequence[Benchmark]) -
     folders = [config.model, config.adapter, base_of(config.model) if is_adapter(config.model) else None]
     stamps = [weights_stamp(folder) for folder in folders if folder]
     problems = [[b.task.name, b.source, [p.key for p in b.problems]] for b in benchmarks]
-    if config.data is not None and Path(config.data).is_file():
-        problems.append([LIKELIHOOD, hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), []])
+    if config.data is not None:
+        is_file = Path(config.data).is_file()
+        rows = hashlib.sha256(Path(config.data).read_bytes()).hexdigest() if is_file else config.data
+        which: list[str] = [] if is_file else [config.split]
+        problems.append([LIKELIHOOD, rows, which if config.n is None else [*which, str(config.n)]])
     return stamps, problems
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
-from remask.chat_template import Message
+from remask.chat_template import Message, template_of, turn_end
 from remask.errors import UserError, first_line
 from remask.models.gguf import gguf_file, gguf_weights
 from remask.models.load import load_config, load_tokenizer, quiet_transformers, torch_dtype
@@ -18,6 +18,7 @@ from remask.models.registry import model_class
 def load_causal(folder: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal model and its tokenizer from a hub id, a folder or a GGUF file.
 
+    Of the checkpoint's settings for generation only the tokens that end an answer are kept: `written` says the others.
     Raises UserError where it is a diffusion model, has no chat template, or cannot be read.
     """
     config = load_config(folder)
@@ -46,6 +47,9 @@ def load_causal(folder: str, *, dtype: str = "auto", device: str = "cpu") -> tup
         raise UserError(
             f"its weights cannot be read ({first_line(error)})", where=folder, mend="download or save it again"
         ) from error
+    said = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, turn_end(tokenizer), *(said if isinstance(said, list) else [said])} - {None}
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
     return model.to(device).eval(), tokenizer
 
 
@@ -61,15 +65,12 @@ def written(
 ) -> list[str | None]:
     """Return a causal model's answer to each conversation, None where it did not end within `max_new_tokens`.
 
-    temperature 0 takes the likeliest token each time; above it, tokens are drawn with `seed`.
+    temperature 0 takes the likeliest token each time; above it, tokens are drawn with `seed`. Raises UserError where
+    the chat template refuses a conversation.
     """
-    given = tokenizer.apply_chat_template(
-        [list(one) for one in conversations],
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-    ).to(model.device)
+    template = template_of(tokenizer)
+    prompts = [template.ids(template.render(one, opened=True)) for one in conversations]
+    given = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
     settings: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -80,12 +81,10 @@ def written(
             **given,
             max_new_tokens=max_new_tokens,
             use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
             **settings,
         )
-    answers: list[str | None] = []
+    ends, answers = set(model.generation_config.eos_token_id), list[str | None]()
     for row in ids[:, given["input_ids"].shape[1] :].tolist():
-        end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else None
+        end = next((place for place, token in enumerate(row) if token in ends), None)
         answers.append(None if end is None else tokenizer.decode(row[:end], skip_special_tokens=True).strip())
     return answers

@@ -103,7 +103,7 @@ def attention(
         return by_streams(query, key, value, streams, dropout, scaling), None
     if row_lengths is None or row_ends is None:
         all_said = keywords.get("is_causal") is False if attention_mask is None else attention_mask.dtype == torch.bool
-        if all_said and pay(query, key, dropout):
+        if all_said and pay(query, key, value, dropout):
             found = attend(query, key, value, allowed=attention_mask, scaling=scaling)
             return found.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(

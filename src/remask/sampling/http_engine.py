@@ -195,7 +195,7 @@ class HttpEngine:
         except httpx2.TransportError as error:
             raise AwayError(f"{replica.url}: {type(error).__name__}", time.monotonic() + REST) from None
         if response.status_code == 429:
-            until = time.monotonic() + float(response.headers.get("retry-after", 1))
+            until = time.monotonic() + _seconds(response.headers.get("retry-after", ""))
             raise AwayError(f"{replica.url} is busy", until, busy=True)
         if response.status_code >= 500:
             raise AwayError(f"{replica.url} answered {response.status_code}", time.monotonic() + REST)
@@ -216,6 +216,14 @@ def settings_of(decoding: Decoding) -> dict[str, Any]:
     given = {field.name: getattr(decoding, field.name) for field in fields(decoding)}
     kept = {name: value for name, value in given.items() if value is not None}
     return {"max_tokens": kept.pop("max_new_tokens"), "checkpoint_defaults": False, **kept}
+
+
+def _seconds(retry_after: str) -> float:
+    """The seconds after which a busy server wants to be asked again; it may also name a date, which is not read."""
+    try:
+        return min(max(float(retry_after), 0.0), 60.0)
+    except ValueError:
+        return REST
 
 
 def _said(response: httpx2.Response) -> str:
