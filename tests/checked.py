@@ -16,6 +16,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
+import torch
 from beartype import BeartypeConf, beartype
 
 Check = Callable[..., None]
@@ -46,6 +47,8 @@ def jaxtyped(function: Any = None, *, typechecker: Any = None) -> Any:
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
         __tracebackhide__ = True
+        if torch.compiler.is_compiling():  # counts are no part of a graph
+            return function(*arguments, **keywords)
         number = _calls.get(code, 0)
         if number >= MOST or jaxtyping.config.jaxtyping_disable:
             return function(*arguments, **keywords)
