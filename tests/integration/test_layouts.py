@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 import transformers
@@ -19,6 +20,7 @@ from remask.cli import main
 from remask.config import CanvasConfig, LoraConfig, SftConfig
 from remask.errors import UserError
 from remask.models.dream import DreamConfig, DreamModel
+from remask.sampling import generate
 from remask.sft.run import run_sft
 
 
@@ -132,6 +134,21 @@ def test_adapters_on_quantised_weights(
             odd = save_dream(tmp_path / f"{size}", tokenizer, **{**sizes, "intermediate_size": size})
             with pytest.raises(UserError, match=said):
                 remask.load(odd, quantization="4bit", device="cpu")
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_weights_are_served(quantization: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """One request after the other: in half precision an answer may hang on its company."""
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'remask[quantization]'")
+    sizes = {"hidden_size": 128, "num_key_value_heads": 4, "intermediate_size": 128}
+    folder = save_dream(tmp_path / "dream", tokenizer, **sizes)
+    model, tokenizer = remask.load(folder, quantization=quantization, device="cpu")
+    with remask.serve(model, tokenizer, background=True, port=0, token_budget=4096) as server:
+        for prompt in ("sudoku 2031 0002 0013 3004", "countdown 4 5 9 -> 9"):
+            body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 9}
+            found = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+            expected = generate(model, tokenizer, [prompt], max_new_tokens=9, row_seeds=[0]).texts[0]
+            assert found["choices"][0]["message"]["content"] == expected
 
 
 @pytest.mark.parametrize("family", ["converted", "bert", "modernbert"])

@@ -317,21 +317,6 @@ def test_other_models_answer_as_generate_does(name: str) -> None:
         assert text == generate(model, tokenizer, [PROMPTS[number % 4]], row_seeds=[0], **settings[number]).texts[0]
 
 
-@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantised_weights_are_served(quantization: Any, tmp_path: Path, dream_of_128: Path) -> None:
-    """One after the other: in half precision answers may hang on their company."""
-    model, tokenizer = remask.load(dream_of_128, quantization=quantization, device="cpu")
-    assert model.is_quantized
-    with remask.serve(model, tokenizer, background=True, port=0, token_budget=4096) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        for prompt in PROMPTS[:2]:
-            found = client.chat.completions.create(
-                model=server.service.served.names[0], messages=turns(prompt), max_tokens=9
-            )
-            expected = generate(model, tokenizer, [prompt], max_new_tokens=9, row_seeds=[0]).texts[0]
-            assert found.choices[0].message.content == expected
-
-
 def blocks_of(page: str, kind: str) -> list[str]:
     """The Python blocks of a page of the documentation, or its commands that begin with a word."""
     text = (Path(__file__).parents[2] / "docs" / page).read_text()
