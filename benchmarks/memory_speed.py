@@ -14,13 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-SETTINGS = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from smol import MEMORY
+
 STEPS = 4
 
 
@@ -69,7 +67,7 @@ def main() -> None:
         return
     pairs = []
     for _ in range(given.rounds):
-        pairs.append((measured({}), measured(SETTINGS)))
+        pairs.append((measured({}), measured(MEMORY)))
         print(f"as it is {pairs[-1][0]:.2f} s a step, with the settings {pairs[-1][1]:.2f} s", flush=True)
     ratios = sorted(before / after for before, after in pairs)
     print(f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f}-{ratios[-1]:.2f})")

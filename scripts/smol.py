@@ -145,6 +145,7 @@ def answers(model: Path) -> list[str]:
     """What a model answers to each of the prompts, in blocks of 8 tokens from left to right."""
     words = ["generate", *PROMPTS, "--model", str(model), "--json", "--dtype", "bfloat16"]
     words += ["--decoding.max-new-tokens", "32", "--decoding.steps", "32", "--decoding.block-length", "8"]
+    print(f"\n> remask generate --model {model} (three prompts, some 15 seconds)", flush=True)
     done = subprocess.run(command(words), env=environment(), stdout=subprocess.PIPE, text=True, check=True)
     return [" ".join(one["text"].split()) for one in json.loads(done.stdout)]
 

@@ -178,6 +178,16 @@ def test_what_cannot_be_is_said(teacher: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_columns_that_are_not_read_are_named(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{n}", "completion": "not used", "mood": "good"} for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert distil(teacher, tmp_path / "rows.jsonl", "--data", str(tmp_path / "mine.jsonl")) == 0
+    assert "not used: column mood (40 of 40 rows)" in capsys.readouterr().err
+    prompts = [json.loads(line)["messages"][0]["content"] for line in (tmp_path / "rows.jsonl").open()]
+    assert prompts
+    assert set(prompts) <= {row["prompt"] for row in rows}
+
+
 # ---- the whole way -----------------------------------------------------------------------------------------------
 
 

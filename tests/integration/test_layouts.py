@@ -138,7 +138,7 @@ def test_adapters_on_quantised_weights(
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_quantised_weights_are_served(quantization: Any, tokenizer: Any, tmp_path: Path) -> None:
-    """One request after the other: in half precision an answer may hang on its company."""
+    """One request after the other: in half precision an answer may depend on the others of its batch."""
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'remask[quantization]'")
     sizes = {"hidden_size": 128, "num_key_value_heads": 4, "intermediate_size": 128}
     folder = save_dream(tmp_path / "dream", tokenizer, **sizes)

@@ -47,7 +47,7 @@ def both(logits: Any, part: slice) -> tuple[torch.Tensor, ...]:
 @pytest.mark.shared
 @torch.no_grad()
 def test_logits_are_transformers_own(model: Any, folder: Path) -> None:
-    """Encoder, first step and self-conditioned step: equal but for the last bits, which hang on the processor."""
+    """Encoder, first step and self-conditioned step: equal but for the last bits, which depend on the processor."""
     expected = load_file(folder / "expected_logits.safetensors")
     canvas, prefix = expected["canvas_ids"], model.empty_prefix()
     model(clean=expected["prompt_ids"], prefix=prefix, keep=True)

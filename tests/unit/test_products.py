@@ -45,7 +45,7 @@ def test_values_are_pytorchs_own_and_gradients_nearer_to_the_exact_ones(n: int, 
         assert near <= 0.01 * expected.double().norm()
 
 
-def test_what_is_computed_does_not_hang_on_gradients() -> None:
+def test_what_is_computed_does_not_depend_on_gradients() -> None:
     """The policy before an update is read without gradients, the one in it with them: their ratio is exactly 1."""
     inputs = drawn(40, 40)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from remask.config import DistilConfig
 from remask.errors import UserError
 from remask.files import refuse_unwritable, write_atomically
 from remask.imports import uncollected
-from remask.progress import progress
+from remask.progress import progress, working
 
 EXAMPLES = """Examples:
   remask distil --teacher SmolLM2-135M-Instruct.Q4_1.gguf --data topics:1000 --output answers.jsonl
@@ -37,7 +37,8 @@ def run(arguments: Sequence[str]) -> int:
         from remask.models.causal import load_causal, written
         from remask.models.load import pick_device, resolve
 
-    model, tokenizer = load_causal(resolve(config.teacher), dtype=config.dtype, device=pick_device(config.device))
+    with working(f"reading {config.teacher}"):
+        model, tokenizer = load_causal(resolve(config.teacher), dtype=config.dtype, device=pick_device(config.device))
     batches = range(len(done) * config.batch_size, len(prompts), config.batch_size)
     with partial.open("a") as file, progress("answering", len(prompts)) as tick:
         if not begun:
@@ -88,6 +89,7 @@ def _check(config: DistilConfig) -> None:
 
 def _prompts(data: str) -> list[list[dict[str, Any]]]:
     """The conversations up to the answer."""
+    from remask.data.canvas import Rows, tell_faults
     from remask.data.sources import load_examples
     from remask.data.topics import is_topics, topics
     from remask.tasks.generated import generated_examples, is_generated
@@ -97,7 +99,9 @@ def _prompts(data: str) -> list[list[dict[str, Any]]]:
     if is_generated(data):
         examples = generated_examples(data, split="train", prompt_style="full")
     else:
-        examples = load_examples(data).examples
+        loaded = load_examples(data)
+        tell_faults(data, loaded, Rows([]))
+        examples = loaded.examples
     if with_tools := next((example for example in examples if example.tools), None):
         raise UserError("offers tools, which are not passed on", where=with_tools.where, mend="take its tools out")
     return [[dict(message) for message in example.messages] for example in examples]

@@ -67,7 +67,7 @@ def topics(source: str) -> list[str]:
 def _pairs(held_out: bool, seed: int) -> Iterator[str]:
     """All pairs of forms and things, again and again, each time in another order."""
     things = list(THINGS)
-    random.Random("things").shuffle(things)  # which are held out hangs on no seed
+    random.Random("things").shuffle(things)  # the same are held out for every seed
     things = things[:HELD_OUT] if held_out else things[HELD_OUT:]
     draw = random.Random(seed)
     while True:
