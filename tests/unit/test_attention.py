@@ -56,10 +56,32 @@ def test_two_streams_of_three_tokens_in_blocks_of_two() -> None:
 
 
 def test_one_stream_of_six_tokens_in_blocks_of_two() -> None:
-    """Block 1 at work: it is noised, block 0 is finished; block 2 is not written yet, and nobody looks at it."""
-    reading = BlockCausal(2).inference(IDS, ALL, ANSWER, 1)
+    """Block 2 is not written yet, and nobody looks at it."""
+    reading = BlockCausal(2).inference(IDS, ALL, ANSWER, IDS == 12)
+    assert pattern(reading) == ["xx....", "xx....", "xxxx..", "xxxx..", "xxxxxx", "xxxxxx"]
+
+
+def test_clean_tokens_that_look_at_no_later_one() -> None:
+    """One stream: block 0 is finished, and read as a causal model reads it; block 1 is at work, block 2 not yet."""
+    attention = BlockCausal(2, causal=True)
+    reading = attention.inference(IDS, ALL, ANSWER, IDS == 13)
     assert reading.stream.tolist() == [[CLEAN, CLEAN, NOISED, NOISED, NOISED, NOISED]]
-    assert pattern(reading) == ["xx....", "xx....", "xxxx..", "xxxx..", "xx..xx", "xx..xx"]
+    assert pattern(reading) == ["x.....", "xx....", "xxxx..", "xxxx..", "xx..xx", "xx..xx"]
+    finished = pattern(attention.inference(IDS, ALL, ANSWER, None))
+    assert finished == ["x" * n + "." * (6 - n) for n in range(1, 7)]
+
+
+@pytest.mark.parametrize(("alignment", "block"), [("row", 0), ("answer", 1)])
+def test_two_streams_whose_clean_one_looks_at_no_later_token(alignment: Any, block: int) -> None:
+    """Three tokens of which the last two are the answer, in blocks of two: from the row's first, 0 0 1, or from the
+    answer's, −1 0 0. A noised block's first token is predicted by the clean one before it.
+    """
+    ids = torch.tensor([[4, 5, 6]])
+    reading = BlockCausal(2, alignment, causal=True).training(ids, ids + 10, ids > 0, ids > 4)
+    noised = {0: ["xx....", "xx....", "..xxx."], 1: ["x.....", ".xxx..", ".xxx.."]}
+    assert pattern(reading) == [*noised[block], "...x..", "...xx.", "...xxx"]
+    assert reading.before is not None
+    assert reading.before.tolist() == [{0: [0, 0, 4], 1: [0, 3, 1]}[block] + [3, 3, 4]]
 
 
 def test_blocks_of_one_token_write_from_left_to_right() -> None:
@@ -107,7 +129,20 @@ def test_names() -> None:
     assert named("full") == Full()
     assert named("block:32") == BlockCausal(32)
     assert named("block:4:answer") == BlockCausal(4, "answer")
-    for wrong in ("blocks", "block", "block:", "block:0", "block:-1", "block:4:prompt", "block:4:row:1", "full:4"):
+    assert named("block:4:causal") == BlockCausal(4, causal=True)
+    assert named("block:4:answer:causal") == BlockCausal(4, "answer", causal=True)
+    for wrong in (
+        "blocks",
+        "block",
+        "block:",
+        "block:0",
+        "block:-1",
+        "block:4:prompt",
+        "block:4:row:1",
+        "full:4",
+        "block:4:causal:answer",
+        "full:causal",
+    ):
         with pytest.raises(UserError, match="attention"):
             named(wrong)
 

@@ -225,12 +225,12 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("alignment", ["row", "answer"])
+@pytest.mark.parametrize("attention", [BlockCausal(4), BlockCausal(4, "answer"), BlockCausal(4, "answer", causal=True)])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_cache_changes_no_token_and_neither_does_the_batch(
-    way: str, alignment: Any, shift: bool, random_model: Any
+    way: str, attention: BlockCausal, shift: bool, random_model: Any
 ) -> None:
-    random_model.attention, random_model.config.shift = BlockCausal(4, alignment), shift
+    random_model.attention, random_model.config.shift = attention, shift
     ids, attended = padded(prompts())
     settings = {"max_new_tokens": 11, "stop_early": False, **WAYS[way]}
     decodings = [Decoding(**settings, cache=kept) for kept in EVERY_CACHE]  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ class EvalConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     adapter: str | None = None
     """A LoRA adapter to put on the model."""
     tasks: str | None = None
@@ -89,7 +89,7 @@ class GenerateConfig:
 
     model: str = "tiny"
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     adapter: str | None = None
     infill: str | None = None
     """A text to fill in where it has masks: the model's mask token, once for each token to write. A prompt may come
@@ -122,7 +122,7 @@ class ConvertConfig:
     shift: bool = True
     """The output at i-1 goes on predicting token i, as in the causal model (Dream's way)."""
     attention: str = "full"
-    """Which of the diffusion model's tokens attend to which: full, block:N, block:N:answer."""
+    """Which of the diffusion model's tokens attend to which: full, block:N, block:N:answer, either with :causal."""
     mask_token: str = "<|mask|>"
     """The mask token to add where the tokenizer has none."""
     vocabulary_multiple: int = 64
@@ -164,7 +164,7 @@ class InspectConfig:
 
     model: str = "tiny"
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     adapter: str | None = None
     data: str | None = None
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows>, or gym:… (default: so many generated

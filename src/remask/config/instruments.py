@@ -19,7 +19,7 @@ class EstimatorsConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     adapter: str | None = None
     data: str | None = None
     """Answers to score: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (the default), or

@@ -75,7 +75,7 @@ class DpoConfig:
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded one: tiny, tiny-direct, tiny-block. It
     is also the reference."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     data: str = "generated:sudoku+countdown:1000"
     """Pairs: a .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<pairs>."""
     eval_data: str | None = None

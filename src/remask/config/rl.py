@@ -195,7 +195,7 @@ class RlConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     tasks: str = "sudoku"
     """Comma-separated: a task's name (generated problems of the training split, or the hub's training split), gym:NAME
     for a task of reasoning-gym's, or name=SOURCE for a file or a folder."""

@@ -18,7 +18,7 @@ class ServeConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     name: str | None = None
     """The name that requests ask for (default: the last part of the model's path)."""
     adapter: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ class SftConfig:
     model: str = "tiny"
     """A hub id, a local folder, a GGUF file, a run of Remask's, or an embedded model: tiny, tiny-direct, tiny-block."""
     model_attention: str | None = None
-    """Which tokens attend to which: full, block:N, block:N:answer (default: what the checkpoint says)."""
+    """Which tokens attend to which: full, block:N, block:N:answer, either with :causal (default: the checkpoint's)."""
     data: str = "generated:sudoku+countdown:1000"
     """A .jsonl or .parquet file, a hub id, or generated:<task>[+<task>]:<rows> (direct:… without work), or
     gym:<name>[+<name>]:<rows> with reasoning-gym's problems."""

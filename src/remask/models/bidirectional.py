@@ -95,10 +95,11 @@ class Bidirectional(Causal):
 
         A block model (`attention` in its config) reads rows block by block: the noised blocks of `input_ids` in the
         light of the `clean` rows [B, L] before them, of which `answer` [B, L] is what was noised; where no clean rows
-        are given the ids themselves are taken for them. The ids may be K noised versions of the clean rows, all of one
-        after all of the other [K·B, L]. With `keep` the clean rows alone are read, and given back as `kept`, with which
-        later calls need not read them again; None where a model cannot. With `at` [B, q] only those tokens of the rows,
-        given by their places, are computed: `past_key_values` has, and is given, the keys and values of the whole rows.
+        are given the ids themselves are taken for them, up to the block of a row's first chosen position. The ids may
+        be K noised versions of the clean rows, all of one after all of the other [K·B, L]. With `keep` the clean rows
+        alone are read, and given back as `kept`, with which later calls need not read them again; None where a model
+        cannot. With `at` [B, q] only those tokens of the rows, given by their places, are computed: `past_key_values`
+        has, and is given, the keys and values of the whole rows.
 
         `attention_mask` [B, L] is 1 where a token may be attended to. Positions are counted from each row's first
         attended token, so left padding does not move a row.
@@ -115,7 +116,7 @@ class Bidirectional(Causal):
                 positions is not None and clean is not None and packing.attention_of(self.config) == packing.NAME
             ):
                 return self._beside(given, positions, keep, kept, targets, weights, look)
-            reading = read_by(self.attention, given)
+            reading = read_by(self.attention, given, positions)
             return self._predicted(in_blocks(reading, positions, at), targets, weights, look, kwargs)
         if keep:
             return Prediction()
@@ -162,16 +163,18 @@ class Bidirectional(Causal):
         sharded = hasattr(self.get_input_embeddings().weight, "ds_id") or any(
             isinstance(module, FSDPModule) for module in model.modules()
         )
-        return packing.attention_of(self.config) == packing.NAME and not again and not sharded
+        assert isinstance(self.attention, BlockCausal)
+        of_clean = self.attention.causal and getattr(self.config, "shift", False)  # outputs of the clean rows are asked
+        return packing.attention_of(self.config) == packing.NAME and not again and not sharded and not of_clean
 
     def _predicted(
         self, batch: Batch, targets: Tensor | None, weights: Tensor | None, look: Look | None, keywords: dict[str, Any]
     ) -> Prediction:
-        starts = batch.starts if getattr(self.config, "shift", False) else None
-        at = None if batch.positions is None else predictors(batch.positions, starts)
+        shift = getattr(self.config, "shift", False)
+        at = batch.predictors(shift=shift)
         hidden = self.hidden_at(at, **batch.inputs, **keywords)
-        if at is None and starts is not None:
-            hidden = torch.where(starts[:, :, None], hidden, hidden.roll(1, 1))
+        if at is None and shift:
+            hidden = hidden.flatten(0, 1)[batch.predicting()].view_as(hidden)
         return predicted(self.lm_head, hidden, targets, weights, look)
 
     def hidden_at(self, at: Tensor | None, **inputs: Any) -> Tensor:
@@ -257,11 +260,3 @@ def padded(
         "inputs_embeds": embeddings,
     }
     return Batch(inputs, positions, starts)
-
-
-def predictors(positions: Tensor, starts: Tensor | None) -> Tensor:
-    """Return [N], counted through the rows: the tokens whose outputs predict the chosen positions. With a shift
-    (`starts` given) the token before, but of a start the start itself.
-    """
-    at = positions.flatten().nonzero()[:, 0]
-    return at if starts is None else at - (~starts).flatten()[at].long()

@@ -42,10 +42,12 @@ class Given:
         return cls(ids, attended, clean, torch.zeros_like(attended) if answer is None else answer)
 
 
-def read_by(attention: Attention, given: Given) -> Reading:
-    """The reading of noised rows beside the clean ones, or of rows as they stand where there are none."""
+def read_by(attention: Attention, given: Given, positions: Bool[Tensor, "B L"] | None) -> Reading:
+    """The reading of noised rows beside the clean ones, or, where there are none, of rows as they stand, with the work
+    in the block of the first position.
+    """
     if given.clean is None:
-        return attention.inference(given.ids, given.attended, given.answer, None)
+        return attention.inference(given.ids, given.attended, given.answer, positions)
     copies = len(given.ids) // len(given.clean)
     clean, attended, answer = (x.repeat(copies, 1) for x in (given.clean, given.attended, given.answer))
     return attention.training(given.ids, clean, attended, answer)
@@ -66,5 +68,8 @@ def in_blocks(reading: Reading, positions: Bool[Tensor, "B L"] | None, at: Int[T
         positions = None if positions is None else positions.gather(1, at)
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = places[:, 1:] != places[:, :-1] + 1
+    before = reading.before
+    if before is not None:
+        before = before + torch.arange(len(ids), device=ids.device)[:, None] * ids.shape[1]
     inputs = {"input_ids": ids, "position_ids": places, "attention_mask": may_look(reading, at)[:, None]}
-    return Batch(inputs, positions, starts)
+    return Batch(inputs, positions, starts, before)

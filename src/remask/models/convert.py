@@ -30,11 +30,12 @@ def to_diffusion(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a causal Llama, Qwen2 or Qwen3 as a diffusion model that is yet to be trained.
 
-    attention: `full` (every token attends to every other) or `block:32` (each attends to its block of so many tokens,
-    and to those before). The model has a mask token, whose embedding starts as the mean of all others. With `shift` (as
-    Dream and DiffuLLaMA do) the output at i−1 goes on predicting token i, as the causal model learned to. Where the
-    vocabulary must grow, it grows to a `multiple` of so many tokens, as matrix products on GPUs are faster then. Raises
-    UserError where the model is of another family or is a diffusion model already.
+    attention: `full` (every token attends to every other), `block:32` (each attends to its block of so many tokens, and
+    to those before), or `block:4:causal` (where tokens of finished blocks attend to no later one, as they did). The
+    model has a mask token, whose embedding starts as the mean of all others. With `shift` (as Dream and DiffuLLaMA do)
+    the output at i−1 goes on predicting token i, as the causal model learned to. Where the vocabulary must grow, it
+    grows to a `multiple` of so many tokens, as matrix products on GPUs are faster then. Raises UserError where the
+    model is of another family or is a diffusion model already.
     """
     if multiple < 1:
         raise UserError(f"vocabulary_multiple = {multiple}", mend="give 1 or more")

@@ -108,17 +108,25 @@ class Streams:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows know each token's block, and its number in its row."""
+    """Rows know each token's block, its number in its row, and the numbers of its block by which a clean token and a
+    noised one are told what to look at.
+    """
 
     attention: BlockCausal
     attended: Bool[Tensor, "B L"]
     answer: Bool[Tensor, "B L"]
     block: Int[Tensor, "B L"] = field(init=False)
+    numbers: tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]] = field(init=False)
     places: Int[Tensor, "B L"] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block", self.attention.blocks(self.attended, self.answer))
+        object.__setattr__(self, "numbers", self.attention.numbers(self.attended, self.answer))
         object.__setattr__(self, "places", counted(self.attended))
+
+    def begin(self) -> Bool[Tensor, "B L"]:
+        """Return the tokens that begin a block and have one before them in their row."""
+        return self.attended & (self.numbers[1] == self.places) & (self.places > 0)
 
     def before(self, last: Int[Tensor, "B 1"]) -> Bool[Tensor, "B L"]:
         """Return the tokens of the blocks before a row's `last`: those that something of it may look at."""
@@ -166,10 +174,11 @@ def noised_batch(
     wanted = positions.clone()
     if not bool(wanted.any()):
         wanted[0, rows.attended[0].long().argmax()] = True  # a pass is made all the same: others may make one with it
-    if shift:
-        wanted[:, :-1] |= positions[:, 1:]
-    asked = rows.blocks_with(wanted)
     copies = len(noised) // len(clean)
+    of_clean = shift and rows.attention.causal  # the clean stream predicts what begins a block
+    if shift:
+        wanted[:, :-1] |= (positions & ~rows.begin().repeat(copies, 1) if of_clean else positions)[:, 1:]
+    asked = rows.blocks_with(wanted)
     if kept is None:
         lowest = rows.block.min()
         block = rows.block.repeat(copies, 1)
@@ -191,7 +200,23 @@ def noised_batch(
         "attention_mask": _unused(clean),
         "streams": _streams(rows, tokens, asked, skipped=0 if kept is None else before),
     }
-    return Batch(inputs if kept is None else {**inputs, "past_key_values": kept}, positions, starts)
+    predicting = _predicting(rows, tokens, asked, starts) if of_clean else None
+    return Batch(inputs if kept is None else {**inputs, "past_key_values": kept}, positions, starts, predicting)
+
+
+def _predicting(
+    rows: Rows, clean: Bool[Tensor, "B L"], asked: Bool[Tensor, "R L"], starts: Bool[Tensor, "T"]
+) -> Int[Tensor, "T"]:
+    """The token of a pass over clean and asked ones whose output predicts each: of one that begins a block the clean
+    one before it.
+    """
+    found = torch.arange(len(starts), device=starts.device) - (~starts).long()
+    number_of_clean = (clean.flatten().cumsum(0) - 1).view_as(clean)
+    begins = rows.begin().repeat(len(asked) // len(clean), 1)[asked]
+    last = number_of_clean.roll(1, 1).repeat(len(asked) // len(clean), 1)[asked]
+    noised = found[int(clean.sum()) :]
+    noised[begins] = last[begins]
+    return found
 
 
 def _unused(ids: Tensor) -> Tensor:
@@ -203,12 +228,13 @@ def _streams(rows: Rows, clean: Tensor, asked: Tensor | None, *, skipped: int) -
     """The attention of a pass over the clean tokens and the noised ones that are asked; the first `skipped` of them
     are kept from another pass, and are no queries of this one.
     """
-    number = rows.block[clean]
+    of_clean, of_noised = rows.numbers
+    number = of_clean[clean]
     segments = list(_segments(rows.block, clean, 0))
     pieces = [] if skipped else [piece for at, blocks in segments for piece in _pieces(at, blocks, at, blocks, False)]
     if asked is not None:
         versions = rows.block.repeat(len(asked) // len(rows.block), 1)
-        number = torch.cat([number, versions[asked]])
+        number = torch.cat([number, of_noised.repeat(len(versions) // len(of_noised), 1)[asked]])
         for count, (at, blocks) in enumerate(_segments(versions, asked, int(clean.sum()))):
             first, before = segments[count % len(segments)]
             pieces += _pieces(at, blocks, first, before, True)
