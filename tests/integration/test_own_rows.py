@@ -15,6 +15,7 @@ from remask.cli import main
 from remask.data.canvas import Fill, build_rows
 from remask.data.collate import Collator, Visit
 from remask.data.sources import load_examples
+from remask.data.token_classes import LEXICAL
 from remask.diffusion.corruption import Canvas
 from remask.diffusion.likelihood import elbo_coupled_views, estimate
 from remask.diffusion.noise import Noise
@@ -45,10 +46,16 @@ def test_likelihood_is_the_mean_of_its_draws_whatever_the_batch(random_model: An
             with torch.no_grad():
                 draws.append(estimate(random_model, Canvas.of(batch), [views]).sequence.item())
         assert problem["elbo"] == pytest.approx(sum(draws) / 3, rel=1e-4)
+        tokens, nats = (
+            sum(said[part] for name, said in problem["classes"].items() if name in LEXICAL) for part in (0, 1)
+        )
+        assert (tokens, problem["classes"]["end"][0]) == (len(row.response), 1)
+        assert nats == pytest.approx(-problem["elbo"])
         assert problem["metrics"]["likelihood"] == pytest.approx(math.exp(sum(draws) / 3 / len(row.response)), rel=1e-4)
     assert block["nats_per_token"] == pytest.approx(
         -sum(p["elbo"] for p in block["problems"]) / sum(p["tokens"] for p in block["problems"])
     )
+    assert block["classes"]["end"][0] == len(built)
     alone = evaluate_likelihood(random_model, tokenizer, str(rows), batch_size=1, **settings)
     for one, other in zip(alone["problems"], block["problems"], strict=True):
         assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
@@ -93,6 +100,14 @@ def test_better_on_my_data(rows: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["compare", *files]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "likelihood: sft is better than start by" in said
+    assert "fewer are better" in said
+    assert main(["compare", *files, "--json"]) == 0
+    everything = json.loads(capsys.readouterr().out)["nats_per_token"]["likelihood"][0]
+    nats = [tasks["likelihood"]["nats_per_token"] for tasks in (before, after)]
+    assert everything["name"] == "all tokens"
+    assert [everything[side]["mean"] for side in ("baseline", "candidate")] == pytest.approx(nats)
+    assert everything["difference"]["mean"] == pytest.approx(nats[1] - nats[0])
+    assert everything["difference"]["high"] < 0
     assert main(["report", str(run), *files, "--output", str(tmp_path / "report.html")]) == 0
     assert "likelihood, %" in (tmp_path / "report.html").read_text()
 

@@ -12,6 +12,7 @@ from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
 from remask.evaluation.arms import Arm, load_evaluation, pool
 from remask.evaluation.compare import TaskComparison, compare_arms, told_apart, unshared
+from remask.evaluation.nats import ClassComparison, compare_nats
 from remask.report.words import p_value, plural
 
 EXAMPLES = """Examples:
@@ -43,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     baseline, candidate = (side(word) for word in words)
     start = side(config.start) if config.start else None
     found = compare_arms(baseline, candidate, start, allow_different_decoding=config.allow_different_decoding)
+    read = {c.task: compare_nats(baseline, candidate, c.task) for c in found if c.leads}
     names, alone = told_apart(baseline, candidate), unshared(baseline, candidate)
     for name, tasks in zip(names, alone, strict=True):
         if tasks:
@@ -55,10 +57,14 @@ def run(arguments: Sequence[str]) -> int:
                 "only_baseline": alone[0],
                 "only_candidate": alone[1],
                 "comparisons": [asdict(comparison) for comparison in found],
+                "nats_per_token": {task: [asdict(c) for c in classes] for task, classes in read.items() if classes},
             }
         )
     else:
         show(found, *names)
+        for task, classes in read.items():
+            if classes:
+                show_nats(task, classes, *names)
     return 0
 
 
@@ -105,6 +111,28 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
     for c in found:
         if c.leads:
             terminal.print(verdict(c, baseline, candidate), highlight=False)
+
+
+def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, candidate: str) -> None:
+    """Print what the two arms make of the answers that they read, over all tokens and class by class."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{task}: at most so many nats a token, fewer are better [95 % interval]",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    heads = ("tokens of class", "n", baseline, candidate, "difference", "p, Holm")
+    for place, head in enumerate(heads):
+        table.add_column(Text(head), justify="left" if place == 0 else "right")
+    for c in classes:
+        cells = [f"{x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in (c.baseline, c.candidate)]
+        change = f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]"
+        table.add_row(c.name, str(c.tokens), *cells, change, p_value(c.p_holm))
+    console().print(table)
 
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:

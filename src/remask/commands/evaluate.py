@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from remask.config import EvalConfig
 from remask.errors import UserError
 from remask.imports import uncollected
 from remask.progress import duration
+from remask.report.words import plural
 
 EXAMPLES = """Examples:
   remask eval --model runs/x --tasks sudoku,countdown --json x.json
@@ -120,9 +121,12 @@ def show(record: dict[str, Any]) -> None:
             nats = task["nats_per_token"]
             terminal.print(
                 f"{name}: at most {nats:.3f} nats a token, perplexity {math.exp(nats):.2f} "
-                f"(ELBO, {task['draws']} draws); the score is the geometric mean of a row's token probabilities",
+                f"(ELBO, {plural(task['draws'], 'draw')}); the score is the geometric mean of a row's token "
+                "probabilities",
                 highlight=False,
             )
+            if classes := task.get("classes"):
+                terminal.print(f"{name}, nats a token by class (tokens): {by_class(classes)}", highlight=False)
         if unended := task["generation"]["unended"]:
             terminal.print(
                 f"{name}: {unended} of {task['n']} answers fill the whole canvas without an end: cut off? "
@@ -139,3 +143,9 @@ def show(record: dict[str, Any]) -> None:
     if any(len(task["metrics"]) > 1 for task in record["tasks"].values()):
         terminal.print("[dim]* what published figures report[/dim]", highlight=False)
     terminal.print(f"[dim]decoding: {settings}; {duration(record['seconds'])}[/dim]", highlight=False)
+
+
+def by_class(classes: Mapping[str, tuple[int, float]]) -> str:
+    """Return the mean of each class in words, those first that say most of the whole."""
+    ordered = sorted(classes.items(), key=lambda item: -item[1][1])
+    return ", ".join(f"{name} {nats / tokens:.2f} ({tokens})" for name, (tokens, nats) in ordered)

@@ -24,11 +24,15 @@ START = "start"
 """The name of the arm of the model before any training."""
 
 ACCURACY = "accuracy"
+ALL = "all tokens"
+"""What stands beside the classes of tokens for all of them."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded problem of a task. `metrics` are further scores of it, as shares."""
+    """One graded problem of a task. `metrics` are further scores of it, as shares. nats: of an answer that was read,
+    not written, its tokens and nats by class (`ALL`: of the whole answer).
+    """
 
     id: str
     prompt: str
@@ -40,6 +44,7 @@ class Answer:
     answer: str | None
     tokens: int | None
     confidence: Sureness | None = None
+    nats: Mapping[str, tuple[int, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,15 @@ def _answer(problem: Mapping[str, Any], lead: str) -> Answer:
         answer=None if answer is None else str(answer),
         tokens=None if tokens is None else int(tokens),
         confidence=Sureness.parse(problem.get("confidence")),
+        nats=_nats(problem),
     )
+
+
+def _nats(problem: Mapping[str, Any]) -> Mapping[str, tuple[int, float]] | None:
+    if problem.get("elbo") is None:
+        return None
+    classes = {str(name): (int(n), float(nats)) for name, (n, nats) in (problem.get("classes") or {}).items()}
+    return {ALL: (int(problem["tokens"]), -float(problem["elbo"])), **classes}
 
 
 def find_evaluations(run_dir: Path | str) -> list[Evaluation]:

@@ -141,6 +141,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
     paired_seeds: bool | None = None,
+    limit: float = 1.0,
 ) -> Difference:
     """Return mean(a) − mean(b) for a [S_a, P], b [S_b, P] scored on the same problems in the same order.
 
@@ -157,32 +158,25 @@ def paired_difference(
     where p finds nothing, or the other way round; then the interval reaches to 0, or p is 1 − level. Where every
     problem shows the same difference, a bootstrap has no width; `unseen_bounds` says what other problems could show.
 
+    limit: the largest difference that there can be, 1 of shares. Where there is none, equal differences have no width.
+
     Raises UserError where the two sides differ in P, where P < 2, or where rows cannot be paired as asked.
     """
     _check_level(level)
     left, right = _matrix(a), _matrix(b)
     rows, other_rows, n = left.shape[0], right.shape[0], left.shape[1]
-    if n != right.shape[1]:
-        raise UserError(
-            f"a paired difference needs the same problems on both sides, got {n} and {right.shape[1]}",
-            mend="evaluate both on the same problems",
-        )
-    if n < 2:
-        raise UserError("a difference over one problem has no interval", mend="evaluate on more problems")
-    if paired_seeds is None:
-        paired_seeds = rows == other_rows
-    if paired_seeds and rows != other_rows:
-        raise UserError(f"{rows} seeds cannot be paired with {other_rows}", mend="leave paired_seeds out")
+    paired_seeds = _paired(left, right, paired_seeds)
     arms = [left - right] if paired_seeds else [left, -right]
     mean = float(sum(arm.mean() for arm in arms))
     rng = np.random.default_rng(seed)
     draws = _scaled(_bootstrap(arms, rng, resamples).sum(axis=1), mean, arms)
     if np.ptp(draws) < 1e-12:
-        return Difference(mean, *unseen_bounds(mean, n, level), n, min(rows, other_rows))
+        bounds = (mean, mean, float(abs(mean) < 1e-12)) if limit == math.inf else unseen_bounds(mean, n, level)
+        return Difference(mean, *bounds, n, min(rows, other_rows))
     one_each = rows == other_rows == 1
     if one_each:
         draws = mean + (draws - mean) / np.sqrt(rng.chisquare(n - 1, resamples) / (n - 1))
-    low, high = (min(1.0, max(-1.0, end)) for end in percentiles(draws, level))
+    low, high = (min(limit, max(-limit, end)) for end in percentiles(draws, level))
     # A resample that equals the observed difference up to rounding is as extreme as it, and counts.
     extreme = int((np.abs(draws - mean) >= abs(mean) - 1e-12).sum())
     p_value = (1 + extreme) / (1 + resamples)
@@ -193,6 +187,21 @@ def paired_difference(
     elif low <= 0.0 <= high:
         p_value = 1.0 - level
     return Difference(mean, low, high, p_value, n, min(rows, other_rows))
+
+
+def _paired(left: Scores, right: Scores, paired_seeds: bool | None) -> bool:
+    """Whether rows are paired. Raises UserError where they cannot be, or where there are not the same problems."""
+    rows, other_rows, n = left.shape[0], right.shape[0], left.shape[1]
+    if n != right.shape[1]:
+        raise UserError(
+            f"a paired difference needs the same problems on both sides, got {n} and {right.shape[1]}",
+            mend="evaluate both on the same problems",
+        )
+    if n < 2:
+        raise UserError("a difference over one problem has no interval", mend="evaluate on more problems")
+    if paired_seeds and rows != other_rows:
+        raise UserError(f"{rows} seeds cannot be paired with {other_rows}", mend="leave paired_seeds out")
+    return rows == other_rows if paired_seeds is None else paired_seeds
 
 
 def mcnemar(wins: int, losses: int) -> float:
