@@ -49,6 +49,7 @@ def test_dump_then_load_is_the_identity(tmp_path: Path) -> None:
         model_attention="full",
         data="data.jsonl",
         eval_data="held_out.jsonl",
+        apart_from="test.jsonl",
         objective="gift-elbo",
         output_dir="runs/ü: [x]",
         resume="auto",

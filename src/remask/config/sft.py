@@ -125,6 +125,8 @@ class SftConfig:
     gym:<name>[+<name>]:<rows> with reasoning-gym's problems."""
     eval_data: str | None = None
     """Held-out rows for the evaluation loss, in the same forms."""
+    apart_from: str | None = None
+    """Files that a model will be tested on, joined by commas: rows near one of their texts are left out, and listed."""
     objective: TuningName = "sft"
     """The method of fine-tuning."""
     output_dir: str = "runs/sft"

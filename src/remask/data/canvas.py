@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.choices import FillName, OnBadRow, OverLong, values
 from remask.data.chat import encode
+from remask.data.near import Near
 from remask.data.sources import Example, Loaded
 from remask.errors import UserError
 from remask.progress import progress
@@ -99,12 +100,15 @@ LONG = 2000
 class Rows(Generic[R]):
     """Tokenised rows (or pairs of them) with what became of the others, and how many rows have each key that is not
     read.
+
+    near: those left out because the model is to be tested on them, or nearly so.
     """
 
     rows: list[R]
     truncated: int = 0
     dropped: int = 0
     skipped: list[str] = field(default_factory=list)
+    near: list[Near] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
 
 

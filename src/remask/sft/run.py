@@ -16,6 +16,7 @@ from remask.choices import Split
 from remask.config import SftConfig
 from remask.data.canvas import Fill, Row, Rows, build_rows, tell_faults
 from remask.data.collate import Collator
+from remask.data.near import leave_out
 from remask.data.sources import Loaded, load_examples
 from remask.diffusion.objective import Objective
 from remask.diffusion.uniform import UniformObjective
@@ -183,6 +184,8 @@ def _described(config: SftConfig, trainer: SftTrainer, rows: Rows[Row], extent: 
             "truncated": rows.truncated,
             "dropped": rows.dropped,
             "skipped": rows.skipped,
+            **({"apart_from": config.apart_from} if config.apart_from else {}),
+            **({"near": [asdict(near) for near in rows.near]} if rows.near else {}),
             "digest": digest((row.prompt, row.response) for row in rows.rows),
         },
     }
@@ -257,6 +260,7 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], R
             loaded = Loaded(generated_examples(source, split=split, prompt_style=known.prompt_style))
         else:
             loaded = load_examples(source, on_bad_row=config.on_bad_row)
+        near = leave_out(source, loaded, config.apart_from) if split == "train" and config.apart_from else []
         built = build_rows(
             loaded.examples,
             tokenizer,
@@ -266,6 +270,7 @@ def _rows(config: SftConfig, tokenizer: Any, known: Facts) -> tuple[Rows[Row], R
             mask_id=known.mask_token_id,
         )
         built.skipped = loaded.skipped + built.skipped
+        built.near = near
         tell_faults(source, loaded, built)
         return built
 
