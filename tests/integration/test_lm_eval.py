@@ -76,6 +76,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_harnesss_own_models_are_known_beside_it() -> None:
+    from lm_eval.api.registry import model_registry
+
+    assert {"remask", "hf", "vllm", "openai-completions"} <= set(model_registry.keys())
+
+
 @pytest.fixture(autouse=True)
 def no_cache_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -125,13 +125,21 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    heads = ("tokens of class", "n", baseline, candidate, "difference", "p, Holm")
-    for place, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if place == 0 else "right")
-    for c in classes:
-        cells = [f"{x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in (c.baseline, c.candidate)]
-        change = f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]"
-        table.add_row(c.name, str(c.tokens), *cells, change, p_value(c.p_holm))
+    rows = [
+        (
+            c.name,
+            f"{c.tokens:,}",
+            *(f"{side.mean:.2f} [{side.low:.2f}, {side.high:.2f}]" for side in (c.baseline, c.candidate)),
+            f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]",
+            p_value(c.p_holm),
+        )
+        for c in classes
+    ]
+    for i, head in enumerate(("class", "tokens", baseline, candidate, "difference", "p, Holm")):
+        widest = max(len(row[i]) for row in rows)
+        table.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold", min_width=widest)
+    for row in rows:
+        table.add_row(*row)
     console().print(table)
 
 

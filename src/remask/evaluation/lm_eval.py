@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import lm_eval.models  # noqa: F401  (the harness's own: once another model is registered it looks for them no more)
 import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
@@ -185,7 +186,7 @@ class RemaskLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         pairs = [(context, ending) for _, context, ending in requests]
         values = self._elbos(pairs, disable_tqdm)
-        greedy = self._greedy(pairs) if self.check_greedy else [False] * len(pairs)
+        greedy = self._greedy(pairs, disable_tqdm) if self.check_greedy else [False] * len(pairs)
         results = list(zip(values, greedy, strict=True))
         for (texts, _, _), result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, result)
@@ -234,20 +235,26 @@ class RemaskLM(TemplateLM):
         u = np.random.default_rng([self.seed, context, 1, draw]).random(length, dtype=np.float32)
         return (offset + draw / self.draws) % 1.0, torch.from_numpy(u)
 
-    def _greedy(self, pairs: Sequence[Pair]) -> list[bool]:
+    def _greedy(self, pairs: Sequence[Pair], quiet: bool) -> list[bool]:
         """Whether decoding one token a step, the surest first, gives each ending."""
         found = [False] * len(pairs)
         by_shape: dict[tuple[int, int], list[int]] = {}
         for number, (context, ending) in enumerate(pairs):
             if ending:
                 by_shape.setdefault((len(context), len(ending)), []).append(number)
-        for (_, length), numbers in by_shape.items():
-            for start in range(0, len(numbers), self.batch_size):
-                part = numbers[start : start + self.batch_size]
-                prompts = torch.tensor([pairs[number][0] for number in part], device=self.device)
-                written = run(self.model, prompts, None, Decoding(max_new_tokens=length, stop_early=False)).ids.tolist()
-                for number, ids in zip(part, written, strict=True):
-                    found[number] = ids == pairs[number][1]
+        done = 0
+        tokens = sum(len(ending) for _, ending in pairs)
+        with progress("decoding endings (check_greedy)", tokens, enabled=not quiet) as tick:
+            for (_, length), numbers in by_shape.items():
+                for start in range(0, len(numbers), self.batch_size):
+                    part = numbers[start : start + self.batch_size]
+                    prompts = torch.tensor([pairs[number][0] for number in part], device=self.device)
+                    decoding = Decoding(max_new_tokens=length, stop_early=False)
+                    written = run(self.model, prompts, None, decoding).ids.tolist()
+                    for number, ids in zip(part, written, strict=True):
+                        found[number] = ids == pairs[number][1]
+                    done += length * len(part)
+                    tick(done)
         return found
 
     def _decoding(self, asked: dict[str, Any]) -> Decoding:
