@@ -88,6 +88,10 @@ class Moments:
             _of_each(products.other, of_other),
         )
 
+    def product(self) -> Float[Array, "N"]:
+        """Return μ·ν."""
+        return self.inner
+
     def cosine(self) -> Float[Array, "N"]:
         """Return the cosine of the two means; NaN where one is lost in the noise."""
         return self.inner / (_root(self.own) * _root(self.other))
@@ -111,12 +115,17 @@ class Moments:
         return _root(self.own)
 
 
+def value_of(products: Products, of: Callable[[Moments], Array]) -> float:
+    """Return a figure of the moments without its interval; NaN where it is lost in the noise."""
+    return float(of(Moments.of(products, _once(len(products.own)), _once(len(products.other))))[0])
+
+
 def figure(products: Products, of: Callable[[Moments], Array], *, seed: int = 0) -> Figure:
     """Return a figure of the moments, with its interval. No interval is given where the figure is unknown in more than
     2.5 % of the resamples.
     """
     draws, others = len(products.own), len(products.other)
-    value = float(of(Moments.of(products, _once(draws), _once(others)))[0])
+    value = value_of(products, of)
     if not np.isfinite(value):
         return Figure(None)
     random = np.random.default_rng(seed)

@@ -26,8 +26,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from remask.analysis.gradient_sums import Gradient, sketch
-from remask.analysis.noisy_means import Figure, Moments, Products, figure
-from remask.rl.batches import Plan
+from remask.analysis.noisy_means import Figure, Moments, Products, figure, value_of
+from remask.analysis.policy_step import length_of, moved
+from remask.rl.batches import Plan, PolicyBatch
 from remask.rl.groups import Group, Timing
 from remask.rl.policy_loss import PolicyObjective
 from remask.rl.rollout import RolloutMaker
@@ -59,6 +60,8 @@ class FirstUpdate:
     folder: where the trainer would write, had it anything to write.
     """
 
+    max_lag = 0
+
     def __init__(
         self, model: Any, objective: PolicyObjective, maker: RolloutMaker, *, mask_id: int, batch_size: int, folder: str
     ) -> None:
@@ -83,15 +86,23 @@ class FirstUpdate:
             objective=objective,
             maker=self.maker,
             plan=Plan(rows, 1, 1, min(batch_size, rows)),
+            max_lag=self.max_lag,
             mask_id=mask_id,
         )
 
     def __call__(self, sampled: Sampled) -> Gradient:
         """Return ∂loss/∂θ in float32. The model's `.grad` is empty afterwards."""
+        return self.gradient(self.scored(sampled))
+
+    def scored(self, sampled: Sampled) -> list[PolicyBatch]:
+        """Return the rollout's micro-batches."""
+        return self.trainer.scored(self.maker.laid_out(sampled.number, sampled.groups, sampled.timings))
+
+    def gradient(self, batches: list[PolicyBatch]) -> Gradient:
+        """Return the gradient of one optimiser step on these micro-batches."""
         model, trainer = self.trainer.model, self.trainer
         model.zero_grad(set_to_none=True)
-        rollout = self.maker.laid_out(sampled.number, sampled.groups, sampled.timings)
-        inputs, count = trainer.prepare(trainer.scored(rollout), model.device)
+        inputs, count = trainer.prepare(batches, model.device)
         for each in inputs:
             trainer.backward(trainer.compute_loss(model, each, num_items_in_batch=count))
         found = {
@@ -101,6 +112,27 @@ class FirstUpdate:
         }
         model.zero_grad(set_to_none=True)
         return found
+
+
+class LaterUpdate(FirstUpdate):
+    """The gradient at an update on a rollout after the policy has made a move. Ratios are to the policy that wrote the
+    answers, which is the reference model too.
+    """
+
+    max_lag = 1
+    """The old likelihoods are read for every row, as the trainer reads those of rollouts that are made ahead."""
+
+    def __init__(self, *args: Any, move: Gradient, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.move = move
+
+    def __call__(self, sampled: Sampled) -> Gradient:
+        """Return ∂loss/∂θ at the weights after the move. The weights are as before afterwards."""
+        self.trainer.state.global_step = 0
+        batches = self.scored(sampled)
+        self.trainer.state.global_step = 1
+        with moved(self.trainer.model, self.move):
+            return self.gradient(batches)
 
 
 @dataclass
@@ -119,6 +151,11 @@ class Gathered:
             self.total[name] = self.total[name] + g if name in self.total else g.clone()
         self.forwards += forwards
         self.seconds += seconds
+
+    @property
+    def mean(self) -> Gradient:
+        """Return the mean of the gradients as they are."""
+        return {name: total / len(self.kept) for name, total in self.total.items()}
 
     @property
     def matrix(self) -> Float[Tensor, "R M"]:
@@ -146,6 +183,7 @@ class PolicyNoise:
     compute: Figure
     compute_seconds: float | None
     one_rollout: Figure
+    along: float
 
 
 @dataclass
@@ -212,6 +250,7 @@ def held_against(name: str, own: Gathered, sampler: Gathered, answers: int, *, p
         scaled(many, forwards),
         None if many.value is None else many.value * seconds,
         figure(products, Moments.one_draw),
+        value_of(products, Moments.product) / length_of(own.mean),
     )
 
 

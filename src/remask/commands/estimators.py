@@ -293,9 +293,10 @@ def _gradients(
 
 def show(record: dict[str, Any]) -> None:
     """Print the tables of the parts that were measured."""
-    from remask.commands.estimator_tables import tables
+    from remask.commands import estimator_tables, policy_tables
 
-    for title, table, notes in policy_estimators.tables(record) if "policy" in record else tables(record):
+    module = policy_tables if "policy" in record else estimator_tables
+    for title, table, notes in module.tables(record):
         console().print(f"\n[bold]{title}[/bold]", highlight=False)
         console().print(table)
         console().print(f"[dim]{notes}[/dim]", highlight=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from remask.choices import Split
 from remask.config import EstimatorsConfig
 from remask.errors import UserError
 
@@ -15,6 +17,17 @@ OBJECTIVES = ("espo", "token-elbo", "diffu-grpo", "coupled-grpo", "spg", "justgr
 """What is compared where no objective is named."""
 TASKS, PROMPTS = "sudoku", 8
 LEAST_ROLLOUTS = 4
+PLAIN: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": None,
+    "top_p": None,
+    "guidance": 0.0,
+    "threshold": None,
+    "at_least": 1,
+    "edit_threshold": None,
+    "edit_steps": 16,
+}
+"""Decoding under which a token is drawn with the probability that the model gives it, whatever a checkpoint says."""
 
 
 def check(config: EstimatorsConfig) -> None:
@@ -26,9 +39,14 @@ def check(config: EstimatorsConfig) -> None:
     if config.temperature != 1:
         raise UserError(
             f"temperature = {config.temperature}: objectives score answers at temperature 1, and the sampler's own "
-            "gradient is that of the probabilities that tokens were drawn with",
+            "gradient is of the probabilities that tokens were drawn with",
             mend="leave temperature out with --policy",
         )
+    for name, least in (("moved", 0.0), ("step", 0.0)):
+        if not least <= getattr(config, name) < float("inf"):
+            raise UserError(f"{name} = {getattr(config, name)}", mend="give a length above 0, or 0 to leave it out")
+    if config.moved and config.step:
+        raise UserError("both moved and step are given", mend="a step is from the weights that wrote: leave one out")
     for name in named(config):
         resolve(name)
 
@@ -41,48 +59,88 @@ def named(config: EstimatorsConfig) -> list[str]:
 
 def measure(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any, tasks: Sequence[Any]) -> dict[str, Any]:
     """Return the record of what was measured of every objective."""
-    from remask.analysis.policy_gradients import SAMPLER, FirstUpdate, Meter, Sampled, held_against, one_by_one
+    from remask.analysis.policy_gradients import SAMPLER, held_against
     from remask.diffusion.blocks import attention_of
-    from remask.progress import progress
     from remask.rl.presets import resolve
     from remask.rl.settings import in_blocks_of, tell_what_the_gradient_lacks
     from remask.sampling.generate import decoding_for
 
-    decoding = decoding_for(model, temperature=1.0, reveal=config.reveal, top_k=None, top_p=None, guidance=0.0)
-    maker = _maker(config, model, tokenizer, known, tasks, decoding)
+    mask_id = known.mask_id
+    decoding = replace(decoding_for(model), reveal=config.reveal, **PLAIN)
     tell_what_the_gradient_lacks(SAMPLER, decoding)
-    objectives = {SAMPLERS_OWN: SAMPLER} | {name: resolve(name) for name in named(config)}
-    meter, rollouts = Meter(), []
-    with progress("rollouts", config.rollouts) as tick, meter.of(model):
-        for number in range(config.rollouts):
-            rollouts.append(Sampled(number, *maker.answered(number)))
-            tick(number + 1)
-    answers = maker.order.per_rollout * config.completions
+    maker = _maker(config, model, tokenizer, known, tasks, decoding, "train")
+    objectives = {name: in_blocks_of(resolve(name), decoding, attention_of(model)) for name in named(config)}
+    rollouts, forwards = _sampled(config, model, maker, "rollouts")
+    rewards = _of_rewards(rollouts)
+    if rewards["without_spread"] == 1:
+        raise UserError(
+            "no group of answers had rewards that differ: no objective has a gradient",
+            mend="name easier tasks, or give more answers to each problem (--completions)",
+        )
     with TemporaryDirectory() as folder:
-        updates = {
-            name: FirstUpdate(
-                model,
-                in_blocks_of(objective, decoding, attention_of(model)),
-                maker,
-                mask_id=known.mask_id,
-                batch_size=config.batch_size,
-                folder=folder,
-            )
-            for name, objective in objectives.items()
-        }
-        gathered = _gathered(model, updates, rollouts, one_by_one)
-    found = [held_against(name, own, gathered[SAMPLERS_OWN], answers) for name, own in gathered.items()]
-    return {
+        setting = {"maker": maker, "mask_id": mask_id, "batch_size": config.batch_size, "folder": folder}
+        gathered = _gathered(config, model, objectives, rollouts, setting)
+    own, answers = gathered[SAMPLERS_OWN], maker.order.per_rollout * config.completions
+    found = [
+        held_against(name, each, own, answers, paired=each is own or not config.moved)
+        for name, each in gathered.items()
+    ]
+    record = {
         "decoding": decoding.described(),
         "answers": answers,
-        "sampling_forwards": meter.rows / config.rollouts / answers,
-        **_of_rewards(rollouts),
+        "sampling_forwards": forwards / config.rollouts / answers,
+        **rewards,
         "objectives": [asdict(each) for each in found],
     }
+    if config.step:
+        fresh = _maker(config, model, tokenizer, known, tasks, decoding, "validation")
+        means = {name: each.mean for name, each in gathered.items()}
+        along = {each.name: each.along for each in found}
+        record["gains"] = _gains(config, model, fresh, means, along)
+    return record
 
 
-def _gathered(model: Any, updates: Any, rollouts: Sequence[Any], one_by_one: Any) -> dict[str, Any]:
-    """All gradients. How far they are is told in forward passes, once the first rollout has told what each takes."""
+def _sampled(config: EstimatorsConfig, model: Any, maker: Any, label: str, first: int = 0) -> tuple[list[Any], int]:
+    """Rollouts from the weights as they are, and the forward passes of a row that they took."""
+    from remask.analysis.policy_gradients import Meter, Sampled
+    from remask.progress import progress
+
+    meter, rollouts = Meter(), []
+    with progress(label, config.rollouts) as tick, meter.of(model):
+        for number in range(config.rollouts):
+            rollouts.append(Sampled(first + number, *maker.answered(first + number)))
+            tick(number + 1)
+    return rollouts, meter.rows
+
+
+def _gathered(
+    config: EstimatorsConfig, model: Any, objectives: dict[str, Any], rollouts: Sequence[Any], setting: dict[str, Any]
+) -> dict[str, Any]:
+    """All gradients: of the same answers; or where the policy is to have moved, the sampler's own of answers that were
+    written after the move, and the others' of answers from before it.
+    """
+    from remask.analysis.policy_gradients import SAMPLER, FirstUpdate, LaterUpdate
+    from remask.analysis.policy_step import downhill, moved
+
+    own = {SAMPLERS_OWN: FirstUpdate(model, SAMPLER, **setting)}
+    if not config.moved:
+        others = {name: FirstUpdate(model, objective, **setting) for name, objective in objectives.items()}
+        return _all_of(model, own | others, rollouts)
+    maker, count = setting["maker"], config.rollouts
+    between, _ = _sampled(config, model, maker, "rollouts to move by", count)
+    move = downhill(_all_of(model, own, between)[SAMPLERS_OWN].mean, config.moved)
+    with moved(model, move):
+        after, _ = _sampled(config, model, maker, "rollouts after the move", 2 * count)
+        gathered = _all_of(model, own, after)
+    later = {name: LaterUpdate(model, each, move=move, **setting) for name, each in objectives.items()}
+    return gathered | _all_of(model, later, rollouts)
+
+
+def _all_of(model: Any, updates: Any, rollouts: Sequence[Any]) -> dict[str, Any]:
+    """Gradients of all rollouts. How far they are is told in forward passes, once the first rollout has told what each
+    takes.
+    """
+    from remask.analysis.policy_gradients import one_by_one
     from remask.progress import progress
 
     steps: Iterator[tuple[str, Any, int]] = one_by_one(model, updates, rollouts)
@@ -95,15 +153,36 @@ def _gathered(model: Any, updates: Any, rollouts: Sequence[Any], one_by_one: Any
             tick(number + 1, name)
     done = each
     with progress("gradients: forward passes", each * len(rollouts)) as tick:
-        tick(done)
         for name, _, forwards in steps:
             done += forwards
             tick(done, name)
     return gathered
 
 
+def _gains(
+    config: EstimatorsConfig, model: Any, maker: Any, means: dict[str, Any], along: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The reward gained by a step along each mean, on as many fresh problems as gradients were taken of."""
+    from remask.analysis.policy_step import gains
+    from remask.progress import progress
+
+    total, done = config.rollouts * (1 + len(means)), 0
+    with progress("steps: rollouts", total) as tick:
+
+        def answered() -> list[Any]:
+            nonlocal done
+            groups = []
+            for number in range(config.rollouts):
+                groups += maker.answered(number)[0]
+                done += 1
+                tick(done)
+            return groups
+
+        return [asdict(gain) for gain in gains(model, means, along, config.step, answered)]
+
+
 def _maker(
-    config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any, tasks: Sequence[Any], decoding: Any
+    config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any, tasks: Sequence[Any], decoding: Any, split: Split
 ) -> Any:
     """Rollouts as RL makes them: each problem is asked in one rollout, and its answers have the task's dense score."""
     from remask.config import RlConfig
@@ -116,8 +195,8 @@ def _maker(
     from remask.tasks.benchmark import Asking, Benchmark
 
     each = config.prompts or 0
-    count = -(-each * config.rollouts // len(tasks))
-    benchmarks = [Benchmark(task, task.generate(count, split="train", seed=config.seed), task.name) for task in tasks]
+    count = -(-each * config.rollouts * (3 if config.moved else 1) // len(tasks))
+    benchmarks = [Benchmark(task, task.generate(count, split=split, seed=config.seed), task.name) for task in tasks]
     prompts = [p for b in benchmarks for p in task_prompts(b, tokenizer, Asking(known.prompt_style))]
     rewards = parse_rewards(RlConfig().rewards.functions, None, canvas=decoding.max_new_tokens)
     return RolloutMaker(
@@ -135,45 +214,9 @@ def _maker(
 
 
 def _of_rewards(rollouts: Sequence[Any]) -> dict[str, float]:
-    from statistics import mean
-
-    totals = [total for rollout in rollouts for group in rollout.groups for total in group.total]
-    same = [len(set(group.total)) == 1 for rollout in rollouts for group in rollout.groups]
-    return {"reward": mean(totals), "without_spread": mean(same)}
-
-
-def tables(record: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield (title, table, note) of what was measured."""
-    from remask.commands.estimator_tables import as_table
-
-    settings, found = record["settings"], record["policy"]
-    rows = []
-    for m in found["objectives"]:
-        figures = (_figure(m["cosine"]), _figure(m["relative"], spread=False), _figure(m["compute"]))
-        shown = ("1", figures[1], "1") if m["name"] == SAMPLERS_OWN else figures
-        rows.append([m["name"], f"{m['forwards']:.0f}", f"{m['seconds']:.2f}", *shown, _figure(m["one_rollout"])])
-    yield (
-        f"Policy gradients: {settings['rollouts']} rollouts of {found['answers']} answers, reveal "
-        f"{settings['reveal']}, mean reward {found['reward']:.3f}",
-        as_table(["objective", "forwards", "s", "cosine", "noise", "compute", "one rollout"], rows),
-        "forwards: of a row, for one answer's gradient (with its backward pass one counts as 3). s: for a rollout's. "
-        "cosine: of the objective's mean with the sampler's own mean, both without their noise. noise: variance over "
-        "norm² of a rollout's gradient. compute: forwards for a gradient as exact as one of the sampler's own, of its. "
-        "one rollout: the cosine of one rollout's gradient with the sampler's own mean. Brackets: 95 %, over rollouts. "
-        f"–: lost in noise. {_target(settings['reveal'])}",
-    )
-
-
-def _target(reveal: str) -> str:
-    if reveal in ("random", "left_to_right"):
-        return (
-            f"Under reveal {reveal} the sampler's own is an unbiased estimate of the gradient of the expected reward."
-        )
-    return f"Under reveal {reveal} the sampler's own lacks the part through the choice of places (docs/theory.md, 12)."
-
-
-def _figure(figure: dict[str, Any], *, spread: bool = True) -> str:
-    from remask.commands.estimator_tables import interval, number
-
-    digits = 2 if figure["value"] is None or abs(figure["value"]) < 10 else 1
-    return number(figure["value"], digits) + (interval(figure["low"], figure["high"], digits) if spread else "")
+    """The answers' mean reward, and the share of groups whose rewards are all the same."""
+    groups = [group for rollout in rollouts for group in rollout.groups]
+    return {
+        "reward": mean(total for group in groups for total in group.total),
+        "without_spread": mean(len(set(group.total)) == 1 for group in groups),
+    }

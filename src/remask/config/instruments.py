@@ -66,6 +66,11 @@ class EstimatorsConfig:
     """Policy: which proposals a step of the sampler keeps. Under random and left_to_right the weights have no say in
     it, and what is compared with is the gradient of the expected reward; under the others the part through the choice
     of places is missing in it (docs/theory.md, 12)."""
+    moved: float = 0.0
+    """Policy: how far the weights have moved along the sampler's own gradient since they wrote the answers: ratios are
+    no longer 1. At 0 it is the first update."""
+    step: float = 0.0
+    """Policy: also measure the reward that a step of this length along each mean gradient gains (0: do not)."""
     seed: int = 0
     batch_size: int = 64
     fill: FillName | None = None
