@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from test_sampler_gradient import (
     cosine,
     in_random_order,
     pairwise,
+    random_theta,
     slope,
 )
 from torch import Tensor, nn
@@ -31,13 +33,16 @@ from remask.analysis.policy_gradients import (
     SAMPLER,
     FirstUpdate,
     Gathered,
+    LaterUpdate,
     Meter,
     Sampled,
     held_against,
     kept_of,
     one_by_one,
 )
+from remask.analysis.policy_step import downhill, gains, length_of
 from remask.models.prediction import Prediction, predicted
+from remask.rl.groups import Group
 from remask.rl.presets import PRESETS
 from remask.rl.prompts import Prompt, PromptOrder
 from remask.rl.rollout import RolloutMaker
@@ -46,7 +51,7 @@ from remask.sampling import Decoding, run
 from remask.sampling.engine import Answer, Request
 from remask.sampling.generate import Row
 
-ANSWERS, ROLLOUTS = 128, 16
+ANSWERS, ROLLOUTS = 96, 12
 NEVER = -60.0
 
 
@@ -96,11 +101,9 @@ def in_table(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Any:
     return SimpleNamespace(total=total, by_function={}, faults=[])
 
 
-@pytest.fixture(scope="module")
-def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gathered]:
-    """All objectives' gradients on the same rollouts of one prompt, in random order at temperature 1."""
-    model = Model()
-    maker = RolloutMaker(
+def maker_of(model: Model) -> RolloutMaker:
+    """Rollouts of one prompt, in random order at temperature 1."""
+    return RolloutMaker(
         Writer(model),
         SimpleNamespace(score=in_table, prefill=""),  # type: ignore[arg-type]
         Layout(MASK, [END], "canvas"),
@@ -112,6 +115,13 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gathered]:
         seed=0,
         batch_size=ANSWERS,
     )
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gathered]:
+    """All objectives' gradients on the same rollouts."""
+    model = Model()
+    maker = maker_of(model)
     objectives = {"own": SAMPLER} | {name: PRESETS[name] for name in ("cj-grpo", "diffu-grpo", "espo", "token-elbo")}
     folder = str(tmp_path_factory.mktemp("trainer"))
     updates = {
@@ -165,6 +175,52 @@ def test_at_the_first_update_a_ratio_of_tokens_has_the_gradient_of_a_ratio_of_an
     gathered: dict[str, Gathered],
 ) -> None:
     assert torch.allclose(gathered["espo"].matrix, gathered["token-elbo"].matrix, atol=1e-6)
+
+
+def test_after_a_move_ratios_count_and_weights_are_put_back(tmp_path: Path) -> None:
+    """A ratio of tokens then weighs each token by its own, so that the gradients of both levels part. Without a clip
+    or KL −A·ρ/n·Σ∇ℓ is what an answer adds at level sequence, with ρ = exp((ℓ − ℓ_old)/n), as worked out here by hand.
+    """
+    model = Model()
+    maker, before = maker_of(model), model.theta.detach().clone()
+    move = downhill({"theta": random_theta(8).float()}, 2.0)
+    assert length_of(move) == pytest.approx(2)
+    plain = replace(PRESETS["sequence-mean-field"], prompt_mask=0.0, kl="none", clip_low=1e9, clip_high=1e9)
+    setting: dict[str, Any] = {"mask_id": MASK, "batch_size": ANSWERS, "folder": str(tmp_path), "move": move}
+    sampled = Sampled(0, *maker.answered(0))
+    found = LaterUpdate(model, plain, maker, **setting)(sampled)["theta"]
+    assert torch.equal(model.theta, before)
+    token = LaterUpdate(model, replace(plain, level="token"), maker, **setting)(sampled)["theta"]
+    assert 0.5 < cosine(found, token) < 0.999
+    ids = torch.tensor([answer.row.token_ids for group in sampled.groups for answer in group.answers])
+    rewards = torch.tensor([REWARD[tuple(row)] for row in ids.tolist()])
+    gain = (rewards - rewards.mean()) * ANSWERS / (ANSWERS - 1)
+
+    def log_p(theta: Tensor) -> Tensor:
+        logits = pairwise(theta, torch.full((1, PLACES), MASK)).log_softmax(-1).expand(ANSWERS, -1, -1)
+        return logits.gather(-1, ids[..., None]).sum((1, 2))
+
+    theta = (before + move["theta"]).requires_grad_()
+    loss = -(gain * ((log_p(theta) - log_p(before)) / PLACES).exp()).mean()
+    assert torch.allclose(found, torch.autograd.grad(loss, theta)[0], atol=1e-6)
+
+
+def test_a_step_gains_what_the_reward_says() -> None:
+    """Of two problems' answers one each is worth Σθ and Σθ/2: 0.1·4 before. Each θ moves by −0.2·(−1)/√4 = 0.1, and
+    the problems' means by 0.2 and 0.1.
+    """
+    model = nn.Linear(4, 1, bias=False)
+    nn.init.constant_(model.weight, 0.1)
+
+    def answered() -> list[Group]:
+        worth = model.weight.sum().item()
+        return [Group(0, [], [worth, 0.0], {}), Group(1, [], [worth / 2, 0.0], {})]
+
+    (gain,) = gains(model, {"own": {"weight": -torch.ones(1, 4)}}, {"own": 3.0}, 0.2, answered)
+    assert (gain.name, gain.expected) == ("own", pytest.approx(0.6))
+    assert gain.measured == pytest.approx(0.15)
+    assert gain.low < 0.15 < gain.high
+    assert torch.equal(model.weight, torch.full((1, 4), 0.1))
 
 
 def test_of_a_long_gradient_a_sketch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from remask.analysis.gradient_sums import Gradient
-from remask.evaluation.statistics import mean_interval
+from remask.evaluation.statistics import paired_difference
 from remask.rl.groups import Group
 
 
@@ -74,13 +74,9 @@ def gains(
     for name, mean in means.items():
         with moved(model, downhill(mean, length)):
             after = _by_problem(answered())
-        found = mean_interval([a - b for a, b in zip(after, before, strict=True)])
-        yield Gain(name, length * expected[name], sum(after) / len(after) - sum(before) / len(before), *_ends(found))
+        found = paired_difference([after], [before])
+        yield Gain(name, length * expected[name], found.mean, found.low, found.high)
 
 
 def _by_problem(groups: Sequence[Group]) -> list[float]:
     return [sum(group.total) / len(group.total) for group in groups]
-
-
-def _ends(interval: Any) -> tuple[float, float]:
-    return interval.low, interval.high
