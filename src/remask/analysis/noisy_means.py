@@ -89,7 +89,7 @@ class Moments:
         )
 
     def product(self) -> Float[Array, "N"]:
-        """Return μ·ν."""
+        """Return the inner product μ·ν of the two means."""
         return self.inner
 
     def cosine(self) -> Float[Array, "N"]:
@@ -111,7 +111,7 @@ class Moments:
         return self.relative() / ((self.other_square - self.other) / _root(self.other) ** 2)
 
     def norm(self) -> Float[Array, "N"]:
-        """Return ‖μ‖."""
+        """Return the norm ‖μ‖ of the first mean."""
         return _root(self.own)
 
 

@@ -137,7 +137,7 @@ class LaterUpdate(FirstUpdate):
 
 @dataclass
 class Gathered:
-    """What is kept of one objective's gradients: of each M numbers, and the sum of all."""
+    """The record of one objective's gradients: M numbers of each, the sum of all, and what they took."""
 
     kept: list[Float[Tensor, "M"]] = field(default_factory=list)
     total: Gradient = field(default_factory=dict)
@@ -165,7 +165,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class PolicyNoise:
-    """What was measured of one objective's gradient.
+    """The bias and noise of one objective's gradient.
 
     forwards: forward passes of a row that an answer's gradient takes, beside those that wrote it. seconds: of a
     rollout's gradient. cosine: of its mean with the mean of the sampler's own. relative: tr Σ/‖μ‖² of one rollout's.
@@ -188,7 +188,7 @@ class PolicyNoise:
 
 @dataclass
 class Meter:
-    """Counts the forward passes of a row that are made of a model."""
+    """A meter counts the forward passes of a row that are made of a model."""
 
     rows: int = 0
 

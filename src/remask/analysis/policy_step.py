@@ -34,7 +34,7 @@ class Gain:
 
 
 def length_of(gradient: Gradient) -> float:
-    """Return ‖g‖."""
+    """Return the norm ‖g‖ of a gradient."""
     return float(torch.stack([g.double().square().sum() for g in gradient.values()]).sum().sqrt())
 
 

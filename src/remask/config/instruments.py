@@ -11,7 +11,8 @@ from remask.config.read import STRICT
 @dataclass(frozen=True)
 class EstimatorsConfig:
     """Measure bias and variance of ELBO estimators and of SFT gradients, per unit of compute; how tight the ELBO is,
-    and whether it tells which answer is better.
+    and whether it tells which answer is better. With --policy: bias and variance of policy gradients instead, held
+    against the gradient of the sampler itself.
     """
 
     __pydantic_config__ = STRICT
