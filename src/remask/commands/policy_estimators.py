@@ -26,6 +26,8 @@ PLAIN: dict[str, Any] = {
     "at_least": 1,
     "edit_threshold": None,
     "edit_steps": 16,
+    "suppress_eos": False,
+    "stop_last": False,
 }
 """Decoding under which a token is drawn with the probability that the model gives it, whatever a checkpoint says."""
 
