@@ -9,6 +9,7 @@ import pytest
 
 import remask
 from remask import cli
+from remask.commands import policy_estimators
 from remask.commands.estimators import _require_gradients
 from remask.errors import UserError
 
@@ -61,12 +62,56 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--parts"], "parts: none named"),
         (["--objectives"], "objectives: none named"),
         (["--json", "nowhere/x.json"], "folder does not exist"),
+        (["--policy", "espo,epso"], "unknown objective 'epso'"),
+        (["--policy", "--temperature", "0.5"], "temperature = 0.5: objectives score answers at temperature 1"),
+        (["--policy", "--rollouts", "3"], "rollouts = 3"),
+        (["--policy", "--moved", "-1"], "moved = -1"),
+        (["--policy", "--moved", "1", "--step", "1"], "both moved and step are given"),
+        (["--policy", "--tasks", "gsm8k"], "gsm8k makes no problems"),
+        (["--policy", "--prompts", "1"], "prompts = 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     small = [*SMALL, *flags]
     assert cli.main(["estimators", *small]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two rollouts of two answers to each of two problems: fewer than intervals can be made of."""
+    monkeypatch.setattr(policy_estimators, "LEAST_ROLLOUTS", 2)
+    return ["--model", "tiny-direct", "--rollouts", "2", "--prompts", "2", "--completions", "2"]
+
+
+def test_a_policy_objective_is_held_against_the_sampler(
+    policy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policy.json"
+    assert cli.main(["estimators", *policy, "--policy", "espo", "--step", "0.1", "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    own, espo = record["policy"]["objectives"]
+    assert [own["name"], espo["name"]] == ["sampler's own", "espo"]
+    assert (record["settings"]["tasks"], record["settings"]["prompts"]) == ("sudoku", 2)
+    assert record["policy"]["decoding"]["reveal"] == "random"
+    assert record["policy"]["answers"] == 4
+    # Two draws of two views, each read once to know its value and once with the gradient, which counts as three.
+    assert espo["forwards"] == 16 < own["forwards"]
+    assert 15 < record["policy"]["sampling_forwards"] <= 20
+    assert [gain["name"] for gain in record["policy"]["gains"]] == ["sampler's own", "espo"]
+    said = capsys.readouterr().out
+    assert "2 rollouts of 4 answers, reveal random" in said
+    assert "Reward gained by a step of length 0.1" in said
+
+
+def test_a_policy_that_has_moved(policy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, moved = tmp_path / "policy.json", ["--moved", "0.2", "--reveal", "confidence"]
+    assert cli.main(["estimators", *policy, *moved, "--policy", "espo", "--json", str(path)]) == 0
+    _, espo = json.loads(path.read_text())["policy"]["objectives"]
+    assert espo["forwards"] == 18  # the last draw's old likelihood is read besides
+    said = capsys.readouterr()
+    assert "the sampler's own lacks the part through" in said.out
+    assert "the weights choose the places that a step writes" in said.err
 
 
 def test_nothing_is_written_where_a_later_part_cannot_be_measured(tmp_path: Path) -> None:

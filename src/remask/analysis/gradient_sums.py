@@ -121,17 +121,17 @@ class Sums:
         return torch.stack(self.sketches).double() * self._weights()[:, None]
 
 
-def sketch(gradient: Gradient) -> Float[Tensor, "M"]:
+def sketch(gradient: Gradient, size: int = SKETCH) -> Float[Tensor, "M"]:
     """Return a gradient as M numbers whose inner products are those of the gradients, in expectation (see the file's
     head).
     """
-    found = torch.zeros(SKETCH)
+    found = torch.zeros(size)
     for number, name in enumerate(sorted(gradient)):
         flat = gradient[name].flatten()
         generator = torch.Generator(flat.device).manual_seed(number)
         signs = torch.randint(0, 2, flat.shape, generator=generator, device=flat.device, dtype=torch.int8)
-        padded = torch.nn.functional.pad(flat * (2 * signs - 1), (0, -len(flat) % SKETCH))
-        found += padded.reshape(-1, SKETCH).sum(0).cpu()
+        padded = torch.nn.functional.pad(flat * (2 * signs - 1), (0, -len(flat) % size))
+        found += padded.reshape(-1, size).sum(0).cpu()
     return found
 
 

@@ -16,7 +16,7 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
         value = mean(record["elbo"]["per_token"])
         yield (
             f"ELBO estimators: {settings['rows']} answers, ELBO {value:.4f} nats a token",
-            _table(
+            as_table(
                 ["estimator", "K", "forwards", "bias, 10⁻³ nats a token", "sd, 10⁻³", "efficiency"],
                 [
                     [
@@ -38,13 +38,13 @@ def tables(record: dict[str, Any]) -> Iterator[tuple[str, Table, str]]:
     if "reward" in record:
         yield (
             f"Which of a prompt's answers is better? {settings['prompts']} problems × {settings['completions']}",
-            _table(
+            as_table(
                 ["task", "value", "AUC within prompts", "prompts", "mean reward"],
                 [
                     [
                         r["task"],
                         r["value"],
-                        _number(r["auc"], 3) + _interval(r["low"], r["high"], 3),
+                        number(r["auc"], 3) + interval(r["low"], r["high"], 3),
                         f"{r['prompts']} ({r['same_reward']} without spread)",
                         f"{r['reward']:.3f}",
                     ]
@@ -71,7 +71,7 @@ def _tightness(rows: Sequence[dict[str, Any]], orders: Sequence[int]) -> tuple[s
         shown.append(["mean", *map(_nats, exact)])
     return (
         "Tightness: nats a token of an answer's first tokens, the rest masked",
-        _table(["answer", "ELBO", *(f"{m} order{'s' * (m > 1)}" for m in orders), "log likelihood"], shown),
+        as_table(["answer", "ELBO", *(f"{m} order{'s' * (m > 1)}" for m in orders), "log likelihood"], shown),
         "The bound by M orders is log of the mean of p over M random orders; with every order it is the likelihood.",
     )
 
@@ -81,7 +81,7 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
     how = "as they are" if clip is None else f"clipped to a norm of {clip:g}"
     return (
         f"SFT gradients, {how}: {settings['rows']} rows as one batch, {settings['gradients']} draws of the masks each",
-        _table(
+        as_table(
             [
                 "method",
                 "forwards",
@@ -97,9 +97,9 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
                     str(m["forwards"]),
                     "–" if m["norm"] is None else f"{m['norm']:.3g}",
                     f"{m['variance']:.3g}" + _error(m["variance_error"]),
-                    _number(m["relative"], 2),
-                    _number(m["compute"], 2, "×") + _interval(m["compute_low"], m["compute_high"], 2),
-                    _number(m["cosine"], 3) + _error(m["cosine_error"]),
+                    number(m["relative"], 2),
+                    number(m["compute"], 2, "×") + interval(m["compute_low"], m["compute_high"], 2),
+                    number(m["cosine"], 3) + _error(m["cosine_error"]),
                 ]
                 for m in methods
             ],
@@ -111,10 +111,10 @@ def _gradients(methods: Sequence[dict[str, Any]], settings: dict[str, Any]) -> t
 
 def _layers(methods: Sequence[dict[str, Any]]) -> tuple[str, Table, str]:
     layers = dict.fromkeys(layer for m in methods for layer in m["layers"])
-    rows = [[layer, *(_number(m["layers"].get(layer), 2) for m in methods)] for layer in layers]
+    rows = [[layer, *(number(m["layers"].get(layer), 2) for m in methods)] for layer in layers]
     return (
         "Variance / norm² by layer" + ("" if methods[0]["clip"] is None else ", clipped"),
-        _table(["layer", *(m["name"] for m in methods)], rows),
+        as_table(["layer", *(m["name"] for m in methods)], rows),
         "What each layer's own optimiser state sees. –: lost in noise.",
     )
 
@@ -123,7 +123,8 @@ def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _number(value: float | None, digits: int, unit: str = "") -> str:
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """Return the number, or a dash where it is not known."""
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
@@ -131,11 +132,13 @@ def _error(value: float | None) -> str:
     return "" if value is None else f" ± {value:.1g}"
 
 
-def _interval(low: float | None, high: float | None, digits: int) -> str:
+def interval(low: float | None, high: float | None, digits: int) -> str:
+    """Return the interval in brackets; nothing where it is not known."""
     return "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def as_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table without lines whose first column is to the left, and the others to the right."""
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from remask.commands import policy_estimators
 from remask.commands.looked_at import read_rows
 from remask.commands.options import console, load_named, parse
 from remask.config import EstimatorsConfig
@@ -18,16 +19,18 @@ EXAMPLES = """Examples:
   remask estimators
   remask estimators --model runs/gift --data my.jsonl --parts elbo gradients --json estimators.json
   remask estimators --parts gradients --objectives sft gift gift-permuted --gradients 256
+  remask estimators --policy --model tiny-direct
+  remask estimators --policy espo,d2,justgrpo --model runs/gift --tasks sudoku --reveal left_to_right
 
 The unit of compute is one forward pass of one row; a gradient takes three."""
 
-ROWS = 8
-"""The number of rows that are read where no number is given."""
+ROWS, TASKS, PROMPTS = 8, "sudoku,countdown", 16
+"""How many rows are read, and which tasks are asked how many problems each, where nothing is said."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `remask estimators` with these arguments and return the exit code."""
-    config = parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES)
+    config = filled(parse(EstimatorsConfig, arguments, command="estimators", examples=EXAMPLES))
     check(config)
     refuse_unwritable(config.json)
     for part, record in measure(config):
@@ -37,6 +40,18 @@ def run(arguments: Sequence[str]) -> int:
             write_atomically(Path(config.json), as_json(record))
         show({"settings": record["settings"], part: record[part]})
     return 0
+
+
+def filled(config: EstimatorsConfig) -> EstimatorsConfig:
+    """Return the options with tasks and prompts filled in where nothing was said: those of `--policy` are other ones
+    than those of the parts.
+    """
+    tasks, prompts = (TASKS, PROMPTS) if config.policy is None else (policy_estimators.TASKS, policy_estimators.PROMPTS)
+    return replace(
+        config,
+        tasks=tasks if config.tasks is None else config.tasks,
+        prompts=prompts if config.prompts is None else config.prompts,
+    )
 
 
 def check(config: EstimatorsConfig) -> None:
@@ -69,7 +84,9 @@ def check(config: EstimatorsConfig) -> None:
     for name in ("parts", "objectives"):
         if not getattr(config, name):
             raise UserError(f"{name}: none named", mend=f"name one or more, or leave --{name} out")
-    if "reward" in config.parts:
+    if config.policy is not None:
+        policy_estimators.check(config)
+    if config.policy is not None or "reward" in config.parts:
         _tasks(config)
 
 
@@ -79,18 +96,19 @@ def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     from remask.models.facts import facts
     from remask.sft.presets import resolve
 
+    chosen = dict.fromkeys(config.parts if config.policy is None else ("policy",))
     objectives = {name: resolve(name) for name in config.objectives}
-    if "gradients" in config.parts and (wrong := [n for n, o in objectives.items() if o.uses_reference_model]):
+    if "gradients" in chosen and (wrong := [n for n, o in objectives.items() if o.uses_reference_model]):
         raise UserError(
             f"{wrong[0]} compares with a reference model, which here would be the model itself",
             mend="leave it out of objectives",
         )
     model, tokenizer = load_named(config)
     model.eval()
-    if "gradients" in config.parts:
+    if chosen.keys() & {"gradients", "policy"}:
         _require_gradients(model, quantised=config.quantization is not None)
     known = facts(model, tokenizer)
-    rows, collator = _rows(config, tokenizer, known) if set(config.parts) - {"reward"} else ([], None)
+    rows, collator = _rows(config, tokenizer, known) if chosen.keys() - {"reward", "policy"} else ([], None)
     settings = {**asdict(config), "rows": len(rows)}
     record: dict[str, Any] = {"kind": "remask.estimators", "settings": settings, "hardware": hardware()}
     parts: dict[str, Callable[[], Any]] = {
@@ -98,8 +116,9 @@ def measure(config: EstimatorsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         "tightness": lambda: _tightness(config, model, _canvas(model, rows, collator), rows, known),
         "reward": lambda: _rewards(config, model, tokenizer, known),
         "gradients": lambda: _gradients(config, model, rows, collator, known, objectives),
+        "policy": lambda: policy_estimators.measure(config, model, tokenizer, known, _tasks(config)),
     }
-    for name in dict.fromkeys(config.parts):
+    for name in chosen:
         record[name] = parts[name]()
         yield name, record
 
@@ -108,7 +127,7 @@ def _require_gradients(model: Any, *, quantised: bool) -> None:
     """Of what training would change: the adapters of a model that has some, else all weights."""
     adapters = any("lora_" in name for name, _ in model.named_parameters())
     if quantised and not adapters:
-        raise UserError("quantised weights have no gradient", mend="leave quantization out, or gradients of --parts")
+        raise UserError("quantised weights have no gradient", mend="leave quantization out, or measure other parts")
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_("lora_" in name or not adapters)
@@ -119,7 +138,7 @@ def _tasks(config: EstimatorsConfig) -> list[Any]:
     from remask.tasks import get
     from remask.tasks.generator import GeneratedTask
 
-    tasks = [get(name.strip()) for name in config.tasks.split(",")]
+    tasks = [get(name.strip()) for name in (config.tasks or "").split(",")]
     for task in tasks:
         if not isinstance(task, GeneratedTask):
             raise UserError(f"{task.name} makes no problems of its own", mend="name generated tasks, such as sudoku")
@@ -208,10 +227,10 @@ def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -
     from remask.progress import progress
     from remask.sampling.generate import decoding_for
 
-    found = []
+    found, prompts = [], config.prompts or 0
     for task in _tasks(config):
-        problems = task.generate(config.prompts, split="validation", seed=config.seed)
-        with progress(f"{task.name}: answers", config.prompts * config.completions) as tick:
+        problems = task.generate(prompts, split="validation", seed=config.seed)
+        with progress(f"{task.name}: answers", prompts * config.completions) as tick:
             answers = sample_answers(
                 model,
                 tokenizer,
@@ -239,7 +258,7 @@ def _rewards(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any) -
                     "auc": mean(decided) if decided else None,
                     "low": interval and interval.low,
                     "high": interval and interval.high,
-                    "reward": sum(map(sum, answers.rewards)) / (config.prompts * config.completions),
+                    "reward": sum(map(sum, answers.rewards)) / (prompts * config.completions),
                 }
             )
     return found
@@ -274,9 +293,10 @@ def _gradients(
 
 def show(record: dict[str, Any]) -> None:
     """Print the tables of the parts that were measured."""
-    from remask.commands.estimator_tables import tables
+    from remask.commands import estimator_tables, policy_tables
 
-    for title, table, notes in tables(record):
+    module = policy_tables if "policy" in record else estimator_tables
+    for title, table, notes in module.tables(record):
         console().print(f"\n[bold]{title}[/bold]", highlight=False)
         console().print(table)
         console().print(f"[dim]{notes}[/dim]", highlight=False)

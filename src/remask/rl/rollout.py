@@ -83,6 +83,10 @@ class RolloutMaker:
 
     def make(self, number: int) -> Rollout:
         """Make rollout `number`, from the engine's weights as they are."""
+        return self.laid_out(number, *self.answered(number))
+
+    def answered(self, number: int) -> tuple[list[Group], list[Timing]]:
+        """Return the graded groups of rollout `number`, and what each process took for its own."""
         asked = self.order.of(number)
         state = PartialState()
         own = range(len(asked))[state.process_index :: state.num_processes]
@@ -92,7 +96,7 @@ class RolloutMaker:
         everything: list[tuple[int, Group]] = gather_object(groups)
         timings: list[Timing] = gather_object([timing])
         ordered = [group for _, group in sorted(everything, key=lambda item: item[0])]
-        return self._rollout(number, ordered, timings)
+        return ordered, timings
 
     def _sample(self, number: int, asked: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, Group]], Timing]:
         """Whole groups at a time: while the next ones are written, a thread grades those that are there."""
@@ -142,7 +146,8 @@ class RolloutMaker:
         by_function = {name: values[own] for name, values in scores.by_function.items()}
         return Group(prompt, list(answers[own]), scores.total[own], by_function)
 
-    def _rollout(self, number: int, groups: Sequence[Group], timings: Sequence[Timing]) -> Rollout:
+    def laid_out(self, number: int, groups: Sequence[Group], timings: Sequence[Timing]) -> Rollout:
+        """Return the rollout of these groups, with the maker's layout and advantage."""
         reward = torch.tensor([group.total for group in groups])
         advantage = advantages(self.advantage, reward)
         answers = [answer for group in groups for answer in group.answers]
