@@ -3,9 +3,9 @@
     python scripts/run_tutorials.py docs/learn/01-first-fine-tuning.md      # run it, and write the outputs anew
     python scripts/run_tutorials.py --check                                 # run all, and compare: `make tutorials`
 
-A block of `bash` is run, and one of `python`; a block of either kind, or of another, with a title is a file of that name
-and is only written. A block of `text` behind one that was run is what it printed on stdout. A comment on the line before
-a block says otherwise:
+A block of `bash` or `python` is run. One with a title, of whatever kind, is a file of that name, and is only written. A
+block of `text` behind one that was run is what it printed on stdout. A comment on the line before a block says
+otherwise:
 
 - `<!-- not run: REASON -->` for one that cannot be run here;
 - `<!-- background -->` for one that goes on while the next blocks run;
@@ -38,7 +38,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEARN = ROOT / "docs" / "learn"
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<note>.*?) -->\n)?^(?P<fence>```+)(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^(?P=fence)$",
+    r"(?:^<!-- (?P<note>.*?) -->\n)?"
+    r"^(?P<fence>```+)(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
 TIMES = re.compile(r"(?<![\w.])[\d:.,]+(?= (?:s|ms|min|seconds|tokens a second)\b)")

@@ -112,8 +112,8 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
     """Return what may be said of one task's accuracy. A gain is given in both meanings, over the baseline's score and
-    over the baseline's gain on the starting model, and only where there is one. A gain of more than `MOST` times what it
-    is measured by is left out: that is close to 0, and the figure would say nothing.
+    over the baseline's gain on the starting model, and only where there is one. A gain of more than `MOST` times what
+    it is measured by is left out: that is close to 0, and the figure would say nothing.
     """
     size = f"n = {c.difference.n}, {plural(c.difference.seeds, 'seed')}"
     if not c.difference.found:
