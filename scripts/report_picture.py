@@ -2,7 +2,7 @@
 
 python scripts/report_picture.py report.html [--chromium /usr/bin/chromium]
 
-The report of the picture is that of docs/learn/05-report.md.
+The report of the picture is of two runs as those of docs/learn/05-report.md, without held-out rows.
 """
 
 from __future__ import annotations
