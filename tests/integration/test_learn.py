@@ -60,13 +60,13 @@ def test_outputs_are_alike_but_for_what_a_processor_changes(tutorials: Any) -> N
 
 def test_blocks_of_a_page_become_files_processes_and_outputs(tutorials: Any, tmp_path: Path) -> None:
     page = (
-        '```python title="a.py"\nprint(6 * 7)\n```\n\n```bash\npython a.py\n```\n\n```text\n41\n```\n'
+        '```python title="a.py"\nprint(6 * 7)\n```\n\n```bash\npython a.py\n```\n\n```text\n7\n```\n'
         "<!-- not run: it cannot be run here -->\n```bash\nexit 3\n```\n"
         "<!-- exit code 2 -->\n```bash\necho wrong >&2; exit 2\n```\n\n```text\nwrong\n```\n"
         "```bash\necho chance\n```\n\n<!-- varies -->\n```text\nx\n```\n"
     )
     (wrong,) = tutorials.differences(page, tmp_path)
-    assert wrong.split("\n")[-3:-1] == ["-41", "+42"]
+    assert wrong.split("\n")[-3:-1] == ["-7", "+42"]
     mended = tutorials.written(page, tmp_path)
     assert "```text\n42\n```" in mended
     assert "```text\nchance\n```" in mended
