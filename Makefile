@@ -5,6 +5,7 @@
 # make test-fast   while one works, in some hundred seconds: ruff, and those unit tests and tests of commands that are
 #                  not marked `slow`. No mypy, no training, no program in a sandbox but a few.
 # make smol-quick  makes a diffusion model of a causal model of 135M parameters (scripts/smol.py); smol: with more of all
+# make tutorials   runs every command of docs/learn, and compares what it prints with the pages: some five minutes of one core
 # make docs        builds the documentation as a site, build/docs/site, and checks it
 # make docs-serve  builds it and shows it at http://localhost:8000
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Files of tests go to the workers in the order of their names: the long ones of tests/integration come first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: tour test test-fast check sandbox smol-quick smol bench docs docs-serve clean
+.PHONY: tour test test-fast check sandbox smol-quick smol bench tutorials docs docs-serve clean
 
 tour: $(VENV)/.installed
 	$(BIN)/remask tour
@@ -49,6 +50,9 @@ smol: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py
+
+tutorials: $(VENV)/.installed
+	$(BIN)/python scripts/run_tutorials.py --check
 
 # Any warning, dead link or public name without a page ends it.
 docs: $(VENV)/.docs

@@ -14,6 +14,7 @@ from remask.faults import refuse_lost_folder, what_went_wrong
 from remask.streams import drop_output, flush, prepare_streams, quiet_libraries, say
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("remask.commands.doctor", "what is installed and works, and what to do about what is missing"),
     "tour": ("remask.commands.tour", "fine-tune the tiny model with two methods, evaluate, compare, report"),
     "sft": ("remask.commands.sft", "supervised fine-tuning with any objective"),
     "rl": ("remask.commands.rl", "reinforcement learning with verifiable rewards: ESPO and its relatives"),
@@ -32,9 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("remask.commands.profile", "where the time and the memory of a fine-tuning step go"),
     "study": ("remask.commands.study", "a grid of trainings and evaluations, with tables and figures"),
     "report": ("remask.commands.report", "one HTML page of runs and evaluations"),
+    "completion": ("remask.commands.completion", "a script that lets the shell complete commands and options"),
 }
 
 EXAMPLES = """examples:
+  remask doctor
   remask tour
   remask sft --objective gift --data my.jsonl --output-dir runs/gift
   remask sft --config recipes/tiny/gift.yaml --trainer.learning_rate 1e-4 --output-dir runs/x

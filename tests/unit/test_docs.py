@@ -16,7 +16,7 @@ from remask.sft.presets import PRESETS as TUNING
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "remask"
 EXACT = [ROOT / "docs" / "theory.md", ROOT / "docs" / "paper_index.md"]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FILES = ("md", "py", "yaml", "json", "jsonl", "html")
 
 

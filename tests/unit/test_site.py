@@ -67,7 +67,7 @@ def texts(make: Any, nav: Any) -> dict[str, str]:
 
 def test_every_page_is_in_the_navigation_and_exists(make: Any, nav: Any) -> None:
     named = [page for page in make.site_pages.pages(nav) if not page.endswith("/*")]
-    written = [f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))]
+    written = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))]
     assert [page for page in written if page not in named] == []
     assert [page for page in named if not (ROOT / page).is_file()] == []
     assert sorted(set(named)) == sorted(named)
@@ -143,8 +143,8 @@ def test_every_public_name_is_on_a_page(make: Any, texts: dict[str, str]) -> Non
 def test_every_name_that_documentation_and_examples_import_is_on_a_page(texts: dict[str, str]) -> None:
     described = {name for text in texts.values() for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
     code = [path.read_text() for path in sorted((ROOT / "examples").rglob("*.py"))]
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        code += re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        code += re.findall(r"^```python[^\n]*\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     imported = set()
     for text in code:
         for node in ast.walk(ast.parse(text)):

@@ -22,6 +22,9 @@ EXAMPLES = """Examples:
 A side is one evaluation file, several joined by commas, or a pattern: the training seeds of one arm.
 The difference is B − A, paired by problem and seed."""
 
+MOST = 10.0
+"""The largest relative gain that is shown: ten times what it is measured by."""
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -145,7 +148,8 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
     """Return what may be said of one task's accuracy. A gain is given in both meanings, over the baseline's score and
-    over the baseline's gain on the starting model, and only where there is one.
+    over the baseline's gain on the starting model, and only where there is one. A gain of more than `MOST` times what
+    it is measured by is left out: that is close to 0, and the figure would say nothing.
     """
     size = f"n = {c.difference.n}, {plural(c.difference.seeds, 'seed')}"
     if not c.difference.found:
@@ -158,6 +162,6 @@ def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:
             (c.gain.over_score, f"{baseline}'s score"),
             (c.gain.over_delta, f"{baseline}'s gain over the start"),
         )
-        if value is not None
+        if value is not None and abs(value) <= MOST
     ]
     return f"{said}: {', '.join(gains)}." if gains else f"{said}."

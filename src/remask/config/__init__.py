@@ -6,6 +6,7 @@ An unknown key or a wrong type is one error naming the key; `dump` then `load` i
 from remask.config.commands import (
     ConvertConfig,
     DistilConfig,
+    DoctorConfig,
     EvalConfig,
     GenerateConfig,
     GradeConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "ConvertConfig",
     "DecodingConfig",
     "DistilConfig",
+    "DoctorConfig",
     "DpoConfig",
     "EngineConfig",
     "EstimatorsConfig",

@@ -275,3 +275,18 @@ class PlanConfig:
     """Training rows over all epochs, for the time of a whole run."""
     json: str | None = None
     """Where to write the figures for machines."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what is there, and what to do about each thing that is missing. Nothing is downloaded.
+
+    The exit code is 0 where all that is required works, and 1 otherwise. What is optional does not change it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    folder: str = "."
+    """Where runs will be written: its disk is looked at."""
+    json: bool = False
+    """Print all that was found as JSON on stdout."""
