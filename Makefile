@@ -1,12 +1,13 @@
 # These commands set up all they need: a virtual environment in .venv with the CPU build of torch.
 # For CUDA: make test TORCH=torch        (takes the newest CUDA build from the package index)
 #
-# make test        what CI runs, in some nine minutes on two cores
-# make test-fast   while one works, in some hundred seconds: ruff, and those unit tests and tests of commands that are
+# make test        what CI runs, in six to eleven minutes on two cores
+# make test-fast   while one works, in a minute or two: ruff, and those unit tests and tests of commands that are
 #                  not marked `slow`. No mypy, no training, no program in a sandbox but a few.
 # make smol-quick  makes a diffusion model of a causal model of 135M parameters (scripts/smol.py); smol: with more of all
 # make tutorials   runs every command of docs/learn, and compares what it prints with the pages: some five minutes of one core
 # make docs        builds the documentation as a site, build/docs/site, and checks it
+# make dist        builds the wheel and the source, and tries the wheel in an empty environment
 # make docs-serve  builds it and shows it at http://localhost:8000
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -18,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Files of tests go to the workers in the order of their names: the long ones of tests/integration come first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: tour test test-fast check sandbox smol-quick smol bench tutorials docs docs-serve clean
+.PHONY: tour test test-fast check sandbox smol-quick smol bench tutorials docs docs-serve dist clean
 
 tour: $(VENV)/.installed
 	$(BIN)/remask tour
@@ -64,6 +65,15 @@ docs: $(VENV)/.docs
 docs-serve: docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 -d build/docs/site 8000
 
+# The wheel and the source, checked, and the wheel tried in an environment of its own.
+dist:
+	rm -rf dist build/tools
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install -q -c constraints.txt build twine cyclonedx-bom pip-licenses
+	build/tools/bin/python -m build
+	build/tools/bin/twine check --strict dist/*
+	build/tools/bin/python scripts/check_dist.py
+
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
@@ -76,4 +86,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
