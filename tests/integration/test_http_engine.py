@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from remask import cli
 from remask.data.chat import encode_prompt
 from remask.errors import UserError
 from remask.models.fingerprint import fingerprint, spread
-from remask.sampling import Decoding
+from remask.sampling import Decoding, http_engine
 from remask.sampling.engine import LocalEngine, Request, engine_of
 from remask.sampling.http_engine import HttpEngine, settings_of
 from remask.serving.run import Server
@@ -195,8 +196,11 @@ def test_a_fingerprint_tells_weights_apart() -> None:
     assert fingerprint(model) != before
 
 
-def test_servers_that_are_busy_are_waited_for() -> None:
-    """A request may wait for longer than the patience, as long as servers say that they are busy."""
+def test_servers_that_are_busy_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request may wait for longer than the patience, as long as servers say that they are busy; a line says so."""
+    monkeypatch.setattr(http_engine, "TELL_SECONDS", 0.0)
     model, tokenizer = remask.load("tiny-direct")
     decoding = Decoding(max_new_tokens=60, steps=60, stop_early=False)
     with started(max_rows=1, max_waiting=1) as server:
@@ -204,5 +208,6 @@ def test_servers_that_are_busy_are_waited_for() -> None:
         engine.update(model, 0)
         found = engine.answer(requests(tokenizer), decoding)
         assert server.service.scheduler.counted.finished == 6
+    assert re.search(r"still waiting for an answer after .*: http://127.0.0.1:\d+ is busy", capsys.readouterr().err)
     expected = LocalEngine(tokenizer, 1, model=model).answer(requests(tokenizer), decoding)
     assert [one.row.token_ids for one in found] == [one.row.token_ids for one in expected]

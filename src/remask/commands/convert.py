@@ -12,9 +12,11 @@ from remask.commands.options import parse
 from remask.config import ConvertConfig
 from remask.errors import UserError, first_line
 from remask.imports import uncollected
+from remask.progress import working
 
 EXAMPLES = """Examples:
   remask convert --to-diffusion Qwen/Qwen2.5-0.5B --output qwen-diffusion
+  remask convert --to-diffusion Qwen/Qwen2.5-0.5B --attention block:4:causal --output qwen-blocks
   remask convert --merge runs/gift-lora --output runs/gift-merged
   remask convert --merge someone/llada-lora --base GSAI-ML/LLaDA-8B-Instruct --output merged"""
 
@@ -38,17 +40,18 @@ def run(arguments: Sequence[str]) -> int:
         from remask.models.load import copy_code, quiet_transformers, resolve
 
     source = resolve(source)
-    if config.to_diffusion:
-        model, tokenizer = to_diffusion(
-            source,
-            shift=config.shift,
-            mask_token=config.mask_token,
-            dtype=config.dtype,
-            attention=config.attention,
-            multiple=config.vocabulary_multiple,
-        )
-    else:
-        model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
+    with working(f"reading {source}"):
+        if config.to_diffusion:
+            model, tokenizer = to_diffusion(
+                source,
+                shift=config.shift,
+                mask_token=config.mask_token,
+                dtype=config.dtype,
+                attention=config.attention,
+                multiple=config.vocabulary_multiple,
+            )
+        else:
+            model, tokenizer = merged(source, base=config.base, dtype=config.dtype)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     except OSError as error:
@@ -56,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
             f"cannot be written ({error.strerror})", where=str(target), mend="make room there, or give another --output"
         ) from None
     try:
-        with quiet_transformers():
+        with quiet_transformers(), working(f"writing {target}"):
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         if config.merge:

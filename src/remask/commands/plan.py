@@ -266,8 +266,9 @@ def show(record: dict[str, Any]) -> None:
     table.add_row("in all", f"{record['total_gib']:.2f}", style="bold")
     table.add_row("usable", f"{record['usable_gib']:.2f}")
     terminal.print(table)
+    rows = record["rows_per_step"]
     terminal.print(
-        f"a step: {record['rows_per_step']:,} rows, {record['tflop_per_step_and_gpu']:,.0f} TFLOP a GPU, "
+        f"a step: {rows:,} row{'' if rows == 1 else 's'}, {record['tflop_per_step_and_gpu']:,.0f} TFLOP a GPU, "
         f"{record['seconds_per_step']:.2f} s at {100 * settings['efficiency']:.0f} % of the peak, "
         f"{record['tokens_per_second']:,.0f} tokens/s in all",
         highlight=False,

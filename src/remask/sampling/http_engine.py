@@ -7,6 +7,7 @@ server that was away is given the present weights before it is asked again.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
 from remask.models.fingerprint import fingerprint, named
+from remask.progress import duration
 from remask.sampling.engine import Answer, Request
 from remask.sampling.generate import Row
 from remask.sampling.record import Earlier
@@ -30,6 +32,8 @@ from remask.sampling.schedule import Decoding
 
 PATIENCE = 120.0
 """Seconds without an answer of any server, after which an engine gives up. That a server is busy is an answer."""
+TELL_SECONDS = 60.0
+"""Seconds of waiting for busy servers after which a line says so."""
 REST = 1.0
 """Seconds after which a server that failed is tried again."""
 KEY, ADMIN_KEY = "REMASK_API_KEY", "REMASK_ADMIN_KEY"
@@ -77,7 +81,7 @@ class HttpEngine:
         self._weights: Path | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="remask-weights-")
         self._lock = threading.Condition()
-        self._answered_at = 0.0
+        self._answered_at = self._told_at = 0.0
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None)
@@ -130,6 +134,7 @@ class HttpEngine:
                 replica.away_until = error.until
                 if error.busy:
                     self._answered_at = time.monotonic()
+                    self._tell_waiting(begun, error)
                 elif time.monotonic() - max(begun, self._answered_at) > self.patience:
                     raise UserError(
                         f"no server has answered for {self.patience:g} s ({error})",
@@ -143,6 +148,15 @@ class HttpEngine:
                 with self._lock:
                     replica.under_way -= 1
                     self._lock.notify_all()
+
+    def _tell_waiting(self, begun: float, error: AwayError) -> None:
+        """Say on stderr, every so many seconds, that a request has waited for busy servers so long."""
+        now = time.monotonic()
+        with self._lock:
+            due = now - max(begun, self._told_at) >= TELL_SECONDS
+            self._told_at = now if due else self._told_at
+        if due:
+            print(f"still waiting for an answer after {duration(now - begun)}: {error}", file=sys.stderr, flush=True)
 
     def _least_loaded(self) -> Replica:
         """The server to ask next, counted as asked; waits until one may be asked."""
