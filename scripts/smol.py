@@ -64,7 +64,7 @@ def main() -> int:
     size = SIZES[given.size]
     base, folder = given.folder, given.folder / given.size
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_others(base / "settings.json", {"source": given.source})
+    refuse_others(base / "settings.json", {"source": given.source, "attention": ATTENTION})
     refuse_others(
         folder / "settings.json",
         {"prompts": given.prompts, "held_out": given.held_out, "max_steps": given.max_steps},

@@ -287,3 +287,8 @@ def test_rows_beyond_the_machines_memory_are_refused(random_model: Any) -> None:
     with pytest.raises(UserError, match=r"16 rows of 100000000 tokens take \d+ GiB"):
         refuse_beyond_memory(random_model, 16, 100_000_000, torch.device("cpu"))
     refuse_beyond_memory(random_model, 16, 4096, torch.device("cpu"))
+
+
+def test_a_library_that_is_not_there_is_named() -> None:
+    assert "the library rich is not installed" in str(what_went_wrong(ModuleNotFoundError("x", name="rich.table")))
+    assert what_went_wrong(ModuleNotFoundError("x", name="remask.gone")) is None

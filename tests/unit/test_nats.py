@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from remask.evaluation.arms import Arm, parse_evaluation, pool
-from remask.evaluation.nats import compare_nats, scores, totals
+from remask.evaluation.compare import compare_arms
+from remask.evaluation.nats import LEAST_ROWS, ClassComparison, compare_nats, scores, totals
 
 R = 40
 
@@ -30,6 +31,12 @@ def arm(name: str, nats: np.ndarray, tokens: np.ndarray) -> Arm:
     return pool(parse_evaluation(said, Path(f"{name}{i}.json")) for i, said in enumerate(records))[name]
 
 
+def compared(a: Arm, b: Arm) -> list[ClassComparison]:
+    found = compare_nats(a, b, "likelihood")
+    assert found is not None
+    return found
+
+
 def test_scores_of_rows_by_hand() -> None:
     """Rows of 1 and 3 tokens with 2 and 3 nats: 5/4 nats a token; 2 nats on one token are 0.75 above that, twice over
     as the row holds a quarter of the tokens and is half of the rows.
@@ -44,7 +51,7 @@ def test_the_interval_is_that_of_a_ratio() -> None:
     tokens = rng.integers(5, 60, R)
     base = tokens * rng.gamma(4.0, 0.25, R)
     change = tokens * rng.normal(-0.1, 0.1, R)
-    (found, *_) = compare_nats(arm("a", base[None], tokens), arm("b", (base + change)[None], tokens), "likelihood")
+    (found, *_) = compared(arm("a", base[None], tokens), arm("b", (base + change)[None], tokens))
     draws = rng.integers(0, R, (4000, R))
     for values, said in ((base, found.baseline), (change, found.difference)):
         ratio = values[draws].sum(1) / tokens[draws].sum(1)
@@ -58,7 +65,7 @@ def test_classes_that_few_rows_have_are_told_by_their_own_tokens() -> None:
     before = np.full((2, R), 20.0) + np.arange(R) % 3
     after = before.copy()
     after[:, 1::2] -= 4.0
-    found = {c.name: c for c in compare_nats(arm("a", before, tokens), arm("b", after, tokens), "likelihood")}
+    found = {c.name: c for c in compared(arm("a", before, tokens), arm("b", after, tokens))}
     assert list(found) == ["all tokens", "number", "word"]
     assert (found["number"].tokens, found["number"].rows) == (R // 2, R // 2)
     assert found["all tokens"].difference.mean == pytest.approx(-4 * (R // 2) / (10 * R))
@@ -70,7 +77,7 @@ def test_classes_that_few_rows_have_are_told_by_their_own_tokens() -> None:
 
 def test_equal_arms_differ_by_nothing() -> None:
     nats, tokens = np.linspace(3, 9, R)[None], np.arange(R) % 7 + 2
-    found = compare_nats(arm("a", nats, tokens), arm("b", nats, tokens), "likelihood")[0]
+    found = compared(arm("a", nats, tokens), arm("b", nats, tokens))[0]
     assert (found.difference.mean, found.difference.low, found.difference.high) == (0.0, 0.0, 0.0)
     assert found.p_holm == 1.0
 
@@ -78,3 +85,34 @@ def test_equal_arms_differ_by_nothing() -> None:
 def test_totals_add_up() -> None:
     rows = [{"number": (1, 0.5), "word": (2, 1.0)}, {"word": (3, 0.25)}]
     assert totals(rows) == {"number": (1, 0.5), "word": (5, 1.25)}
+
+
+def test_a_class_of_few_rows_is_left_out_and_one_of_ten_keeps_its_level() -> None:
+    """The rows without it are no evidence: under no difference 5 % of intervals leave 0 out, to sampling error."""
+    rng, tokens, wrong = np.random.default_rng(0), np.full(57, 5), 0
+    for _ in range(120):
+        sides = []
+        for name in ("a", "b"):
+            said = record(name, 0, rng.gamma(4.0, 1.0, 57), tokens)
+            for row, problem in enumerate(said["tasks"]["likelihood"]["problems"]):
+                problem["classes"] = {"number": [5, -problem["elbo"]]} if row < LEAST_ROWS else {}
+                problem["classes"] |= {"word": [5, 1.0]} if row < LEAST_ROWS - 1 else {}
+            sides.append(pool([parse_evaluation(said, Path("x.json"))])[name])
+        everything, number = compare_nats(*sides, "likelihood", resamples=400) or []
+        assert (everything.rows, number.rows, number.name) == (57, LEAST_ROWS, "number")
+        wrong += not number.difference.low <= 0 <= number.difference.high
+    assert wrong <= 14  # 6 are expected; more than 14 have a probability of 1 in 1,000
+
+
+def test_answers_cut_into_other_tokens_are_not_compared() -> None:
+    nats, tokens = np.linspace(3, 9, R)[None], np.arange(R) % 7 + 2
+    assert compare_nats(arm("a", nats, tokens), arm("b", nats, 2 * tokens), "likelihood") is None
+
+
+def test_answers_that_were_only_read_have_no_decoding_to_differ_in() -> None:
+    nats, tokens = np.linspace(3, 9, R)[None], np.arange(R) % 7 + 2
+    sides = []
+    for name, block in (("a", 4), ("b", 8)):
+        said = {**record(name, 0, nats[0], tokens), "decoding": {"block_length": block}}
+        sides.append(pool([parse_evaluation(said, Path(f"{name}.json"))])[name])
+    assert [c.difference.mean for c in compare_arms(*sides)] == [0.0]

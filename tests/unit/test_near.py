@@ -68,7 +68,10 @@ def test_a_run_leaves_such_rows_out_and_says_so(
     flags += ["--report.diagnostics", "off", "--trainer.report-to", "none"]
     assert main([*flags, "--output-dir", str(run)]) == 0
     said = capsys.readouterr().err
-    assert f"{data}: 1 of 3 rows left out, as they are near what is tested; for example {data}, line 2 has" in said
+    assert (
+        f"{data}: compared with 1 texts that will be tested (3 shorter or common ones passed over), 1 of 3 rows" in said
+    )
+    assert f"for example {data}, line 2 has 100 % of {tested}, line 1" in said
     recorded = json.loads((run / "run.json").read_text())["data"]
     assert (recorded["rows"], recorded["apart_from"]) == (2, str(tested))
     assert recorded["near"] == [{"row": f"{data}, line 2", "text": f"{tested}, line 1", "share": 1.0}]
@@ -81,10 +84,38 @@ def test_a_run_leaves_such_rows_out_and_says_so(
 
 def test_what_says_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text('{"question": "too short"}\n')
-    with pytest.raises(UserError, match="no text of 8 words"):
+    with pytest.raises(UserError, match="no text of 8 words or more"):
         Tested(str(tmp_path / "short.jsonl"))
     with pytest.raises(UserError, match="no such file"):
         Tested(str(tmp_path / "gone.jsonl"))
+
+
+def test_conversations_are_looked_into_and_what_all_share_is_not(tmp_path: Path) -> None:
+    shared = "Solve the following problem and give the final answer only at the end."
+    questions = [f"{shared} {QUESTION}", *(f"{shared} Nothing else of note in number {'x' * n}." for n in range(20))]
+    path = tmp_path / "chats.jsonl"
+    rows = [{"messages": [{"role": "user", "content": question}]} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Tested(str(path))
+    assert found.near(example(f"{shared} What is 2 + 2?")) is None
+    near = found.near(example(QUESTION))
+    assert near is not None
+    assert near.text == f"{path}, line 1"
+
+
+def test_scripts_without_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "zh.jsonl"
+    path.write_text(
+        json.dumps({"question": "小明有三个红苹果,星期一给了他的朋友两个。还剩几个?"}, ensure_ascii=False) + "\n"
+    )
+    found = Tested(str(path))
+    assert found.near(example("小明有三个红苹果,星期一给了他的朋友两个。")) is not None
+    assert found.near(example("今天天气很好,我们去公园散步,看到了很多漂亮的花。")) is None
+
+
+def test_a_data_sets_name_is_its_rows_to_train_on(tested: Path) -> None:
+    with pytest.raises(UserError, match="gsm8k@test"):
+        Tested(f"{tested},gsm8k")
 
 
 @pytest.mark.shared

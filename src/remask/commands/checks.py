@@ -236,16 +236,22 @@ def _answered(device: str) -> tuple[str, float]:
 
 
 def everything(folder: str) -> Iterator[Finding]:
-    """Yield every finding, the quick ones first; what cannot be asked without torch is left out where it is missing."""
+    """Yield every finding, the quick ones first; what cannot be asked without torch is left out where it is missing or
+    cannot be imported.
+    """
     yield python()
     yield from libraries()
     yield from disk(folder)
     yield sandbox()
     if find_spec("torch") is None or sys.version_info < (3, 11):
         return
+    try:
+        import torch
+    except Exception as error:  # a library that it needs is not there, or of another build
+        said = f"cannot be imported: {first_line(error)}"
+        yield Finding("torch", "broken", said, "pip install --force-reinstall torch")
+        return
     yield from device()
     yield fused_kernels()
-    import torch
-
     for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         yield self_test(name)

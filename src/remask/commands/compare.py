@@ -12,7 +12,7 @@ from remask.commands.options import console, parse, print_json, split_words
 from remask.errors import UserError
 from remask.evaluation.arms import Arm, load_evaluation, pool
 from remask.evaluation.compare import TaskComparison, compare_arms, told_apart, unshared
-from remask.evaluation.nats import ClassComparison, compare_nats
+from remask.evaluation.nats import LEAST_ROWS, ClassComparison, compare_nats
 from remask.report.words import p_value, plural
 
 EXAMPLES = """Examples:
@@ -68,6 +68,8 @@ def run(arguments: Sequence[str]) -> int:
         for task, classes in read.items():
             if classes:
                 show_nats(task, classes, *names)
+            elif classes is None:
+                print(f"{task}: the two cut the answers into other tokens: nats a token are left out", file=sys.stderr)
     return 0
 
 
@@ -131,19 +133,23 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
     rows = [
         (
             c.name,
-            f"{c.tokens:,}",
+            f"{c.tokens:,} in {c.rows}",
             *(f"{side.mean:.2f} [{side.low:.2f}, {side.high:.2f}]" for side in (c.baseline, c.candidate)),
             f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]",
             p_value(c.p_holm),
         )
         for c in classes
     ]
-    for i, head in enumerate(("class", "tokens", baseline, candidate, "difference", "p, Holm")):
+    for i, head in enumerate(("class", "tokens in rows", baseline, candidate, "difference", "p")):
         widest = max(len(row[i]) for row in rows)
         table.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold", min_width=widest)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    terminal = console()
+    terminal.print(table)
+    terminal.print(
+        f"[dim]p of classes: corrected for their number (Holm); of {LEAST_ROWS} rows or more[/dim]", highlight=False
+    )
 
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from remask.commands.ending import leaving_on_sigterm
 from remask.commands.options import console, parse
 from remask.config import EvalConfig
+from remask.data.token_classes import POSITIONAL
 from remask.errors import UserError
 from remask.imports import uncollected
 from remask.progress import duration
@@ -146,6 +147,10 @@ def show(record: dict[str, Any]) -> None:
 
 
 def by_class(classes: Mapping[str, tuple[int, float]]) -> str:
-    """Return the mean of each class in words, those first that say most of the whole."""
-    ordered = sorted(classes.items(), key=lambda item: -item[1][1])
-    return ", ".join(f"{name} {nats / tokens:.2f} ({tokens})" for name, (tokens, nats) in ordered)
+    """Return the mean of each class in words, those first that say most of the whole; then those of places (the answer,
+    first tokens of steps), whose tokens are of a class above too.
+    """
+    ordered = sorted(classes.items(), key=lambda item: (item[0] in POSITIONAL, -item[1][1]))
+    said = [f"{name} {nats / tokens:.2f} ({tokens})" for name, (tokens, nats) in ordered]
+    lexical = sum(name not in POSITIONAL for name, _ in ordered)
+    return ", ".join(said[:lexical]) + ("; of them " + ", ".join(said[lexical:]) if lexical < len(said) else "")

@@ -68,6 +68,7 @@ def measure(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any, ta
     from remask.sampling.generate import decoding_for
 
     mask_id = known.mask_id
+    _refuse_scores_of_another_sampler(model)
     decoding = replace(decoding_for(model), reveal=config.reveal, **PLAIN)
     tell_what_the_gradient_lacks(SAMPLER, decoding)
     maker = _maker(config, model, tokenizer, known, tasks, decoding, "train")
@@ -100,6 +101,20 @@ def measure(config: EstimatorsConfig, model: Any, tokenizer: Any, known: Any, ta
         along = {each.name: each.along for each in found}
         record["gains"] = _gains(config, model, fresh, means, along)
     return record
+
+
+def _refuse_scores_of_another_sampler(model: Any) -> None:
+    """Raises UserError for a model whose answers are scored with other probabilities than they are drawn with."""
+    from remask.diffusion.attention import BlockCausal
+    from remask.diffusion.blocks import attention_of
+
+    attention = attention_of(model)
+    if isinstance(attention, BlockCausal) and not attention.causal and getattr(model.config, "shift", False):
+        raise UserError(
+            "in this shifted block model a block's first token is drawn after the finished block and scored after the "
+            "noised one (docs/theory.md, 8), so that no objective has the sampler's gradient",
+            mend="measure a model without a shift, or one converted with --attention block:N:causal",
+        )
 
 
 def _sampled(config: EstimatorsConfig, model: Any, maker: Any, label: str, first: int = 0) -> tuple[list[Any], int]:

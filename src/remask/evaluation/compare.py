@@ -48,7 +48,8 @@ def compare_arms(
     others).
 
     Seeds are paired too where both sides were trained with the same ones. Raises UserError where the arms share no
-    task, answered different problems, or decoded differently (unless allowed), saying what differs.
+    task, answered different problems, or decoded differently (unless allowed, or where all answers were only read),
+    saying what differs.
     """
     where = " and ".join(told_apart(baseline, candidate))
     tasks = [task for task in baseline.tasks if task in candidate.tasks]
@@ -58,6 +59,7 @@ def compare_arms(
             where=where,
             mend="evaluate both on the same tasks",
         )
+    allow_different_decoding |= all(_was_read(baseline, task) for task in tasks)
     if not allow_different_decoding:
         same_decoding(baseline.decoding, candidate.decoding, where)
     comparisons = []
@@ -88,6 +90,11 @@ def compare_arms(
                 )
             )
     return comparisons
+
+
+def _was_read(arm: Arm, task: str) -> bool:
+    """Whether a task's answers were read, not written: then no decoding had a part in its scores."""
+    return all(problem.nats is not None for result in arm.results(task) for problem in result.problems)
 
 
 def told_apart(a: Arm, b: Arm) -> tuple[str, str]:

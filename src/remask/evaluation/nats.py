@@ -21,11 +21,15 @@ from remask.data.token_classes import LEXICAL, POSITIONAL
 from remask.evaluation.arms import ALL, Arm
 from remask.evaluation.statistics import Difference, Interval, cluster_interval, holm, paired_difference
 
+LEAST_ROWS = 10
+"""The rows that must have a class of tokens for it to be compared: an interval over fewer would be too narrow."""
+
 
 @dataclass(frozen=True)
 class ClassComparison:
     """A comparison holds what two arms make of one class of tokens. tokens: how many there are in the rows, rows: how
-    many rows have one. p_holm: the p-value of the difference, corrected for all classes.
+    many rows have one. p_holm: the p-value of the difference, corrected for all classes; that of all tokens, which are
+    no class, is as it is.
     """
 
     name: str
@@ -39,25 +43,29 @@ class ClassComparison:
 
 def compare_nats(
     baseline: Arm, candidate: Arm, task: str, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> list[ClassComparison]:
-    """Return candidate − baseline in nats a token, over all tokens first, then for each class that at least two rows
-    have. Empty where a record does not say it (answers that were written, not read).
+) -> list[ClassComparison] | None:
+    """Return candidate − baseline in nats a token, over all tokens first, then for each class that ten rows or more
+    have, over the rows that have it. Empty where a record does not say it (answers that were written, not read); None
+    where the two cut the answers into other tokens, so that nats a token cannot be compared.
     """
     order = baseline.problem_ids(task)
     sides = [_sums(arm, task, order) for arm in (baseline, candidate)]
     shared = [name for name in (ALL, *LEXICAL, *POSITIONAL) if all(name in side for side in sides)]
+    if ALL in shared and not np.array_equal(sides[0][ALL][0][0], sides[1][ALL][0][0]):
+        return None
     paired = baseline.seeds(task) == candidate.seeds(task)
     found: dict[str, tuple[int, int, Interval, Interval, Difference]] = {}
     for name in shared:
         tokens = sides[0][name][0][0]
-        if int((tokens > 0).sum()) < 2:
+        having = tokens > 0
+        if int(having.sum()) < (2 if name == ALL else LEAST_ROWS):
             continue
-        b, c = (scores(*side[name]) for side in sides)
+        b, c = (scores(*(part[:, having] for part in side[name])) for side in sides)
         difference = paired_difference(
             c, b, level=level, resamples=resamples, seed=seed, paired_seeds=paired, limit=math.inf
         )
         means = [cluster_interval(each, level, seed=seed, resamples=resamples) for each in (b, c)]
-        found[name] = int(tokens.sum()), int((tokens > 0).sum()), means[0], means[1], difference
+        found[name] = int(tokens.sum()), int(having.sum()), means[0], means[1], difference
     corrected = holm({name: said[-1].p_value for name, said in found.items() if name != ALL})
     return [ClassComparison(name, *said, corrected.get(name, said[-1].p_value)) for name, said in found.items()]
 
