@@ -11,6 +11,7 @@ from remask.config.commands import (
     GradeConfig,
     InspectConfig,
     PlanConfig,
+    PushConfig,
     TourConfig,
 )
 from remask.config.common import (
@@ -58,6 +59,7 @@ __all__ = [
     "PreferenceEngineConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "PushConfig",
     "ReferenceConfig",
     "ReportConfig",
     "RewardsConfig",
