@@ -24,8 +24,6 @@ def write_folder(publication: Publication, target: Path, *, overwrite: bool = Fa
         _refuse_other(publication, place, target, overwrite=overwrite)
     elif not place.parent.is_dir():
         raise UserError("its folder does not exist", where=str(target), mend="create it first")
-    if any(isinstance(file, Path) and file.resolve().parent == place for file in publication.files.values()):
-        raise UserError("is the run itself", where=str(target), mend="give another folder")
     if dry_run:
         return place
     temporary = old = None
