@@ -78,8 +78,8 @@ def publication(
     a local folder as their base, which those who find them on the hub would not have.
     """
     record, config = _finished(run)
-    known = base or _hub_base(config.model)
     adapter = is_adapter(str(run))
+    known = base or _hub_base(config.model, through_runs=not adapter)
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(run)}
     if adapter:
         _name_base(files, run, known, in_folder=in_folder)
@@ -153,12 +153,14 @@ def _model_files(run: Path) -> list[Path]:
     return found
 
 
-def _hub_base(model: str) -> str | None:
-    """The hub's name of what a run began from, through the runs that lie between."""
+def _hub_base(model: str, *, through_runs: bool) -> str | None:
+    """The hub's name of what a run began from, through the runs that lie between (an adapter fits none but its own)."""
     seen: set[str] = set()
     while model not in seen:
         if on_the_hub(model):
             return model
+        if not through_runs:
+            return None
         seen.add(model)
         with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
             model = str(yaml.safe_load((Path(model) / CONFIG).read_text(encoding="utf-8"))["model"])
@@ -166,13 +168,13 @@ def _hub_base(model: str) -> str | None:
 
 
 def _name_base(files: dict[str, Path | bytes], run: Path, base: str | None, *, in_folder: bool) -> None:
-    """Make adapters name the base by the hub's name of it. An adapter on another run's weights is not one on the model
-    that this run began from, so only a base that was given stands for a folder.
+    """Make adapters name their base as the hub does, where they name a folder of this machine. Raises UserError where
+    no such name is known and the adapters are for the hub.
     """
     named = base_of(str(run))
     if on_the_hub(named) or named in EMBEDDED:
         return
-    if base is None or (base == _hub_base(named) and (Path(named) / RECORD).exists()):
+    if base is None:
         if in_folder:
             return
         raise UserError(

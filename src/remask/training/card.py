@@ -74,7 +74,9 @@ def card_of(folder: Path, config: Any, record: Mapping[str, Any], published: Pub
     """
     kind = record.get("training", "sft")
     rank = config.lora.rank
-    base = (published and published.base) or config.model
+    base = f"`{config.model}`"
+    if published and published.base not in (None, config.model):
+        base += f", from `{published.base}`"
     title = published.name if published else folder.resolve().name
     text = "\n".join(
         [
@@ -86,16 +88,16 @@ def card_of(folder: Path, config: Any, record: Mapping[str, Any], published: Pub
             f"# {title}",
             "",
             f"{TRAININGS[kind]} of a diffusion language model: "
-            f"{f'adapters (LoRA, rank {rank}) for' if rank else 'a model made from'} `{base}`.",
+            f"{f'adapters (LoRA, rank {rank}) for' if rank else 'a model made from'} {base}.",
             "",
-            *_table("what", _made_of(base, record)),
+            *_table("what", _made_of(base.replace("`", ""), record)),
             "",
             *_table("result", _numbers(record["metrics"])),
             "",
             *(_scores(published) if published else ()),
             f"Made in {record['seconds']:.0f} s on {machine(record['hardware'])}, {versions(record['versions'])}.",
             "",
-            *(_how_to_load(published, base, adapter=bool(rank)) if published else _in_its_folder(folder, kind)),
+            *(_how_to_load(published, config, adapter=bool(rank)) if published else _in_its_folder(folder, kind)),
             "All settings:",
             "",
             "```yaml",
@@ -116,7 +118,7 @@ def _head(config: Any, kind: str, title: str, published: Published | None) -> Mo
     """What hubs read: https://huggingface.co/docs/hub/model-cards names the keys."""
     base = published.base if published else config.model if on_the_hub(config.model) else None
     rank = config.lora.rank
-    relation = {"base_model_relation": "adapter" if rank else "finetune"} if base else {}
+    further: dict[str, Any] = {"base_model_relation": "adapter" if rank else "finetune"} if base else {}
     scores = [
         EvalResult(
             task_type=PIPELINE,
@@ -128,6 +130,8 @@ def _head(config: Any, kind: str, title: str, published: Published | None) -> Mo
         )
         for score in (published.scores if published else ())
     ]
+    if scores:
+        further |= {"model_name": title.rpartition("/")[2], "eval_results": scores}
     return ModelCardData(
         library_name="remask",
         pipeline_tag=PIPELINE,
@@ -135,8 +139,7 @@ def _head(config: Any, kind: str, title: str, published: Published | None) -> Mo
         base_model=base,
         datasets=list(published.datasets) or None if published else None,
         tags=["remask", "diffusion", kind, *(["peft", "lora"] if rank else [])],
-        **({"model_name": title.rpartition("/")[2], "eval_results": scores} if scores else {}),
-        **relation,
+        **further,
     )
 
 
@@ -176,9 +179,9 @@ def _scores(published: Published) -> Iterable[str]:
         yield from (said, "")
 
 
-def _how_to_load(published: Published, base: str, *, adapter: bool) -> list[str]:
+def _how_to_load(published: Published, config: Any, *, adapter: bool) -> list[str]:
     """The ways to load a published model: Python, the commands, and other engines."""
-    apart = adapter and not published.in_folder
+    apart, base = adapter and not published.in_folder, published.base or config.model
     path, further = (base, f", adapter={published.name!r}") if apart else (published.name, "")
     option = f" --adapter {published.name}" if apart else ""
     served = f" --adapter own={published.name}" if apart else ""
