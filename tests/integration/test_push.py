@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from remask import load
 from remask.cli import main
@@ -235,17 +235,20 @@ def test_what_cannot_be_published_is_said(
     assert said in capsys.readouterr().err
 
 
-def test_a_hub_that_is_not_reached_is_said(
-    runs: Path, served: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_hub_that_is_not_reached_or_refuses_is_said(
+    refused: bool, runs: Path, served: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (network, *_) = hub.UNREACHABLE
+    response: Any = SimpleNamespace(headers={}, request=None)
 
-    def lost(*_: Any, **__: Any) -> None:
-        raise network("no route to host")
+    def fail(*_: Any, **__: Any) -> None:
+        raise HfHubHTTPError("403 Forbidden", response=response) if refused else network("no route to host")
 
-    monkeypatch.setattr(served, "list_repo_files", lost)
+    monkeypatch.setattr(served, "create_repo" if refused else "list_repo_files", fail)
     assert main(["push", str(runs / FULL), "--to", "me/model"]) == 2
-    assert "the hub cannot be reached (no route to host)" in capsys.readouterr().err
+    said = "the hub refuses (403 Forbidden)" if refused else "the hub cannot be reached (no route to host)"
+    assert said in capsys.readouterr().err
 
 
 def test_an_unfinished_run_and_a_card_of_ones_own(
@@ -271,10 +274,11 @@ def test_an_unfinished_run_and_a_card_of_ones_own(
 def test_code_of_the_official_model_is_named_where_it_lies(runs: Path, restored: Any) -> None:
     run = runs / FULL
     with restored(run):
+        (run / "there.py").write_text("")
+        assert "there.py" not in publication(run, "me/model").files  # no config names it: it is the user's own
         config = json.loads((run / "config.json").read_text())
         code = {"AutoConfig": "there.Config", "AutoModel": "absent.Model", "AutoTokenizer": ["absent.Fast", None]}
         (run / "config.json").write_text(json.dumps({**config, "auto_map": code}))
-        (run / "there.py").write_text("")
         made = publication(run, "me/model", base="owner/base")
     content = made.files["config.json"]
     assert isinstance(content, bytes)

@@ -148,9 +148,16 @@ def _model_files(run: Path) -> list[Path]:
     found = [
         path for path in sorted(run.iterdir()) if path.is_file() and path.name != NAME and is_of_a_model(path.name)
     ]
+    if not any(_names_code(path) for path in found):  # then Python files are the user's own
+        found = [path for path in found if path.suffix != ".py"]
     if not any(fnmatch(path.name, pattern) for path in found for pattern in WEIGHTS):
         raise UserError("holds no weights", where=str(run), mend="bring them back, or train again with --overwrite")
     return found
+
+
+def _names_code(path: Path) -> bool:
+    """Whether a config, of the model or of its tokenizer, names Python code that lies beside it."""
+    return path.name in ("config.json", "tokenizer_config.json") and "auto_map" in from_json(path.read_bytes())
 
 
 def _hub_base(model: str, *, through_runs: bool) -> str | None:

@@ -44,8 +44,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Published:
-    """What a card for others says besides the run's record. name: what the model is loaded by. base: the hub's name of
-    what it was made from. conditions: sentences on how the scores were taken. engines: sentences on what else loads it.
+    """A published card says more than the run's record. name: what the model is loaded by. base: the hub's name of what
+    it was made from. conditions: sentences on how the scores were taken. engines: sentences on what else loads it.
     """
 
     name: str
