@@ -286,6 +286,34 @@ def test_code_of_the_official_model_is_named_where_it_lies(runs: Path, restored:
     assert "there.py" in made.files
 
 
+def test_a_card_names_what_the_hub_knows_and_no_path_that_looks_like_it(runs: Path, restored: Any) -> None:
+    """The run's own card knows whether its model was the hub's."""
+    run = runs / FULL
+    assert ModelCard(content_of(run)).data.base_model is None
+    with restored(run):
+        (run / "README.md").write_text((run / "README.md").read_text().replace("---\n", "---\nbase_model: a/b\n", 1))
+        record = json.loads((run / "run.json").read_text())
+        record["data"]["source"] = "data/rows.jsonl,gsm8k,owner/set:part@train"
+        (run / "run.json").write_text(json.dumps(record))
+        said = ModelCard(content_of(run)).data
+    assert (said.base_model, said.license) == ("a/b", None)
+    assert said.datasets == ["openai/gsm8k", "owner/set"]
+
+
+def test_the_licence_is_that_of_the_base(runs: Path, checkpoint: Path) -> None:
+    (checkpoint / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n")
+    try:
+        assert ModelCard(content_of(runs / FULL)).data.license == "bsd-3-clause"
+    finally:
+        (checkpoint / "README.md").unlink()
+
+
+def content_of(run: Path) -> str:
+    card = publication(run, "me/model").files["README.md"]
+    assert isinstance(card, bytes)
+    return card.decode()
+
+
 def test_every_file_that_a_model_is_saved_in_is_published(runs: Path) -> None:
     """Nothing of what transformers and peft saved is left out: what stays behind is the run's own."""
     left = {path.name for path in (runs / FULL).iterdir()} - set(publication(runs / FULL, "me/model").files)

@@ -19,11 +19,10 @@ import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from remask.config import DpoConfig, RlConfig, SftConfig
-from remask.data.files import is_there
 from remask.data.named import NAMED, Source
 from remask.errors import UserError, first_line
 from remask.files import as_json, from_json
-from remask.models.load import EMBEDDED, resolve
+from remask.models.load import EMBEDDED
 from remask.models.lora import base_of, is_adapter
 from remask.publishing.engines import engines
 from remask.publishing.scores import evaluations_of, scores_of
@@ -43,7 +42,8 @@ MODEL_FILES = (
 )
 """The files of a model, in any of the layouts that Remask saves. Nothing else of a run is published."""
 IDENTITY = re.compile(r"<!-- remask push ([0-9a-f]{32}) -->")
-HUB_SETS = re.compile(r"(?P<id>[\w.\-]+/[\w.\-]+)(?:[:@].*)?")
+HUB_SET = re.compile(r"(?P<id>[\w.\-]+/[\w.\-]+(?<!\.jsonl)(?<!\.json)(?<!\.csv)(?<!\.tsv)(?<!\.parquet))(?:[:@].*)?")
+"""A data set of the hub as sources write it, and not a file."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def publication(
     """
     record, config = _finished(run)
     adapter = is_adapter(str(run))
-    known = base or _hub_base(config.model, through_runs=not adapter)
+    known = base or _hub_base(run, config, through_runs=not adapter)
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(run)}
     if adapter:
         _name_base(files, run, known, in_folder=in_folder)
@@ -88,12 +88,12 @@ def publication(
     found = evaluations_of(run, evaluations, seed=record.get("seed"))
     scores, conditions = scores_of(found)
     model_type = _model_type(run)
-    licence = licence or _licence(config.model, known)
+    licence = licence or _licence(run, config, known)
     published = Published(
         name=name,
         base=known,
         licence=licence,
-        datasets=_datasets(record["data"]["source"]),
+        datasets=_datasets(str(record["data"]["source"]), run, config.output_dir),
         scores=scores,
         conditions=conditions,
         engines=engines(model_type, adapter=adapter),
@@ -160,18 +160,32 @@ def _names_code(path: Path) -> bool:
     return path.name in ("config.json", "tokenizer_config.json") and "auto_map" in from_json(path.read_bytes())
 
 
-def _hub_base(model: str, *, through_runs: bool) -> str | None:
-    """The hub's name of what a run began from, through the runs that lie between (an adapter fits none but its own)."""
-    seen: set[str] = set()
-    while model not in seen:
-        if on_the_hub(model):
-            return model
-        if not through_runs:
+def _hub_base(run: Path, config: Any, *, through_runs: bool) -> str | None:
+    """The hub's name of what a run began from, through the runs that lie between (an adapter fits none but its own).
+
+    The run's own card says whether the hub knows the model: a relative path looks the same from another folder.
+    """
+    seen: set[Path] = set()
+    model, output = config.model, config.output_dir
+    while run.resolve() not in seen:
+        seen.add(run.resolve())
+        if (base := _said(run / NAME, "base_model")) is not None:
+            return base
+        before = _folder(model, run, output)
+        if not through_runs or before is None:
             return None
-        seen.add(model)
         with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            model = str(yaml.safe_load((Path(model) / CONFIG).read_text(encoding="utf-8"))["model"])
+            values = yaml.safe_load((before / CONFIG).read_text(encoding="utf-8"))
+            run, model, output = before, str(values["model"]), str(values["output_dir"])
     return None
+
+
+def _folder(path: str, run: Path, output: str) -> Path | None:
+    """A file or folder that a run's settings name, as seen from here or from where the run was begun; None where it is
+    not there. `output` is what the settings call the run's own folder.
+    """
+    begun = Path(str(run.resolve()).removesuffix(output.rstrip("/").removeprefix("./")))
+    return next((place for place in (Path(path), begun / path) if place.exists()), None)
 
 
 def _name_base(files: dict[str, Path | bytes], run: Path, base: str | None, *, in_folder: bool) -> None:
@@ -179,7 +193,7 @@ def _name_base(files: dict[str, Path | bytes], run: Path, base: str | None, *, i
     no such name is known and the adapters are for the hub.
     """
     named = base_of(str(run))
-    if on_the_hub(named) or named in EMBEDDED:
+    if named in EMBEDDED or named == base:
         return
     if base is None:
         if in_folder:
@@ -219,31 +233,35 @@ def _model_type(run: Path) -> str | None:
     return None
 
 
-def _licence(model: str, base: str | None) -> str | None:
+def _licence(run: Path, config: Any, base: str | None) -> str | None:
     """The base's licence: that of this package for embedded models, else what its card says where it lies here."""
-    if model in EMBEDDED:
+    if config.model in EMBEDDED:
         return "apache-2.0"
-    cards: list[Any] = []
-    with suppress(UserError):
-        cards.append(Path(resolve(model)) / NAME)
+    folder = _folder(config.model, run, config.output_dir)
+    cards: list[Any] = [] if folder is None else [folder / NAME]
     if base is not None:
         with suppress(ValueError):
             cards.append(try_to_load_from_cache(base, NAME))
-    for card in cards:
-        if isinstance(card, str | Path):
-            with suppress(OSError, ValueError, yaml.YAMLError):
-                if isinstance(said := ModelCard.load(card, ignore_metadata_errors=True).data.license, str):
-                    return said
+    said = (_said(card, "license") for card in cards if isinstance(card, str | Path))
+    return next((licence for licence in said if licence is not None), None)
+
+
+def _said(card: str | Path, key: str) -> str | None:
+    """What a card's head says of a key, where it lies on this machine and says one thing."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        text = Path(card).read_text(encoding="utf-8")  # ModelCard.load would ask the hub for one that is not there
+        found = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get(key)
+        return found if isinstance(found, str) else None
     return None
 
 
-def _datasets(source: str) -> list[str]:
+def _datasets(source: str, run: Path, output: str) -> list[str]:
     """The hub's names of the data sets in a source; generated problems and files have none."""
     with suppress(UserError):
-        source = Source.parse(str(source)).place
-    places = [NAMED.get(place.partition("=")[0].partition("@")[0], place) for place in str(source).split(",")]
-    found = (HUB_SETS.fullmatch(place) for place in places)
-    return list(dict.fromkeys(one["id"] for one in found if one and not is_there(one[0]) and on_the_hub(one["id"])))
+        source = Source.parse(source).place
+    places = [NAMED.get(place.partition("=")[0].partition("@")[0], place) for place in source.split(",")]
+    found = [one["id"] for one in map(HUB_SET.fullmatch, places) if one]
+    return list(dict.fromkeys(name for name in found if on_the_hub(name) and _folder(name, run, output) is None))
 
 
 def _own_card(run: Path) -> str | None:
