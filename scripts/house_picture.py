@@ -23,6 +23,7 @@ CAPTIONS = {
     "kernels": "CUDA's own",
     "models": "checkpoints",
     "preference": "from pairs",
+    "publishing": "to the hub",
     "report": "one HTML page",
     "rl": "from rewards",
     "sampling": "writes answers",

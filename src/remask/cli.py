@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("remask.commands.inspect", "per-token entropy, importance and masking rate of examples"),
     "estimators": ("remask.commands.estimators", "bias, variance and cost of ELBO estimators and of SFT gradients"),
     "convert": ("remask.commands.convert", "a causal model into a diffusion model, an adapter into its base"),
+    "push": ("remask.commands.push", "publish a run's model, on the hub or in a folder, with a card of its record"),
     "distil": ("remask.commands.distil", "a causal model's answers, as rows to train its diffusion model on"),
     "plan": ("remask.commands.plan", "memory, arithmetic and time of a training step, before it is run"),
     "profile": ("remask.commands.profile", "where the time and the memory of a fine-tuning step go"),
@@ -49,6 +50,7 @@ EXAMPLES = """examples:
   remask compare sft.json x.json
   remask generate --model runs/x "countdown 4 5 9 -> 9"
   remask serve --model runs/gift
+  remask push runs/gift --to me/gift --dry-run
   remask estimators --model runs/gift --data my.jsonl
   remask plan --model llada-8b --gpus 8 --length 4096 --strategy fsdp
   remask profile --config recipes/tiny/gift.yaml --steps 8

@@ -23,7 +23,7 @@ def what_went_wrong(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "remask").partition(".")[0] != "remask":
-        return f"the library {error.name} is not installed; pip install --force-reinstall remask brings all of them"
+        return f"the library {str(error.name).partition('.')[0]} is not installed; pip install --force-reinstall remask brings all of them"
     if is_out_of_memory(error):
         return f"not enough memory ({shortened(first_line(error))}); take a smaller batch, length or model"
     if isinstance(error, OSError):

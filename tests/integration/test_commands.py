@@ -63,6 +63,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     [
         ("compare", "A B"),
         ("grade", "TASK FILE..."),
+        ("push", "RUN"),
         ("report", "RUN|EVALUATION..."),
         ("study", "STUDY.yaml"),
         ("generate", "[PROMPT...]"),

@@ -266,7 +266,8 @@ def test_a_runs_card_says_what_it_is(
     outcome = run_sft(config, quiet=True)
     card = (outcome.folder / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
-    assert head == {"library_name": "peft" if rank else "transformers", "tags": ["remask", "diffusion", "sft"]}
+    tags = ["remask", "diffusion", "sft", *(["peft", "lora"] if rank else [])]
+    assert head == {"library_name": "remask", "pipeline_tag": "text-generation", "tags": tags}
     assert ("adapters (LoRA, rank 2) for `tiny-direct`" in card) == bool(rank)
     assert f"| data | {data} |\n| rows | 24 |" in card
     assert f"| eval_nll | {outcome.metrics['eval_nll']:.4g} |" in card

@@ -116,7 +116,9 @@ def with_switch_values(kind: Any, arguments: Sequence[str]) -> list[str]:
 
 
 def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return (words, flags): what stands without a flag, and the flags with their values (of whole numbers several)."""
+    """Return (words, flags): what stands without a flag, and the flags with their values (of whole numbers several, of
+    texts all up to the next flag).
+    """
     words, flags, rest = [], [], with_switch_values(kind, arguments)
     while rest:
         token = rest.pop(0)
@@ -131,6 +133,8 @@ def split_words(kind: Any, arguments: Sequence[str]) -> tuple[list[str], list[st
         if "=" not in token and rest and asked is not bool:
             flags.append(rest.pop(0))
             while asked == tuple[int, ...] and rest and rest[0].isdecimal():
+                flags.append(rest.pop(0))
+            while asked == tuple[str, ...] and rest and not rest[0].startswith("-"):
                 flags.append(rest.pop(0))
     return words, flags
 

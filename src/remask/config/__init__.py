@@ -12,6 +12,7 @@ from remask.config.commands import (
     GradeConfig,
     InspectConfig,
     PlanConfig,
+    PushConfig,
     TourConfig,
 )
 from remask.config.common import (
@@ -60,6 +61,7 @@ __all__ = [
     "PreferenceEngineConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "PushConfig",
     "ReferenceConfig",
     "ReportConfig",
     "RewardsConfig",

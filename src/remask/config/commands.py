@@ -290,3 +290,25 @@ class DoctorConfig:
     """Where runs will be written: its disk is looked at."""
     json: bool = False
     """Print all that was found as JSON on stdout."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Publish a run's model with a card written from its record, on the hub or in a folder in the hub's layout."""
+
+    __pydantic_config__ = STRICT
+
+    to: str | None = None
+    """OWNER/NAME on the hub (or hf://OWNER/NAME, which no folder can be meant by), or a folder: ./NAME."""
+    evaluations: tuple[str, ...] = ()
+    """Files of `remask eval --json` whose scores the card shows (default: those in the run's folder)."""
+    base: str | None = None
+    """The hub's name of the model that the run began from, where the run knows it as a local folder."""
+    licence: str | None = None
+    """The model's licence as the hub calls it, such as apache-2.0 (default: the base's, where its card says it)."""
+    private: bool = False
+    """Let the repository be seen by its owner alone, where it has to be made."""
+    overwrite: bool = False
+    """Replace another model that stands there."""
+    dry_run: bool = False
+    """List the files and their sizes. Nothing is written, and the hub is asked for nothing."""

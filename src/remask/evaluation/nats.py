@@ -70,6 +70,16 @@ def compare_nats(
     return [ClassComparison(name, *said, corrected.get(name, said[-1].p_value)) for name, said in found.items()]
 
 
+def nats_a_token(arm: Arm, task: str, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
+    """Return the nats a token of an arm over all tokens of its rows, with the bootstrap's interval over rows (and
+    seeds, if several). None where a record does not say it, or there is but one row.
+    """
+    sums = _sums(arm, task, arm.problem_ids(task))
+    if ALL not in sums or sums[ALL][0].shape[1] < 2:
+        return None
+    return cluster_interval(scores(*sums[ALL]), level, seed=seed, resamples=resamples)
+
+
 def scores(tokens: Float[ndarray, "S R"], nats: Float[ndarray, "S R"]) -> Float[ndarray, "S R"]:
     """Return scores whose mean is Σ nats / Σ tokens, and whose spread over rows is that of this ratio."""
     ratio = nats.sum() / tokens.sum()

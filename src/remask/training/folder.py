@@ -133,6 +133,13 @@ def rows_per_step(config: RunConfig) -> int:
     return t.per_device_train_batch_size * t.gradient_accumulation_steps * processes
 
 
+def lasting(config: Any) -> dict[str, Any]:
+    """Return the settings that a resumed run may not change, by their dotted names: two runs that share them and their
+    data have the same model at the same step.
+    """
+    return {key: value for key, value in _flat(asdict(config)).items() if key not in FREE_ON_RESUME}
+
+
 def refuse_another_config(
     config: Any, begun: Begun, *, free: frozenset[str], rows: Callable[[], int] | None = None
 ) -> None:

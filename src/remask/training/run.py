@@ -167,6 +167,7 @@ def carry_out(job: Job) -> Outcome:
         raise
     finally:
         progress_callback.close()
+    record.values["steps"] = trainer.state.global_step
     record.write("finished", job.seconds(), metrics)
     if main:
         write_card(folder, job.config, record.values)
