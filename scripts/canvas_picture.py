@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("prompt")
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--set", nargs="*", default=[], help="settings of decoding: max_new_tokens=48 threshold=0.9")
     given = parser.parse_args()
     settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in given.set)}
-    model, tokenizer = remask.load(given.model)
+    model, tokenizer = remask.load(given.model, dtype=given.dtype)
     written = remask.generate(model, tokenizer, [given.prompt], **settings)
     row = written.history[0]
     tokens = [

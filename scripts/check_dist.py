@@ -89,6 +89,8 @@ def serve(work: Path) -> None:
                 with urllib.request.urlopen(request, timeout=60) as answer:
                     print("server:", json.load(answer)["choices"][0]["message"]["content"], flush=True)
                 return
+            except urllib.error.HTTPError as error:
+                raise SystemExit(f"remask serve answered {error.code}: {error.read().decode()}") from error
             except urllib.error.URLError:
                 time.sleep(1)
         raise SystemExit(f"remask serve did not answer within {SECONDS} seconds")

@@ -22,8 +22,8 @@ def what_went_wrong(error: BaseException) -> str | None:
     """Return one line for an error that is the user's or the machine's; None for any other."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "remask").partition(".")[0] != "remask":
-        return f"the library {str(error.name).partition('.')[0]} is not installed; pip install --force-reinstall remask brings all of them"
+    if isinstance(error, ModuleNotFoundError) and (library := (error.name or "remask").partition(".")[0]) != "remask":
+        return f"the library {library} is not installed; pip install --force-reinstall remask brings all of them"
     if is_out_of_memory(error):
         return f"not enough memory ({shortened(first_line(error))}); take a smaller batch, length or model"
     if isinstance(error, OSError):
