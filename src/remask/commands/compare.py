@@ -125,7 +125,7 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
     from rich.text import Text
 
     table = Table(
-        title=f"{task}: at most so many nats a token, fewer are better [95 % interval]",
+        title=f"{task}: at most so many nats a token, fewer are better [95 %]",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -133,14 +133,16 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
     rows = [
         (
             c.name,
-            f"{c.tokens:,} in {c.rows}",
-            *(f"{side.mean:.2f} [{side.low:.2f}, {side.high:.2f}]" for side in (c.baseline, c.candidate)),
+            f"{c.tokens:,}",
+            f"{c.rows:,}",
+            f"{c.baseline.mean:.3f}",
+            f"{c.candidate.mean:.3f}",
             f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]",
             p_value(c.p_holm),
         )
         for c in classes
     ]
-    for i, head in enumerate(("class", "tokens in rows", baseline, candidate, "difference", "p")):
+    for i, head in enumerate(("class", "tokens", "rows", baseline, candidate, "difference", "p")):
         widest = max(len(row[i]) for row in rows)
         table.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold", min_width=widest)
     for row in rows:
