@@ -68,7 +68,7 @@ def test_a_run_leaves_such_rows_out_and_says_so(
     flags += ["--report.diagnostics", "off", "--trainer.report-to", "none"]
     assert main([*flags, "--output-dir", str(run)]) == 0
     said = capsys.readouterr().err
-    passed = "compared with 1 texts that will be tested (2 shorter or common ones passed over)"
+    passed = "compared with 1 text that will be tested (2 shorter or common ones passed over)"
     assert f"{data}: {passed}, 1 of 3 rows left out; for example {data}, line 2 has 100 % of {tested}, line 1" in said
     recorded = json.loads((run / "run.json").read_text())["data"]
     assert (recorded["rows"], recorded["apart_from"]) == (2, str(tested))

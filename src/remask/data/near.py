@@ -99,7 +99,8 @@ def leave_out(source: str, loaded: Loaded[Example], tested: str) -> list[Near]:
     loaded.examples, near = texts.apart(loaded.examples)
     if not loaded.examples:
         raise UserError(f"all {rows} rows are near texts of {tested}", where=source, mend="train on other rows")
-    said = f"{source}: compared with {len(texts.where)} texts that will be tested"
+    known = len(texts.where)
+    said = f"{source}: compared with {known} text{'' if known == 1 else 's'} that will be tested"
     if passed := texts.passed_over.total():
         said += f" ({passed} shorter or common ones passed over)"
     said += f", {len(near)} of {rows} rows left out"
