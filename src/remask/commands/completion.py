@@ -54,6 +54,7 @@ OPTIONS: dict[str, type] = {
     "plan": configs.PlanConfig,
     "profile": configs.ProfileConfig,
     "study": StudyOptions,
+    "push": configs.PushConfig,
     "report": ReportConfig,
     "completion": CompletionConfig,
 }
