@@ -228,6 +228,7 @@ def main() -> int:
     asked, failed = parser.parse_args(), 0
     for page in asked.pages:
         started, text = time.perf_counter(), page.read_text()
+        print(f"{page.name}: running", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             if asked.check:
                 wrong = differences(text, Path(folder))

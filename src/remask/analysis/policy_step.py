@@ -74,7 +74,8 @@ def gains(
     for name, mean in means.items():
         with moved(model, downhill(mean, length)):
             after = _by_problem(answered())
-        found = paired_difference([after], [before])
+        rewards = (*before, *after)
+        found = paired_difference([after], [before], limit=max(1.0, max(rewards) - min(rewards)))
         yield Gain(name, length * expected[name], found.mean, found.low, found.high)
 
 

@@ -84,16 +84,6 @@ def side(text: str) -> Arm:
 
 def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None:
     """Print a table of the two arms and their difference, then what may be said of each task."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=f"{candidate} against {baseline}, % [95 % interval]",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
     rows = [
         (
             c.task,
@@ -105,31 +95,15 @@ def show(found: Sequence[TaskComparison], baseline: str, candidate: str) -> None
         )
         for c in found
     ]
-    for i, column in enumerate(("task", "metric", baseline, candidate, "difference", "p")):
-        # A long head is broken, a cell never.
-        widest = max(len(row[i]) for row in rows)
-        table.add_column(Text(column), justify="left" if i < 2 else "right", overflow="fold", min_width=widest)
-    for row in rows:
-        table.add_row(*row)
-    terminal = console()
-    terminal.print(table)
+    heads = ("task", "metric", baseline, candidate, "difference", "p")
+    _print_table(f"{candidate} against {baseline}, % [95 % interval]", heads, rows, words=2)
     for c in found:
         if c.leads:
-            terminal.print(verdict(c, baseline, candidate), highlight=False)
+            console().print(verdict(c, baseline, candidate), highlight=False)
 
 
 def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, candidate: str) -> None:
     """Print what the two arms make of the answers that they read, over all tokens and class by class."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=f"{task}: at most so many nats a token, fewer are better [95 %]",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
     rows = [
         (
             c.name,
@@ -142,16 +116,25 @@ def show_nats(task: str, classes: Sequence[ClassComparison], baseline: str, cand
         )
         for c in classes
     ]
-    for i, head in enumerate(("class", "tokens", "rows", baseline, candidate, "difference", "p")):
+    heads = ("class", "tokens", "rows", baseline, candidate, "difference", "p")
+    _print_table(f"{task}: at most so many nats a token, fewer are better [95 %]", heads, rows, words=1)
+    said = f"p of a class is corrected for their number (Holm); classes in fewer than {LEAST_ROWS} rows are left out"
+    console().print(f"[dim]{said}[/dim]", highlight=False)
+
+
+def _print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> None:
+    """Print a table whose first columns are words and the others figures. A long head is broken, a cell never."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
         widest = max(len(row[i]) for row in rows)
-        table.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold", min_width=widest)
+        table.add_column(Text(head), justify="left" if i < words else "right", overflow="fold", min_width=widest)
     for row in rows:
         table.add_row(*row)
-    terminal = console()
-    terminal.print(table)
-    terminal.print(
-        f"[dim]p of classes: corrected for their number (Holm); of {LEAST_ROWS} rows or more[/dim]", highlight=False
-    )
+    console().print(table)
 
 
 def verdict(c: TaskComparison, baseline: str, candidate: str) -> str:

@@ -106,10 +106,8 @@ def _sums(arm: Arm, task: str, order: list[str]) -> dict[str, tuple[ndarray, nda
             return {}
         by_seed.append([by_id[id] or {} for id in order])
     names = set.intersection(*({name for row in rows for name in row} for rows in by_seed))
-    return {
-        name: tuple(  # type: ignore[misc]
-            np.array([[row.get(name, (0, 0.0))[part] for row in rows] for rows in by_seed], dtype=np.float64)
-            for part in (0, 1)
-        )
-        for name in names
-    }
+
+    def table(name: str, part: int) -> ndarray:
+        return np.array([[row.get(name, (0, 0.0))[part] for row in rows] for rows in by_seed], dtype=np.float64)
+
+    return {name: (table(name, 0), table(name, 1)) for name in names}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from remask.errors import UserError
 from remask.files import refuse_unwritable_folder
+from remask.progress import working
 from remask.publishing.publication import NAME, Publication, identity_in, is_of_a_model
 
 
@@ -30,11 +31,12 @@ def write_folder(publication: Publication, target: Path, *, overwrite: bool = Fa
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         temporary.chmod(0o755)
-        for name, content in publication.files.items():
-            if isinstance(content, bytes):
-                (temporary / name).write_bytes(content)
-            else:
-                shutil.copyfile(content, temporary / name)
+        with working(f"writing {target}"):
+            for name, content in publication.files.items():
+                if isinstance(content, bytes):
+                    (temporary / name).write_bytes(content)
+                else:
+                    shutil.copyfile(content, temporary / name)
         if place.exists():
             old = temporary.with_name(f"{temporary.name}-old")
             os.replace(place, old)
