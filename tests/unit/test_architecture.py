@@ -256,7 +256,7 @@ def test_an_unknown_name_is_no_attribute() -> None:
         _ = remask.lod
 
 
-MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_IGNORES, MOST_FOREIGN_UNDERSCORES = 350, 60, 10, 10
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_IGNORES, MOST_FOREIGN_UNDERSCORES = 350, 60, 10, 13
 PUBLIC_IN_SPITE_OF_THEIR_NAMES = {"os._exit"}
 """What the standard library documents."""
 Parsed = dict[str, ast.Module]

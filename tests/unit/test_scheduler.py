@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from remask.memory import free_bytes
 from remask.sampling import Decoding
 from remask.serving.jobs import CancelledError, Finished, Job, Progress, TooLateError
 from remask.serving.models import Served
-from remask.serving.room import free_bytes, measured
+from remask.serving.room import measured
 from remask.serving.scheduler import FullError, Limits, Scheduler, StoppingError
 
 

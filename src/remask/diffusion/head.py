@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from remask.diffusion.precision import computed_in
 from remask.diffusion.token_loss import blocks, chunk_rows, losses_and_errors, token_cross_entropy
+from remask.kernels import prepacked
 
 T = TypeVar("T")
 Look = Callable[[Float[Tensor, "n V"], slice], tuple[Tensor, ...]]
@@ -156,6 +157,9 @@ class _Logits:
         out = self.room[: len(hidden)]
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(out.dtype)
+            held = prepacked.held(self.weight)
+            if held is not None:
+                return held.product(hidden, self.bias)
             if self.bias is None:
                 return torch.mm(hidden, self.weight.T, out=out)
             return torch.addmm(self.bias, hidden, self.weight.T, out=out)

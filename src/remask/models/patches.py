@@ -56,6 +56,11 @@ PATCHES = {
         "plain LoRA layers (peft) and their two linear modules become LeanAdapter, LeanDown and LeanUp",
         "adapters are multiplied in the precision of the layer they adapt, and added onto its output",
     ),
+    "prepacked": Patch(
+        "models/unchanged.py",
+        "the forward method of linear layers (torch) in bfloat16 on a CPU is exchanged while weights do not change",
+        "the layout that oneDNN multiplies in is kept from product to product",
+    ),
     "sharded-head": Patch(
         "models/sharded_head.py",
         "the forward method of a head sharded by FSDP2 or ZeRO-3 is exchanged during a pass for chosen tokens",

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from remask.models.facts import corruption_of, mask_token
+from remask.models.unchanged import weights_unchanged
 from remask.sampling import entropy_bound
 from remask.sampling.record import Denoised, Step
 from remask.sampling.schedule import Decoding
@@ -47,11 +48,12 @@ def run(
     was_training = model.training
     model.eval()
     try:
-        while len(writing.active):
-            step = writing.step()
-            if on_step is not None:
-                on_step(step)
-            writing.retire()
+        with weights_unchanged(model):
+            while len(writing.active):
+                step = writing.step()
+                if on_step is not None:
+                    on_step(step)
+                writing.retire()
     finally:
         model.train(was_training)
     return writing.result(time.perf_counter() - started)

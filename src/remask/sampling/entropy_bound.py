@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from remask.diffusion.attention import BlockCausal
 from remask.errors import UserError
 from remask.models.facts import first_eos, stop_token_ids
+from remask.models.unchanged import weights_unchanged
 from remask.sampling.layout import canvas_after, fitted_to_blocks
 from remask.sampling.record import Denoised, Earlier, Step
 from remask.sampling.row_noise import RowNoise
@@ -99,7 +100,8 @@ def run(
     was_training = model.training
     model.eval()
     try:
-        writing.write(prompt_ids, torch.ones_like(prompt_ids) if attention_mask is None else attention_mask)
+        with weights_unchanged(model):
+            writing.write(prompt_ids, torch.ones_like(prompt_ids) if attention_mask is None else attention_mask)
     finally:
         model.train(was_training)
     return writing.result(time.perf_counter() - started)

@@ -15,6 +15,7 @@ from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
 from remask.errors import UserError
 from remask.models.facts import corruption_of, first_eos, stop_token_ids
+from remask.models.unchanged import weights_unchanged
 from remask.sampling import entropy_bound
 from remask.sampling.denoise import run
 from remask.sampling.layout import canvas_after, fitted
@@ -101,23 +102,16 @@ def generate_from_ids(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     rows: list[Row | None] = [None] * len(encoded)
     totals = {"forwards": 0, "row_forwards": 0, "seconds": 0.0}
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        denoised = _run_batch(model, [encoded[i] for i in members], decoding, [seeds[i] for i in members], on_step)
-        for place, i in enumerate(members):
-            ids = denoised.ids[place].tolist()
-            rows[i] = Row(
-                ids,
-                denoised.revealed_at[place].tolist(),
-                denoised.confidence[place].tolist(),
-                any(token in stops for token in ids),
-                denoised.block[place].tolist(),
-                denoised.earlier[place],
-            )
-        for key in totals:
-            totals[key] += getattr(denoised, key)
-        if on_batch is not None:
-            on_batch(min(start + batch_size, len(order)))
+    with weights_unchanged(model):
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            denoised = _run_batch(model, [encoded[i] for i in members], decoding, [seeds[i] for i in members], on_step)
+            for place, i in enumerate(members):
+                rows[i] = _row(denoised, place, stops)
+            for key in totals:
+                totals[key] += getattr(denoised, key)
+            if on_batch is not None:
+                on_batch(min(start + batch_size, len(order)))
     done = [row for row in rows if row is not None]
     texts = [decode_text(tokenizer, row.token_ids, stops) for row in done]
     tokens = sum(length_of(row.token_ids, stops) for row in done)
@@ -195,6 +189,18 @@ def decoding_for(model: Any, decoding: Decoding | None = None, **settings: Any) 
 
 def _own_decoding(model: Any) -> dict[str, Any]:
     return dict(getattr(model.config, "default_decoding", None) or {})
+
+
+def _row(denoised: Denoised, place: int, stops: Container[int]) -> Row:
+    ids = denoised.ids[place].tolist()
+    return Row(
+        ids,
+        denoised.revealed_at[place].tolist(),
+        denoised.confidence[place].tolist(),
+        any(token in stops for token in ids),
+        denoised.block[place].tolist(),
+        denoised.earlier[place],
+    )
 
 
 def _run_batch(

@@ -14,6 +14,8 @@ import torch
 
 from remask.diffusion.attention import BlockCausal
 from remask.diffusion.blocks import attention_of
+from remask.memory import free_bytes
+from remask.models.unchanged import weights_unchanged
 
 FEW, MANY = 128, 512
 """Tokens of the two forwards whose difference is measured."""
@@ -36,27 +38,13 @@ class Room:
 def measured(model: Any) -> Room:
     """Return the room that a loaded model leaves, after two forwards of random tokens."""
     device = model.device
-    _peak_of(model, FEW)  # what is only made once is not counted
-    few, many = _peak_of(model, FEW), _peak_of(model, MANY)
+    with weights_unchanged(model, at_once=True):
+        _peak_of(model, FEW)  # what is only made once is not counted
+        few, many = _peak_of(model, FEW), _peak_of(model, MANY)
+        free = free_bytes(device)
     computed = max(0, many - few) // (MANY - FEW) if few and many else 0
     a_token = max(computed, _activations(model)) + _kept(model)
-    free = free_bytes(device)
     return Room(a_token, free, max(1, min(MOST, int(SHARE * free) // a_token)))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return how many bytes are free on the device; on a CPU what the machine and the process's group leave."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = 1 << 30
-    with suppress(OSError, StopIteration, ValueError):
-        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-        free = int(line.split()[1]) * 1024
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        free = min(free, int(limit) - int(used))
-    return max(free, 1 << 20)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remask.errors import UserError
+from remask.models.unchanged import weights_unchanged
 from remask.sampling.together import step_together
 from remask.serving.jobs import AtWork, CancelledError, Job, TooLateError
 from remask.serving.models import Served
@@ -151,6 +152,10 @@ class Scheduler:
             yield from queue
 
     def _run(self) -> None:
+        with weights_unchanged(self.served.model, at_once=True):  # but by `change`, which PyTorch counts
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             with self._lock:
                 while not (self._stopping or self._queues or self._changes or self._at_work):
