@@ -4,10 +4,9 @@
     python scripts/run_tutorials.py --check                                 # run all, and compare: `make tutorials`
 
 A block of `bash` or `python` is run. One with a title, of whatever kind, is a file of that name, and is only written. A
-block of `text` behind one that was run is what it printed on stdout. A comment on the line before a block says
-otherwise:
+block of `text` behind one that was run is what it printed on stdout. A paragraph `*Not run here: REASON.*` before a
+block leaves it out, and tells the reader why. A comment on the line before a block says what else differs:
 
-- `<!-- not run: REASON -->` for one that cannot be run here;
 - `<!-- background -->` for one that goes on while the next blocks run;
 - `<!-- exit code N -->` for one that ends with an error, whose stderr is shown;
 - `<!-- varies -->` for an output of which only its presence is compared.
@@ -38,7 +37,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEARN = ROOT / "docs" / "learn"
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<note>.*?) -->\n)?"
+    r"(?:^<!-- (?P<note>.*?) -->\n|^\*Not run here: (?P<why>.*?)\.\*\n\n)?"
     r"^(?P<fence>```+)(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
@@ -53,24 +52,27 @@ LIMIT = 300
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its kind, the file that it is, the comment before it, its text and where that lies."""
+    """A fenced block of a page: its kind, the file that it is, the comment before it, the reason why it is not run
+    (empty where it is), its text and where that lies.
+    """
 
     kind: str
     title: str | None
     note: str
+    why: str
     body: str
     span: tuple[int, int]
 
     @property
     def runs(self) -> bool:
-        """Whether it is run: the reason why not stands in its comment."""
-        return self.kind in ("bash", "python") and self.title is None and not self.note.startswith("not run: ")
+        """Whether it is run: no reason why not is shown before it."""
+        return self.kind in ("bash", "python") and self.title is None and not self.why
 
 
 def blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a page, in order."""
     return [
-        Block(found["kind"], found["title"], found["note"] or "", found["body"], found.span("body"))
+        Block(found["kind"], found["title"], found["note"] or "", found["why"] or "", found["body"], found.span("body"))
         for found in BLOCK.finditer(text)
     ]
 

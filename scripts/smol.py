@@ -33,7 +33,7 @@ MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-"""For glibc: keep the memory that tensors gave back, in huge pages (docs/speed.md, "Memory of large models")."""
+"""For glibc: keep the memory that tensors gave back, in huge pages (docs/lab/speed.md, "Memory of large models")."""
 PROMPTS = (
     "Write one sentence about the sea.",
     "Explain rain to a child in one sentence.",

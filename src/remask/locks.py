@@ -31,6 +31,10 @@ _HELD: set[Path] = set()
 """The locks that this process holds: the system would open any lock a second time for it."""
 
 
+class HeldError(UserError):
+    """The error where another process, or another use in this one, holds what is asked for."""
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a run's folder, which may have to be made; if nothing is put into it, it is deleted again.
@@ -51,16 +55,16 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(lock: Path, *, holding: Path, wait: bool = False, make: bool = False) -> Iterator[None]:
+def locked(lock: Path, *, holding: Path, make: bool = False) -> Iterator[None]:
     """Hold what `lock` stands for, called `holding` in messages. The file is deleted when it is let go of.
 
-    Where another process holds it: `wait` for that, or UserError with its number, machine and time of start. `make` the
-    folder that the lock is to be in.
+    Raises HeldError where another process holds it, with its number, machine and time of start. `make` the folder that
+    the lock is to be in.
     """
     lock = lock.absolute()
     if lock in _HELD:
-        raise UserError("is being worked on by this process", where=str(holding), mend="let the first use end")
-    descriptor = _taken(lock, holding, wait, make)
+        raise HeldError("is being worked on by this process", where=str(holding), mend="let the first use end")
+    descriptor = _taken(lock, holding, make)
     _HELD.add(lock)
     try:
         _describe(descriptor)
@@ -72,12 +76,29 @@ def locked(lock: Path, *, holding: Path, wait: bool = False, make: bool = False)
         os.close(descriptor)
 
 
-def _taken(lock: Path, holding: Path, wait: bool, make: bool) -> int:
-    """The lock's file, open and locked. One that was removed while it was waited for is another's past."""
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds `lock`. A lock that is free is taken for a moment to find out."""
+    if lock.absolute() in _HELD:  # to close the file once more would let go of it
+        return True
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in TAKEN
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _taken(lock: Path, holding: Path, make: bool) -> int:
+    """The lock's file, open and locked. One that was removed before it could be locked is another's past."""
     while True:
         descriptor = _opened(lock, make)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
                 print(f"{holding}: no locks on this file system, nothing keeps a second process out", file=sys.stderr)
@@ -86,7 +107,7 @@ def _taken(lock: Path, holding: Path, wait: bool, make: bool) -> int:
             os.close(descriptor)
             if error.errno not in TAKEN:
                 raise
-            raise UserError(
+            raise HeldError(
                 f"is being worked on by {said}", where=str(holding), mend="wait for its end, or end it first"
             ) from None
         except BaseException:

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import yaml
 from remask import cli
 from remask import config as configs
 from remask.config import StudyConfig
-from remask.locks import alone_in
+from remask.locks import alone_in, locked
 from remask.models.load import EMBEDDED
-from remask.study.grid import cells
+from remask.study import schedule, work
+from remask.study.grid import Job, cells
 from started import Started, finished
 
 SMALL: dict[str, Any] = {
@@ -192,12 +194,56 @@ def test_another_embedded_checkpoint_is_another_model(monkeypatch: pytest.Monkey
 
 
 def test_two_studies_at_once_do_a_shared_job_once(tmp_path: Path) -> None:
-    """The second waits for the first's jobs, and finds them done."""
+    """Each takes the jobs that the other is not at, and finds the other's done."""
     path = written(tmp_path, {**SMALL, "seeds": [0]})
     finished([Started("study", path, "--output-dir", str(tmp_path / "studies")) for _ in range(2)])
     for run in (tmp_path / "studies" / "cells").glob("sft-*/metrics.jsonl"):
         steps = [row["step"] for row in map(json.loads, run.read_text().splitlines()) if "loss" in row]
         assert steps == [1, 2, 3]
+
+
+def begun_by(monkeypatch: pytest.MonkeyPatch, folder: Path, *, killed: bool) -> list[str]:
+    """The jobs that a study begins while another process is at the first one, in order. That process ends with the
+    job's result, or (`killed`) without it. A third one is quicker to begin the second job, and ends without a result.
+    """
+    jobs = [Job("eval", {}, None, key) for key in "abc"]
+    at_work, begun = {"eval-a"}, []
+
+    def begin(job: Job, *_: object) -> SimpleNamespace:
+        begun.append(job.name)
+        if begun == ["eval-b"]:
+            return SimpleNamespace(exitcode=work.HELD)
+        work.output(folder, job.name).touch()
+        return SimpleNamespace(exitcode=0)
+
+    def tick(_: float, note: str = "") -> None:
+        if note == "1 job left to other processes":
+            at_work.clear()
+            if not killed:
+                work.output(folder, "eval-a").touch()
+
+    folder.mkdir()
+    monkeypatch.setattr(schedule, "_begin", begin)
+    monkeypatch.setattr(schedule, "is_under_way", lambda _, name: name in at_work)
+    monkeypatch.setattr(schedule, "LOOK_SECONDS", 0.01)
+    schedule._loop(jobs, [], folder, 1, tick)
+    assert all(work.is_done(folder, job.name) for job in jobs)
+    return begun
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert begun_by(monkeypatch, tmp_path / "ends", killed=False) == ["eval-b", "eval-b", "eval-c"]
+    assert begun_by(monkeypatch, tmp_path / "killed", killed=True) == ["eval-b", "eval-b", "eval-c", "eval-a"]
+
+
+def test_a_jobs_process_does_not_wait_for_another_one(tmp_path: Path) -> None:
+    job = Job("eval", {}, None, "a")
+    with locked(work.lock_of(tmp_path, job.name), holding=work.output(tmp_path, job.name)):
+        process = schedule._begin(job, tmp_path, 1, 0)
+        process.join(60)
+        assert process.exitcode == work.HELD
+        assert work.is_under_way(tmp_path, job.name)
+    assert not work.is_under_way(tmp_path, job.name)
 
 
 def test_sigterm_leaves_no_job_behind(tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def test_tables_are_whole(page: Path) -> None:
 def test_figures_that_advice_rests_on_are_those_of_the_results() -> None:
     """Each row of the table of methods links to where its figures stand, and they do stand there."""
     text = (ROOT / "docs" / "faq.md").read_text().partition("## Which method")[2].partition("\n## ")[0]
-    measured = (ROOT / "docs" / "results.md").read_text()
-    rows = [row for row in text.split("\n") if "(results.md#" in row]
+    measured = (ROOT / "docs" / "lab" / "results.md").read_text()
+    rows = [row for row in text.split("\n") if "(lab/results.md#" in row]
     assert len(rows) > 6
     wrong = []
     for row in rows:

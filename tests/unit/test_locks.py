@@ -15,7 +15,7 @@ import pytest
 
 from remask import locks
 from remask.errors import UserError
-from remask.locks import alone_in, locked
+from remask.locks import HeldError, alone_in, is_held, locked
 
 HOLD = """
 import sys
@@ -30,13 +30,17 @@ with alone_in(Path(sys.argv[1])):
 COUNT = """
 import sys, time
 from pathlib import Path
-from remask.locks import locked
-count = Path(sys.argv[1])
-for _ in range(25):
-    with locked(count.with_suffix(".lock"), holding=count, wait=True):
-        number = int(count.read_text())
+from remask.locks import HeldError, locked
+count, done = Path(sys.argv[1]), 0
+while done < 25:
+    try:
+        with locked(count.with_suffix(".lock"), holding=count):
+            number = int(count.read_text())
+            time.sleep(0.0005)
+            count.write_text(str(number + 1))
+            done += 1
+    except HeldError:
         time.sleep(0.0005)
-        count.write_text(str(number + 1))
 """
 
 
@@ -71,12 +75,14 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
 def test_it_is_let_go_of_however_its_process_ends(end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").write_text("x")
     process = hold(tmp_path, end)
+    assert is_held(tmp_path / ".remask.lock")
     if end == "is killed":
         process.kill()
     elif end == "is interrupted":
         process.send_signal(2)
     process.communicate("\n")
     assert (tmp_path / ".remask.lock").exists() == (end == "is killed")
+    assert not is_held(tmp_path / ".remask.lock")
     with alone_in(tmp_path):
         holder = json.loads((tmp_path / ".remask.lock").read_text())
     assert holder["process"] == os.getpid()
@@ -87,6 +93,11 @@ def test_it_is_let_go_of_however_its_process_ends(end: str, tmp_path: Path, caps
 def test_within_a_process_too(tmp_path: Path) -> None:
     with alone_in(tmp_path), pytest.raises(UserError, match="is being worked on by this process"), alone_in(tmp_path):
         pass
+    with alone_in(tmp_path):
+        assert is_held(tmp_path / ".remask.lock")
+        with pytest.raises(HeldError), alone_in(tmp_path):  # to have looked has not let go of it
+            pass
+    assert not is_held(tmp_path / ".remask.lock")
     with alone_in(tmp_path):
         pass
 
@@ -101,8 +112,8 @@ def test_the_first_of_several_processes_of_a_run_holds_it_for_all(
     process.communicate("\n")
 
 
-def test_many_that_wait_come_one_after_the_other(tmp_path: Path) -> None:
-    """Each removes the file that the others wait at."""
+def test_many_that_try_come_one_after_the_other(tmp_path: Path) -> None:
+    """Each removes the file that the others try to lock."""
     count = tmp_path / "count"
     count.write_text("0")
     counters = [subprocess.Popen([sys.executable, "-c", COUNT, str(count)]) for _ in range(4)]

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remask.commands.evaluate import show
+from remask.errors import UserError
 from remask.evaluation.arms import Arm, parse_evaluation, pool
 from remask.evaluation.compare import compare_arms
 from remask.evaluation.nats import LEAST_ROWS, ClassComparison, compare_nats, scores, totals
+from remask.report.results import benchmark, comparable_groups
 
 R = 40
 
@@ -35,6 +38,38 @@ def compared(a: Arm, b: Arm) -> list[ClassComparison]:
     found = compare_nats(a, b, "likelihood")
     assert found is not None
     return found
+
+
+def test_no_decoding_had_a_part_in_a_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers that were only read: whatever decoding the records name, they are pooled, compared and shown without."""
+    nats, tokens = np.full((1, R), 3.0), np.full(R, 2)
+    said = {}
+    for seed, name, steps in ((0, "a", 1), (1, "a", 2), (0, "b", 3)):
+        said[name, seed] = {**record(name, seed, nats[0], tokens), "decoding": {"steps": steps}}
+    read = [parse_evaluation(one, Path(f"{name}{seed}.json")) for (name, seed), one in said.items()]
+    a, b = pool(read).values()
+    assert [c.difference.mean for c in compare_arms(a, b, a)] == [0.0]
+    (group,) = comparable_groups(read)
+    assert benchmark(group)["facts"] == []
+    problem = {"id": "p", "correct": True, "metrics": {}}
+    for one in said.values():
+        one["tasks"]["sudoku"] = {"problems": [problem, {**problem, "id": "q"}]}
+    written = [parse_evaluation(one, Path(f"{name}{seed}.json")) for (name, seed), one in said.items()]
+    with pytest.raises(UserError, match="decoded differently: steps 1 against 2"):
+        pool(written)
+    groups = comparable_groups(written)
+    assert sorted(one.task for one in groups) == ["likelihood", "sudoku", "sudoku", "sudoku"]
+    metric = {"accuracy": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 2}}
+    task = {"metrics": metric, "published_metric": "accuracy", "n": 2, "generation": {"unended": 0}}
+    shown = {"model": "m", "arm": "a", "seconds": 1.0, "decoding": {"steps": 3}}
+    likelihood = {**task, "nats_per_token": 0.1, "draws": 1}
+    for tasks, line in (
+        ({"likelihood": likelihood}, "\n1 s\n"),
+        ({"sudoku": task, "likelihood": likelihood}, "\ndecoding of sudoku: steps 3; 1 s\n"),
+        ({"sudoku": task}, "\ndecoding: steps 3; 1 s\n"),
+    ):
+        show({**shown, "tasks": tasks})
+        assert capsys.readouterr().out.endswith(line)
 
 
 def test_scores_of_rows_by_hand() -> None:

@@ -167,6 +167,24 @@ def test_every_command_has_a_page_with_its_examples_and_options(
         assert "## Examples\n\n```bash\nremask " in page, command
 
 
+def test_commands_that_pages_show_have_the_options_that_they_are_given(make: Any, texts: dict[str, str]) -> None:
+    """A page's commands stand with a reader's own files, so that they are not run: their options are looked up."""
+    wrong, seen = [], 0
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        shown = re.sub(r"\\\n", " ", path.read_text())
+        for command, rest in re.findall(r"(?:^|`)(?: {4})?remask ([a-z][a-z-]*)( [^`\n]*)?", shown, re.MULTILINE):
+            if command not in COMMANDS:
+                wrong.append((path.name, command))
+                continue
+            page = texts[f"reference/commands/{command}.md"]
+            for flag in re.findall(r"(?<= )--[a-zA-Z][\w.\-]*", rest.partition(" #")[0]):
+                seen += 1
+                if flag != "--help" and f"`{flag.replace('_', '-')}`" not in page and f" {flag} " not in page:
+                    wrong.append((path.name, f"{command} {flag}"))
+    assert not wrong, f"no such command or option: {wrong}"
+    assert seen > 200
+
+
 def test_a_named_value_stands_with_its_meaning(texts: dict[str, str]) -> None:
     page = texts["reference/commands/sft.md"]
     assert "`--objective` (text, default `sft`)\n:   The method of fine-tuning.\n\n    - `sft`: every" in page

@@ -95,7 +95,7 @@ def _launch(config: EvalConfig, arguments: Sequence[str]) -> int:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print the scores as a table, with the decoding that gave them."""
+    """Print the scores as a table, with the decoding of those whose answers were written."""
     from rich import box
     from rich.table import Table
 
@@ -143,7 +143,10 @@ def show(record: dict[str, Any]) -> None:
             )
     if any(len(task["metrics"]) > 1 for task in record["tasks"].values()):
         terminal.print("[dim]* what published figures report[/dim]", highlight=False)
-    terminal.print(f"[dim]decoding: {settings}; {duration(record['seconds'])}[/dim]", highlight=False)
+    written = [name for name, task in record["tasks"].items() if "nats_per_token" not in task]
+    of = "" if len(written) == len(record["tasks"]) else f" of {', '.join(written)}"
+    decoding = f"decoding{of}: {settings}; " if written else ""
+    terminal.print(f"[dim]{decoding}{duration(record['seconds'])}[/dim]", highlight=False)
 
 
 def by_class(classes: Mapping[str, tuple[int, float]]) -> str:

@@ -60,6 +60,11 @@ class TaskResult:
     lead: str = ACCURACY
 
     @property
+    def was_read(self) -> bool:
+        """Return whether the answers were read, not written: then no decoding had a part in the scores."""
+        return all(problem.nats is not None for problem in self.problems)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Return the leading metric, then the further ones that every problem has."""
         shared = [name for name in self.problems[0].metrics if all(name in p.metrics for p in self.problems)]
@@ -87,11 +92,16 @@ class Evaluation:
     seconds: float | None = None
     strip: dict[str, Any] | None = None
 
+    @property
+    def wrote(self) -> bool:
+        """Return whether any answer was written, so that the decoding mattered."""
+        return not all(result.was_read for result in self.tasks.values())
+
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm holds evaluations of one name, at most one per task and seed, on the same problems with the same
-    decoding.
+    """An arm holds evaluations of one name, at most one per task and seed, on the same problems, and with the same
+    decoding where answers were written.
     """
 
     name: str
@@ -258,11 +268,12 @@ def pool(evaluations: Iterable[Evaluation], *, allow_different_decoding: bool = 
 
 def _arm(name: str, evaluations: Sequence[Evaluation], allow_different_decoding: bool) -> Arm:
     ordered = tuple(sorted(evaluations, key=lambda e: -1 if e.run_seed is None else e.run_seed))
+    writers = [evaluation for evaluation in ordered if evaluation.wrote]
     first_of_task: dict[str, Evaluation] = {}
     seen: dict[tuple[str, int | None], Path] = {}
     for evaluation in ordered:
-        if not allow_different_decoding:
-            same_decoding(ordered[0].decoding, evaluation.decoding, f"{ordered[0].path} and {evaluation.path}")
+        if evaluation.wrote and not allow_different_decoding:
+            same_decoding(writers[0].decoding, evaluation.decoding, f"{writers[0].path} and {evaluation.path}")
         for task, result in evaluation.tasks.items():
             key = (task, evaluation.run_seed)
             if key in seen:
@@ -274,7 +285,7 @@ def _arm(name: str, evaluations: Sequence[Evaluation], allow_different_decoding:
             seen[key] = evaluation.path
             first = first_of_task.setdefault(task, evaluation)
             same_problems(task, first.tasks[task], result, f"{first.path} and {evaluation.path}")
-    return Arm(name, ordered, ordered[0].decoding)
+    return Arm(name, ordered, (writers or ordered)[0].decoding)
 
 
 def same_problems(task: str, a: TaskResult, b: TaskResult, where: str) -> None:

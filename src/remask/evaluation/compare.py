@@ -94,7 +94,7 @@ def compare_arms(
 
 def _was_read(arm: Arm, task: str) -> bool:
     """Whether a task's answers were read, not written: then no decoding had a part in its scores."""
-    return all(problem.nats is not None for result in arm.results(task) for problem in result.problems)
+    return all(result.was_read for result in arm.results(task))
 
 
 def told_apart(a: Arm, b: Arm) -> tuple[str, str]:
@@ -119,7 +119,7 @@ def _start_result(start: Arm | None, baseline: Arm, task: str, allow_different_d
     if start is None or task not in start.tasks:
         return None
     where = " and ".join(told_apart(start, baseline))
-    if not allow_different_decoding:
+    if not allow_different_decoding and not _was_read(baseline, task):
         same_decoding(start.decoding, baseline.decoding, where)
     same_problems(task, start.results(task)[0], baseline.results(task)[0], where)
     return start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remask.evaluation.arms import START, Answer, Arm, Evaluation, pool
@@ -22,7 +22,9 @@ evaluation/statistics.py)."""
 
 @dataclass(frozen=True)
 class Group:
-    """A group holds arms that may be compared: one task, one set of problems, one decoding."""
+    """A group holds arms that may be compared: one task, one set of problems, one decoding (none where answers were
+    read, not written).
+    """
 
     task: str
     source: str
@@ -42,11 +44,9 @@ def comparable_groups(evaluations: Iterable[Evaluation]) -> list[Group]:
     parts: dict[tuple[str, str, frozenset[str]], list[Evaluation]] = {}
     for e in evaluations:
         for task, result in e.tasks.items():
-            decoding = json.dumps(comparable_decoding(e.decoding), sort_keys=True, default=str)
+            alone = replace(e, decoding={} if result.was_read else e.decoding, tasks={task: result}, strip=None)
+            decoding = json.dumps(comparable_decoding(alone.decoding), sort_keys=True, default=str)
             key = (task, decoding, frozenset(p.id for p in result.problems))
-            alone = Evaluation(
-                e.path, e.model, e.arm, e.run_seed, e.decoding, {task: result}, e.versions, e.hardware, e.seconds
-            )
             parts.setdefault(key, []).append(alone)
     return [Group(task, m[0].tasks[task].source, pool(m)) for (task, *_), m in parts.items()]
 
@@ -80,6 +80,7 @@ def benchmark(group: Group) -> dict[str, Any]:
     reach = max((abs(end) for _, c in compared for end in (c.difference.low, c.difference.high)), default=0.0)
     reach = max(0.05, math.ceil(20 * reach - 1e-9) / 20)
     members = [e for arm in group.arms.values() for e in arm.evaluations]
+    decoding = pairs(in_force(comparable_decoding(members[0].decoding)))
     return {
         "task": task,
         "source": group.source,
@@ -96,7 +97,7 @@ def benchmark(group: Group) -> dict[str, Any]:
         "axis": (percent(low, 0), percent(high, 0)),
         "reach": f"{100 * reach:.0f}",
         "facts": [
-            ("decoding", pairs(in_force(comparable_decoding(members[0].decoding)))),
+            *([("decoding", decoding)] if decoding else []),
             *(("hardware", values) for values in distinct(e.hardware for e in members)),
             *(("versions", values) for values in distinct(e.versions for e in members)),
         ],

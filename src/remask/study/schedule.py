@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -17,12 +17,13 @@ from pathlib import Path
 from remask.errors import UserError
 from remask.files import write_atomically
 from remask.progress import Tracker, progress
+from remask.report.words import plural
 from remask.study import work
 from remask.study.grid import Cell, Job
-from remask.study.work import is_done, output
+from remask.study.work import HELD, is_done, is_under_way, output
 
 LOOK_SECONDS = 2.0
-"""The seconds between readings of the logs of running jobs for their steps."""
+"""The seconds between readings of the logs of running jobs for their steps, and between looks at the jobs of others."""
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Running:
 def run_all(cells: Iterable[Cell], folder: Path, processes: int, *, label: str = "study", quiet: bool = False) -> None:
     """Do all jobs that are not done yet; `label` names the study in the progress line.
 
+    A job that another process is at is left to it, and the next one is taken: so several processes share a study. If
+    that process ends without the job's result, however it ends, the job is taken here.
     When a job fails or the study is stopped, all that run are stopped; what is done stays done, and runs go on from
     their checkpoints the next time.
     """
@@ -59,13 +62,19 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
     waiting, total, looked = list(waiting), len(waiting), 0.0
     while waiting or running:
         free = [place for place in range(processes) if place not in {one.place for one in running}]
-        ready = [job for job in waiting if job.after is None or is_done(folder, job.after.name)]
-        for job, place in zip(ready, free, strict=False):
+        if free:
+            waiting = [job for job in waiting if not is_done(folder, job.name)]  # another process may have done it
+        for place, job in list(zip(free, _ready(waiting, folder), strict=False)):
             running.append(Running(job, _begin(job, folder, processes, place), place))
             waiting.remove(job)
-        time.sleep(0.1)
+        time.sleep(0.1 if running else LOOK_SECONDS)
+        if waiting and not running:
+            tick(total - len(waiting), f"{plural(len(waiting), 'job')} left to other processes")
         for one in [one for one in running if one.process.exitcode is not None]:
             running.remove(one)
+            if one.process.exitcode == HELD:
+                waiting.insert(0, one.job)
+                continue
             if one.process.exitcode or not is_done(folder, one.job.name):
                 raise UserError(
                     f"{one.job.name} failed ({_last_line(folder, one.job)})",
@@ -77,6 +86,13 @@ def _loop(waiting: list[Job], running: list[Running], folder: Path, processes: i
             looked = time.monotonic()
             share, note = _under_way(running, folder)
             tick(total - len(waiting) - len(running) + share, note)
+
+
+def _ready(waiting: list[Job], folder: Path) -> Iterator[Job]:
+    """The jobs that can begin now: what they build on is done, and no other process is at them."""
+    for job in waiting:
+        if (job.after is None or is_done(folder, job.after.name)) and not is_under_way(folder, job.name):
+            yield job
 
 
 def _under_way(running: list[Running], folder: Path) -> tuple[float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from remask.config import EvalConfig, RlConfig, SftConfig
 from remask.errors import UserError
 from remask.files import from_json
 from remask.imports import uncollected
-from remask.locks import locked
+from remask.locks import HeldError, is_held, locked
+
+HELD = 75
+"""The exit code of a job's process where another one is at this job (EX_TEMPFAIL: to be tried again)."""
 
 
 def output(folder: Path, name: str) -> Path:
@@ -61,14 +64,19 @@ def carry_out(folder: Path, name: str, kind: str, values: dict[str, Any], after:
         raise KeyboardInterrupt
 
 
-def alone_with(folder: Path, name: str) -> AbstractContextManager[None]:
-    """Hold a job, which several studies may share: where another study is at this job, wait for it."""
-    return locked(folder / f"{name}.lock", holding=output(folder, name), wait=True)
+def lock_of(folder: Path, name: str) -> Path:
+    """Return the file that a job's process holds a lock on: several studies may share the job."""
+    return folder / f"{name}.lock"
+
+
+def is_under_way(folder: Path, name: str) -> bool:
+    """Return whether a process is at this job. One that was killed is not."""
+    return is_held(lock_of(folder, name))
 
 
 def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> None:
     """Carry out a job in its process, with `environment` over the one it has. Its output goes to the end of `log`; its
-    exit code is 0, 2 for a mistake in the configuration, 130 where it was stopped.
+    exit code is 0, 2 for a mistake in the configuration, 130 where it was stopped, HELD where another process is at it.
     """
     os.setsid()  # Ctrl-C reaches the study, which ends its jobs
     os.environ.update(environment)
@@ -81,7 +89,11 @@ def main(folder: Path, name: str, log: Path, environment: dict[str, str]) -> Non
         torch.set_num_threads(int(threads))
     job = from_json((folder / f"{name}.job.json").read_text(encoding="utf-8"))
     try:
-        with alone_with(folder, name):
+        with ExitStack() as alone:
+            try:
+                alone.enter_context(locked(lock_of(folder, name), holding=output(folder, name)))
+            except HeldError:
+                sys.exit(HELD)
             if not is_done(folder, name):  # another study may have done it meanwhile
                 carry_out(folder, name, job["kind"], job["config"], job["after"])
     except UserError as error:
