@@ -191,6 +191,8 @@ def _build(
         )
     if apart is not None:
         trainer.maker.on_failure = apart.end
+    if trainer.ahead is not None:
+        ending.callback(trainer.ahead.end)
     return trainer, tokenizer, _described(config, objective, decoding, asking, prompts, dropped)
 
 

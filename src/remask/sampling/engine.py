@@ -60,6 +60,21 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class OutsideEngine(Engine, Protocol):
+    """An engine that answers with a copy of the weights outside this process: the model may be trained on meanwhile.
+    `update` is `install` of a `snapshot`.
+    """
+
+    def snapshot(self, model: Any, version: int) -> Any:
+        """Return a copy of the model's weights that later training does not change. What is answered stays as it is."""
+        ...
+
+    def install(self, weights: Any) -> None:
+        """Answer with this copy from now on. It is not called while answers are being written."""
+        ...
+
+
 class LocalEngine:
     """Answers with the live model of this process, `batch_size` prompts at a time.
 

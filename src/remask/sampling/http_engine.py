@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
@@ -61,6 +62,15 @@ class Replica:
     version: int = 0
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A copy of a model's weights. path: the file that is sent to servers (None: there is no key to send it with)."""
+
+    version: int
+    fingerprint: str
+    path: Path | None
+
+
 class HttpEngine:
     """Answers by asking servers. url: `http://host:port`, several after commas, with `#name` for a model's name.
 
@@ -77,8 +87,8 @@ class HttpEngine:
             if not urlsplit(replica.url).hostname:
                 raise UserError(f"{replica.url} is no address of a server", mend="write http://host:port")
         self.tokenizer, self.batch_size, self.patience = tokenizer, batch_size, patience
-        self.version, self.number, self.fingerprint = 0, 0, ""
-        self._weights: Path | None = None
+        self.number, self._copies = 0, 0
+        self.weights = Weights(0, "", None)
         self._folder = tempfile.TemporaryDirectory(prefix="remask-weights-")
         self._lock = threading.Condition()
         self._answered_at = self._told_at = 0.0
@@ -89,24 +99,40 @@ class HttpEngine:
 
     def update(self, model: Any, version: int) -> None:
         """Let all servers have the model's weights; answers from now on are of this version."""
-        self.number, self.version = self.number + 1, version
-        self.fingerprint = fingerprint(model)
-        self._weights = None
+        self.install(self.snapshot(model, version))
+
+    def snapshot(self, model: Any, version: int) -> Weights:
+        """Return a copy of the weights, in a file where there is a key to send it with: of adapters alone where the
+        model has any.
+        """
+        path = None
         if os.environ.get(ADMIN_KEY) is not None:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named(model).items()}
-            if any(".lora_" in name for name in tensors):
-                tensors = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-            self._weights = Path(self._folder.name) / "weights.safetensors"
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, self._weights)
-        reached, said = 0, ""
-        for replica in self.replicas:
-            try:
-                self._bring_up_to_date(replica)
-                reached += 1
-            except AwayError as error:
-                replica.away_until, said = error.until, str(error)
-        if not reached:
-            raise UserError(f"no server answers ({said})", where=self._names(), mend="start one: remask serve")
+            tensors = sent_of(model)
+            self._copies += 1
+            path = Path(self._folder.name) / f"{self._copies}.safetensors"
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+        return Weights(version, fingerprint(model), path)
+
+    def install(self, weights: Weights) -> None:
+        """Let all servers that answer have these weights, and wait for one where none does."""
+        before, self.weights = self.weights, weights
+        self.number += 1
+        if before.path not in (None, weights.path):
+            before.path.unlink(missing_ok=True)
+        begun = time.monotonic()
+        while True:
+            reached, said = 0, ""
+            for replica in self.replicas:
+                try:
+                    self._bring_up_to_date(replica)
+                    reached += 1
+                except AwayError as error:
+                    replica.away_until, said = error.until, str(error)
+            if reached:
+                return
+            if time.monotonic() - begun > self.patience:
+                raise UserError(f"no server answers ({said})", where=self._names(), mend="start one: remask serve")
+            time.sleep(REST)
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """Return an answer to each request, in their order, `batch_size` of them under way at once.
@@ -181,22 +207,24 @@ class HttpEngine:
         earlier = [Earlier(*one) for one in canvas["earlier"]]
         row = Row(canvas["token_ids"], canvas["written_at"], confidence, canvas["ended"], canvas["block"], earlier)
         forwards = of_server["forwards"]
-        return Answer(row, choice["text"], canvas["ends"], self.version, forwards, of_server["seconds"], forwards)
+        return Answer(
+            row, choice["text"], canvas["ends"], self.weights.version, forwards, of_server["seconds"], forwards
+        )
 
     def _bring_up_to_date(self, replica: Replica) -> None:
         """See that a server has the present weights, and send them where it has others."""
         name = self.model or self._sent(replica, "GET", "/v1/models").json()["data"][0]["id"]
         told = self._sent(replica, "GET", f"/v1/models/{quote(name)}").json()
-        if told["fingerprint"] != self.fingerprint:
-            if self._weights is None:
+        if told["fingerprint"] != self.weights.fingerprint:
+            if self.weights.path is None:
                 raise UserError(
                     f"{name} has other weights than the model that is asked for",
                     where=replica.url,
                     mend=f"serve that model, or let weights be sent: --admin-key there, ${ADMIN_KEY} here",
                 )
             headers = {"Authorization": f"Bearer {os.environ[ADMIN_KEY]}", "Content-Type": "application/octet-stream"}
-            with self._weights.open("rb") as file:
-                path = f"/admin/weights?version={self.version}"
+            with self.weights.path.open("rb") as file:
+                path = f"/admin/weights?version={self.weights.version}"
                 told = self._sent(replica, "POST", path, content=file, headers=headers).json()
         replica.has, replica.version = self.number, told["version"]
 
@@ -219,6 +247,13 @@ class HttpEngine:
 
     def _names(self) -> str:
         return ", ".join(replica.url for replica in self.replicas)
+
+
+def sent_of(model: Any) -> dict[str, Tensor]:
+    """Return the tensors by which a model differs from the one that replicas began with: its adapter's, or all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named(model).items()}
+    adapter = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    return adapter or tensors
 
 
 def settings_of(decoding: Decoding) -> dict[str, Any]:
