@@ -74,7 +74,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Outcome, Asked]]:
     def ran(name: str, kind: type[Copied], lag: int, fails_at: int = -1, **more: Any) -> tuple[Outcome, Asked]:
         asked: Asked = []
-        monkeypatch.setattr(remask.rl.run, "engine_of", lambda _, tokenizer, size: kind(tokenizer, asked, fails_at))
+        monkeypatch.setattr(remask.rl.run, "engine_of", lambda _, tokenizer, *__: kind(tokenizer, asked, fails_at))
         decoding = DecodingConfig(max_new_tokens=8, steps=2, temperature=1.0)
         values: dict[str, Any] = {
             "model": str(checkpoint),

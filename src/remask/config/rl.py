@@ -139,7 +139,9 @@ class RolloutConfig:
     rollout while the last one is trained on."""
     engine: str = "local"
     """What answers: local (the model in training), servers that are sent its weights (http://host:port, several after
-    commas), or a class of your own: file.py:Class."""
+    commas), ray (replicas of it on a Ray cluster), or a class of your own: file.py:Class."""
+    replicas: int = 1
+    """Replicas of the engine ray, for each training process."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
     """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 

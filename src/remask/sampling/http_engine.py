@@ -20,11 +20,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
-from remask.models.fingerprint import fingerprint, named
+from remask.models.fingerprint import changing, fingerprint
 from remask.progress import duration
 from remask.sampling.engine import Answer, Request
 from remask.sampling.generate import Row
@@ -107,10 +106,9 @@ class HttpEngine:
         """
         path = None
         if os.environ.get(ADMIN_KEY) is not None:
-            tensors = sent_of(model)
             self._copies += 1
             path = Path(self._folder.name) / f"{self._copies}.safetensors"
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+            save_file(changing(model), path)
         return Weights(version, fingerprint(model), path)
 
     def install(self, weights: Weights) -> None:
@@ -247,13 +245,6 @@ class HttpEngine:
 
     def _names(self) -> str:
         return ", ".join(replica.url for replica in self.replicas)
-
-
-def sent_of(model: Any) -> dict[str, Tensor]:
-    """Return the tensors by which a model differs from the one that replicas began with: its adapter's, or all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named(model).items()}
-    adapter = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-    return adapter or tensors
 
 
 def settings_of(decoding: Decoding) -> dict[str, Any]:
