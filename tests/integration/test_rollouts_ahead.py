@@ -121,3 +121,18 @@ def test_it_is_the_run_that_samples_when_rollouts_are_due_bit_for_bit(
 def test_what_goes_wrong_while_it_samples_ends_the_run(run: Callable[..., tuple[Outcome, Asked]]) -> None:
     with pytest.raises(UserError, match="in rollout 2, no server answers"):
         run("fails", Outside, 1, fails_at=2)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_answers_of_older_weights_than_were_given_end_the_run(
+    lag: int, run: Callable[..., tuple[Outcome, Asked]]
+) -> None:
+    class Late(Outside):
+        def install(self, weights: tuple[Any, int]) -> None:
+            super().install((weights[0], 0))
+
+        def update(self, model: Any, version: int) -> None:
+            self.install(self.snapshot(model, version))
+
+    with pytest.raises(UserError, match=f"rollout {lag + 1} has answers of version 0; the engine was given 2"):
+        run("late", Late, lag, max_steps=4)

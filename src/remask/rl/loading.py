@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from remask.errors import UserError
 from remask.rl.batches import PolicyBatch
 from remask.rl.rollout import Rollout
 
@@ -36,6 +37,16 @@ class Silence:
             f"no group of the last {self.rollouts} rollouts had rewards that differ: nothing is learned from them; see "
             "completions.jsonl, and give a denser reward (--rewards.functions), easier problems, more answers to each "
             "(--rollout.completions) or a higher temperature (--rollout.decoding.temperature)"
+        )
+
+
+def refuse_older(rollout: Rollout, version: int) -> None:
+    """Raises UserError where an answer was written by older weights than the engine was given for it."""
+    if rollout.version < version:
+        raise UserError(
+            f"rollout {rollout.number} has answers of version {rollout.version}; the engine was given {version}",
+            mend="let its `update` or `install` return when answers are of the new weights; rollout.max_lag makes "
+            "rollouts older on purpose",
         )
 
 

@@ -28,7 +28,7 @@ from remask.rl.batches import Plan, PolicyBatch, batches_of
 from remask.rl.groups import of_all
 from remask.rl.held_out import HeldOut
 from remask.rl.in_groups import from_group, group_means, to_group
-from remask.rl.loading import RolloutLoader, Silence
+from remask.rl.loading import RolloutLoader, Silence, refuse_older
 from remask.rl.policy_loss import PolicyObjective, PolicyTerms, policy_terms, rows_counted
 from remask.rl.ranks import tell
 from remask.rl.rollout import Rollout, RolloutMaker
@@ -102,8 +102,7 @@ class PolicyTrainer(DiffusionTrainer):
             return lambda: batches
         with whole(self):
             weights = engine.snapshot(self.model, step)
-        own = self.ahead.begin(number, weights)
-        begun = Begun(number, step, Reference.now(self), copy(self.reference), own)
+        begun = Begun(number, step, Reference.now(self), copy(self.reference), self.ahead.begin(number, weights))
         return lambda: self._finished(begun)
 
     def _finished(self, begun: Begun) -> list[PolicyBatch]:
@@ -124,6 +123,7 @@ class PolicyTrainer(DiffusionTrainer):
     ) -> list[PolicyBatch]:
         """Say what there is to say of a rollout that was begun after `step`, and score it."""
         number = rollout.number
+        refuse_older(rollout, step)
         self.on_rollout(rollout, step + 1)
         for fault in rollout.faults:
             tell(f"rollout {number}: {fault}")
