@@ -34,6 +34,12 @@ PATIENCE = 120.0
 """Seconds without an answer of any server, after which an engine gives up. That a server is busy is an answer."""
 TELL_SECONDS = 60.0
 """Seconds of waiting for busy servers after which a line says so."""
+HANGS, HANGS_TO_A_QUESTION = 900.0, 60.0
+"""Seconds without a word after which a server is taken to hang: of an answer, which a server itself gives up after 600
+(`--timeout`), and of a question about its weights.
+"""
+REST_OF_HUNG = 300.0
+"""Seconds after which a server that hung is tried again."""
 REST = 1.0
 """Seconds after which a server that failed is tried again."""
 KEY, ADMIN_KEY = "REMASK_API_KEY", "REMASK_ADMIN_KEY"
@@ -94,7 +100,7 @@ class HttpEngine:
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None)
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(10.0, read=None), limits=limits)
+        self._client = httpx2.Client(headers=headers, limits=limits)
 
     def update(self, model: Any, version: int) -> None:
         """Let all servers have the model's weights; answers from now on are of this version."""
@@ -230,8 +236,13 @@ class HttpEngine:
         """A response of the server. Raises UserError for a request that it refuses, AwayError where it is to be asked
         again later.
         """
+        silence = HANGS_TO_A_QUESTION if method == "GET" else HANGS
+        timeout = httpx2.Timeout(10.0, read=silence)
         try:
-            response = self._client.request(method, f"{replica.url}{path}", **more)
+            response = self._client.request(method, f"{replica.url}{path}", timeout=timeout, **more)
+        except httpx2.ReadTimeout:
+            said = f"{replica.url} has said nothing for {silence:g} s"
+            raise AwayError(said, time.monotonic() + REST_OF_HUNG) from None
         except httpx2.TransportError as error:
             raise AwayError(f"{replica.url}: {type(error).__name__}", time.monotonic() + REST) from None
         if response.status_code == 429:
