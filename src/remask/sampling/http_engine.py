@@ -35,8 +35,8 @@ PATIENCE = 120.0
 TELL_SECONDS = 60.0
 """Seconds of waiting for busy servers after which a line says so."""
 HANGS, HANGS_TO_A_QUESTION = 900.0, 60.0
-"""Seconds without a word after which a server is taken to hang: of an answer, which a server itself gives up after 600
-(`--timeout`), and of a question about its weights.
+"""Seconds without a word after which a server is taken to hang: when it was asked for an answer, which it gives up
+itself after 600 (`--timeout`), and when it was asked about its weights.
 """
 REST_OF_HUNG = 300.0
 """Seconds after which a server that hung is tried again."""
