@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,25 @@ def test_no_server_at_all_is_an_error_in_time() -> None:
     model, tokenizer = remask.load("tiny-direct")
     with pytest.raises(UserError, match="no server answers"):
         HttpEngine("http://127.0.0.1:9", tokenizer, patience=0.1).update(model, 0)
+
+
+def test_what_a_server_that_hangs_was_asked_is_asked_of_another(
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and says nothing, at first or after its weights were looked at."""
+    monkeypatch.setattr(http_engine, "HANGS_TO_A_QUESTION", 0.2)
+    monkeypatch.setattr(http_engine, "HANGS", 2.0)
+    model, tokenizer = remask.load("tiny-direct")
+    expected = LocalEngine(tokenizer, 1, model=model).answer(requests(tokenizer), DECODINGS[0])
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        engine = HttpEngine(f"http://127.0.0.1:{mute.getsockname()[1]},{servers[0].url}", tokenizer)
+        engine.update(model, 0)
+        hung = engine.replicas[0]
+        assert hung.away_until > time.monotonic() + 100
+        hung.away_until, hung.has = 0.0, engine.number
+        found = engine.answer(requests(tokenizer), DECODINGS[0])
+    assert [one.row.token_ids for one in found] == [one.row.token_ids for one in expected]
+    assert servers[0].service.scheduler.counted.finished == 6
 
 
 def test_what_a_server_does_not_run_is_refused() -> None:

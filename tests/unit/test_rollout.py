@@ -216,11 +216,11 @@ def test_rollouts_are_made_as_far_ahead_as_they_may_lag(lag: int, made: list[int
     """Two micro-batches a rollout: which rollout was the newest when each of the first six was used."""
     begun: list[int] = []
 
-    def fill(number: int) -> list[Any]:
+    def begin(number: int) -> Any:
         begun.append(number)
-        return [number, number]
+        return lambda: [number, number]
 
-    loader = iter(RolloutLoader(fill, max_lag=lag, per_rollout=2))
+    loader = iter(RolloutLoader(begin, max_lag=lag, per_rollout=2))
     used = [(next(loader), begun[-1]) for _ in range(6)]
     assert [number for number, _ in used] == [0, 0, 1, 1, 2, 2]
     assert [newest for _, newest in used] == made

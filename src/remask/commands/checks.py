@@ -32,6 +32,7 @@ PURPOSE = {
     "kernels": "Liger's kernels on CUDA",
     "lm-eval": "remask lm-eval",
     "quantization": "weights in 4 or 8 bits",
+    "ray": "rollouts on a Ray cluster",
     "serve": "remask serve",
 }
 PUZZLE, ANSWER, LOG_P = "sudoku 1300 0003 3140 2001", "1324421331422431", -2.22691

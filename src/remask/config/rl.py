@@ -135,11 +135,13 @@ class RolloutConfig:
     keep: int = 8
     """Groups of each rollout to write to completions.jsonl (-1: all)."""
     max_lag: int = 0
-    """How many rollouts old the weights may be that wrote an answer: 0 is on policy, 1 uses each rollout one rollout
-    later, as training does that samples and updates at the same time."""
+    """How many rollouts old the weights may be that wrote an answer: 0 is on policy; from 1 on servers write the next
+    rollout while the last one is trained on."""
     engine: str = "local"
     """What answers: local (the model in training), servers that are sent its weights (http://host:port, several after
-    commas), or a class of your own: file.py:Class."""
+    commas), ray (replicas of it on a Ray cluster), or a class of your own: file.py:Class."""
+    replicas: int = 1
+    """Replicas of the engine ray, for each training process."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(temperature=1.0))
     """How answers are sampled; what is not given comes from the checkpoint, but for the temperature: 1."""
 

@@ -46,3 +46,12 @@ def named(model: Any, adapter: str | None = "default") -> dict[str, Tensor]:
             plain = plain.replace(f".{adapter}.", ".")
         kept[plain] = tensor
     return kept
+
+
+def changing(model: Any) -> dict[str, Tensor]:
+    """Return copies, in the processor's memory, of the tensors that training changes: an adapter's where the model has
+    one, or all. Their names are those of `named`.
+    """
+    tensors = named(model)
+    adapter = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in (adapter or tensors).items()}

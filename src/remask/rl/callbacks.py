@@ -60,13 +60,15 @@ class RolloutState(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         loader = self.trainer.loader
+        self.trainer.settle()
         tensors = {
             f"{i}.{name}": value.to("cpu", copy=True).contiguous()  # passes on the same noise share their tensors
             for i, batch in enumerate(loader.buffer)
             for name, value in _tensors(batch).items()
         }
         tensors["empty"] = torch.zeros(1)  # a file holds a tensor or more
-        facts = {"number": loader.number, "left": len(loader.buffer)}
+        told = self.trainer.of_rollouts  # not logged yet
+        facts = {"number": loader.number, "left": len(loader.buffer), **({"statistics": told} if told else {})}
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_file(tensors, self._file(folder), metadata={name: json.dumps(value) for name, value in facts.items()})
 
@@ -85,6 +87,7 @@ class RolloutState(TrainerCallback):
         trainer = self.trainer
         left, facts = zip(*(read_rollout(file, int(checkpoint.name.rpartition("-")[2])) for file in files), strict=True)
         trainer.loader.number = facts[0]["number"]
+        trainer.of_rollouts.extend(facts[0].get("statistics", ()))
         trainer.loader.buffer.extend(batch.to(trainer.args.device) for batch in shared_anew(left, trainer.plan))
 
 

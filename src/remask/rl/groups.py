@@ -68,6 +68,18 @@ def described(
     return {name: value for name, value in known.items() if value == value}
 
 
+def of_all(rollouts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return what is logged of a step's rollouts, of which there may be several where they are made ahead: means, and
+    the seconds of all.
+    """
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout)
+    found = {name: [rollout[name] for rollout in rollouts if name in rollout] for name in names}
+    return {
+        name: sum(values) if name.startswith("seconds_") else sum(values) / len(values)
+        for name, values in found.items()
+    }
+
+
 def kept_groups(
     number: int,
     groups: Sequence[Group],

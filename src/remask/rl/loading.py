@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from remask.errors import UserError
 from remask.rl.batches import PolicyBatch
 from remask.rl.rollout import Rollout
 
@@ -39,20 +40,43 @@ class Silence:
         )
 
 
-class RolloutLoader:
-    """A loader gives micro-batches without end. `buffer` holds what is left of the rollouts made; `number` is the next
-    rollout's.
+def refuse_older(rollout: Rollout, version: int) -> None:
+    """Raises UserError where an answer was written by older weights than the engine was given for it."""
+    if rollout.version < version:
+        raise UserError(
+            f"rollout {rollout.number} has answers of version {rollout.version}; the engine was given {version}",
+            mend="let its `update` or `install` return when answers are of the new weights; rollout.max_lag makes "
+            "rollouts older on purpose",
+        )
 
-    max_lag: rollouts made ahead of the one in use. 0 makes each when the one before it is used up.
+
+class RolloutLoader:
+    """A loader gives micro-batches without end. `buffer` holds what is left of the rollouts made, `begun` what ends
+    those that are being sampled, in their order; `number` is the next rollout's.
+
+    begin: begins a rollout and returns what waits for its micro-batches. max_lag: rollouts begun ahead of the one in
+    use. 0 begins each when the one before it is used up. When a rollout is begun follows from how many micro-batches
+    were taken, never from how long anything took.
     """
 
-    def __init__(self, fill: Callable[[int], Sequence[PolicyBatch]], *, max_lag: int = 0, per_rollout: int = 1) -> None:
-        self.fill, self.number, self.most_waiting = fill, 0, max_lag * per_rollout
+    def __init__(
+        self, begin: Callable[[int], Callable[[], Sequence[PolicyBatch]]], *, max_lag: int = 0, per_rollout: int = 1
+    ) -> None:
+        self.begin, self.number, self.per_rollout = begin, 0, per_rollout
+        self.most_waiting = max_lag * per_rollout
         self.buffer: deque[PolicyBatch] = deque()
+        self.begun: deque[Callable[[], Sequence[PolicyBatch]]] = deque()
 
     def __iter__(self) -> Iterator[PolicyBatch]:
         while True:
-            while len(self.buffer) <= self.most_waiting:
-                self.buffer.extend(self.fill(self.number))
+            while len(self.buffer) + len(self.begun) * self.per_rollout <= self.most_waiting:
+                self.begun.append(self.begin(self.number))
                 self.number += 1
+            if not self.buffer:
+                self.buffer.extend(self.begun.popleft()())
             yield self.buffer.popleft()
+
+    def settle(self) -> None:
+        """Wait for the rollouts that are being sampled; `buffer` then holds all there is."""
+        while self.begun:
+            self.buffer.extend(self.begun.popleft()())

@@ -14,7 +14,7 @@ from remask.rl.held_out import HeldOut
 from remask.rl.prompts import Prompt, columns_of, data_prompts, fitting, task_prompts
 from remask.rl.ranks import tell
 from remask.rl.rewards import OF_TASKS, Reward, refuse_missing_columns
-from remask.sampling.engine import engine_of
+from remask.sampling.engine import Engine, engine_of
 from remask.sampling.generate import decoding_for
 from remask.sampling.layout import longest_prompt
 from remask.sampling.schedule import Decoding
@@ -126,9 +126,17 @@ def held_out_tasks(config: RlConfig) -> str | None:
 
 
 def held_out_of(
-    config: RlConfig, model: Any, tokenizer: Any, asking: Asking, rewards: Sequence[Reward]
+    config: RlConfig,
+    model: Any,
+    tokenizer: Any,
+    asking: Asking,
+    rewards: Sequence[Reward],
+    engine: Engine | None = None,
 ) -> HeldOut | None:
-    """Return the held-out problems. Raises UserError where they do not fit the canvas, or lack what a reward needs."""
+    """Return the held-out problems, answered by this engine, or by another of its kind.
+
+    Raises UserError where they do not fit the canvas, or lack what a reward needs.
+    """
     tasks = held_out_tasks(config)
     if tasks is None:
         return None
@@ -139,7 +147,7 @@ def held_out_of(
     fitting(prompts, limit, drop=False, mend="shorten held_out.decoding.max_new_tokens, or hold other problems out")
     refuse_missing_columns(rewards, columns_of(prompts), row="held-out problem")
     return HeldOut(
-        engine_of(config.rollout.engine, tokenizer, config.held_out.batch_size),
+        engine or engine_of(config.rollout.engine, tokenizer, config.held_out.batch_size),
         Grader(rewards, config.rewards.on_bad, columns_of(prompts), config.prefill),
         prompts,
         decoding,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -56,6 +56,10 @@ class Rollout:
     faults: list[str]
 
 
+Own: TypeAlias = tuple[list[tuple[int, Group]], Timing]
+"""One process's share of a rollout: groups with their places, and the seconds they took."""
+
+
 @dataclass
 class RolloutMaker:
     """A maker makes rollouts. Everything but the engine's weights is fixed.
@@ -87,18 +91,26 @@ class RolloutMaker:
 
     def answered(self, number: int) -> tuple[list[Group], list[Timing]]:
         """Return the graded groups of rollout `number`, and what each process took for its own."""
+        return self.gathered(number, lambda: self.own(number))
+
+    def own(self, number: int) -> Own:
+        """Return this process's share of rollout `number`: its graded groups with their places, and what it took.
+        Processes do not wait for one another.
+        """
         asked = self.order.of(number)
         state = PartialState()
-        own = range(len(asked))[state.process_index :: state.num_processes]
-        groups, timing = agreed(
-            lambda: self._sample(number, [(place, asked[place]) for place in own]), when=f"in rollout {number}, "
-        )
+        places = range(len(asked))[state.process_index :: state.num_processes]
+        return self._sample(number, [(place, asked[place]) for place in places])
+
+    def gathered(self, number: int, own: Callable[[], Own]) -> tuple[list[Group], list[Timing]]:
+        """Return the groups of all processes, of which `own` returns one's, in their order, and what each took."""
+        groups, timing = agreed(own, when=f"in rollout {number}, ")
         everything: list[tuple[int, Group]] = gather_object(groups)
         timings: list[Timing] = gather_object([timing])
         ordered = [group for _, group in sorted(everything, key=lambda item: item[0])]
         return ordered, timings
 
-    def _sample(self, number: int, asked: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, Group]], Timing]:
+    def _sample(self, number: int, asked: Sequence[tuple[int, int]]) -> Own:
         """Whole groups at a time: while the next ones are written, a thread grades those that are there."""
         per_batch = max(1, self.batch_size // self.completions)
         sampling = 0.0

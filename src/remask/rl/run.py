@@ -46,7 +46,7 @@ from remask.rl.settings import (
     tell_what_was_not_sampled,
 )
 from remask.rl.trainer import PolicyTrainer
-from remask.sampling.engine import engine_of
+from remask.sampling.engine import Engine, engine_of
 from remask.sampling.schedule import Decoding
 from remask.tasks.benchmark import Asking
 from remask.training.arguments import training_arguments
@@ -67,6 +67,7 @@ FREE_ON_RESUME = frozenset(
         "held_out.n",
         "held_out.batch_size",
         "rollout.batch_size",
+        "rollout.replicas",
         "rollout.keep",
         "trainer.backward",
         "trainer.per_device_train_batch_size",
@@ -171,7 +172,9 @@ def _build(
     if apart is not None:
         ending.callback(apart.end)
     prompts, dropped = prompts_of(config, benchmarks, model, tokenizer, asking, decoding, rewards)
-    held_out = held_out_of(config, model, tokenizer, asking, rewards)
+    engine = engine_of(config.rollout.engine, tokenizer, config.rollout.batch_size, config.rollout.replicas)
+    shared = engine if config.rollout.engine == "ray" else None
+    held_out = held_out_of(config, model, tokenizer, asking, rewards, shared)
     model = trainable(model, config.model, quantization=config.quantization, lora=config.lora, seed=config.seed)
     model = without_dropout(model)
     with trainer_errors("rl"):
@@ -179,7 +182,7 @@ def _build(
             model,
             args,
             objective=objective,
-            maker=_maker(config, objective, tokenizer, known, prompts, decoding, rewards),
+            maker=_maker(config, objective, engine, known, prompts, decoding, rewards),
             max_lag=config.rollout.max_lag,
             plan=plan,
             mask_id=known.mask_id,
@@ -191,6 +194,8 @@ def _build(
         )
     if apart is not None:
         trainer.maker.on_failure = apart.end
+    if trainer.ahead is not None:
+        ending.callback(trainer.ahead.end)
     return trainer, tokenizer, _described(config, objective, decoding, asking, prompts, dropped)
 
 
@@ -223,7 +228,7 @@ def _arguments(config: RlConfig, folder: Path, plan: Plan) -> TrainingArguments:
 def _maker(
     config: RlConfig,
     objective: PolicyObjective,
-    tokenizer: Any,
+    engine: Engine,
     known: Facts,
     prompts: Sequence[Prompt],
     decoding: Decoding,
@@ -231,7 +236,7 @@ def _maker(
 ) -> RolloutMaker:
     rollout = config.rollout
     return RolloutMaker(
-        engine_of(rollout.engine, tokenizer, rollout.batch_size),
+        engine,
         Grader(rewards, config.rewards.on_bad, columns_of(prompts), config.prefill),
         Layout(known.mask_id, known.stop_ids, objective.scope),
         prompts,

@@ -33,6 +33,7 @@ def check_numbers(config: RlConfig) -> None:
             "rollout.max_prompt_tokens": (rollout.max_prompt_tokens, 1),
             "rollout.keep": (rollout.keep, -1),
             "rollout.max_lag": (rollout.max_lag, 0),
+            "rollout.replicas": (rollout.replicas, 1),
             "held_out.n": (config.held_out.n, 1),
             "held_out.batch_size": (config.held_out.batch_size, 1),
             "reference.sync_every": (config.reference.sync_every, 0),
@@ -45,11 +46,17 @@ def check_numbers(config: RlConfig) -> None:
             "rollout.inner_updates": (rollout.inner_updates, MOST),
             "rollout.minibatches": (rollout.minibatches, MOST),
             "rollout.max_lag": (rollout.max_lag, MOST_LAG),
+            "rollout.replicas": (rollout.replicas, MOST),
             "held_out.n": (config.held_out.n, MOST),
             "problems": (config.problems, MOST),
             "choices.draws": (config.choices.draws, MOST_DRAWS),
         }
     )
+    if rollout.replicas > 1 and rollout.engine != "ray":
+        raise UserError(
+            f"rollout.replicas = {rollout.replicas}: the engine {rollout.engine} has none",
+            mend="take --rollout.engine ray; of servers give several addresses after commas",
+        )
     if rollout.completions < 2:
         raise UserError(
             f"rollout.completions = {rollout.completions}: an answer's advantage is over the others of its group",

@@ -1,13 +1,15 @@
 """RL on transformers' Trainer, through its public hooks only: the train dataloader is the rollout.
 
-When its buffer is empty, the loader samples, grades and scores a rollout with the live model; then it hands out the
-micro-batches of μ passes. The trainer's own part is `compute_loss`. What a method is stands in `rl.policy_loss`.
+When its buffer is empty, the loader samples, grades and scores a rollout; then it hands out the micro-batches of μ
+passes. Where an engine outside answers, rollouts may be sampled ahead (`rl.ahead`). The trainer's own part is
+`compute_loss`. What a method is stands in `rl.policy_loss`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -21,13 +23,16 @@ from remask.diffusion.likelihood import Draws, Likelihood, draw_values, estimate
 from remask.diffusion.reader import Reader
 from remask.diffusion.trajectory import Trajectory
 from remask.errors import UserError
+from remask.rl.ahead import Begun, ahead_of
 from remask.rl.batches import Plan, PolicyBatch, batches_of
+from remask.rl.groups import of_all
 from remask.rl.held_out import HeldOut
 from remask.rl.in_groups import from_group, group_means, to_group
-from remask.rl.loading import RolloutLoader, Silence
+from remask.rl.loading import RolloutLoader, Silence, refuse_older
 from remask.rl.policy_loss import PolicyObjective, PolicyTerms, policy_terms, rows_counted
 from remask.rl.ranks import tell
 from remask.rl.rollout import Rollout, RolloutMaker
+from remask.sampling.engine import OutsideEngine
 from remask.training.reference import Reference
 from remask.training.rows import no_sync
 from remask.training.sharding import whole
@@ -39,10 +44,9 @@ OF_ROWS = ("elbo_per_token", "kl", "kl_old")
 
 
 class PolicyTrainer(DiffusionTrainer):
-    """A trainer of a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`.
-
-    `plan` says how a rollout becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass.
-    `on_rollout` is called with each rollout and the step that will use it first.
+    """A trainer of a policy with one `PolicyObjective` on rollouts of a `RolloutMaker`. `plan` says how a rollout
+    becomes optimiser steps; `whole_backward` takes all noise draws in one backward pass. `on_rollout` is called with
+    each rollout and the first step after it was begun.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class PolicyTrainer(DiffusionTrainer):
         self.objective, self.maker, self.plan, self.mask_id = objective, maker, plan, mask_id
         self.reference, self.problems, self.whole_backward = reference, held_out, whole_backward
         self.on_rollout = on_rollout
-        self.loader = RolloutLoader(self.roll_out, max_lag=max_lag, per_rollout=plan.steps * plan.micro_batches)
+        self.ahead = ahead_of(maker, max_lag)
+        self.loader = RolloutLoader(self.begin, max_lag=max_lag, per_rollout=plan.steps * plan.micro_batches)
         self.window, self.silence = Window(log_every), Silence()
         self._micro: list[dict[str, Tensor]] = []
-        self._of_rollouts: list[dict[str, float]] = []
+        self.of_rollouts: list[dict[str, float]] = []
         keywords.setdefault("eval_dataset", [] if held_out is None else held_out.prompts)
         super().__init__(model, args, **keywords)
         if isinstance(objective.estimator, Trajectory) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -84,25 +89,59 @@ class PolicyTrainer(DiffusionTrainer):
     def get_train_dataloader(self) -> Any:
         return self.loader
 
-    def roll_out(self, number: int) -> list[PolicyBatch]:
-        """Sample and grade with the live model, then score the answers. Return this rank's micro-batches of
-        all passes.
+    def begin(self, number: int) -> Callable[[], list[PolicyBatch]]:
+        """Begin a rollout with the weights as they are. Return what waits for this rank's micro-batches of all passes;
+        where rollouts are not sampled ahead they are there already.
         """
+        step, engine = self.state.global_step, self.maker.engine
+        if self.ahead is None or not isinstance(engine, OutsideEngine):
+            with whole(self):
+                engine.update(self.model, step)
+                rollout = self.maker.make(number)
+            batches = self._told(rollout, step)
+            return lambda: batches
         with whole(self):
-            self.maker.engine.update(self.model, self.state.global_step)
-            rollout = self.maker.make(number)
-        self.on_rollout(rollout, self.state.global_step + 1)
+            weights = engine.snapshot(self.model, step)
+        begun = Begun(number, step, Reference.now(self), copy(self.reference), self.ahead.begin(number, weights))
+        return lambda: self._finished(begun)
+
+    def _finished(self, begun: Begun) -> list[PolicyBatch]:
+        """Wait for a rollout and score it as it would have been scored when it was begun."""
+        assert self.ahead is not None
+        rollout = self.ahead.finished(begun.number, begun.own)
+        return self._told(rollout, begun.version, begun.policy, begun.reference)
+
+    def settle(self) -> None:
+        """Wait for all rollouts that were begun, between steps."""
+        before = len(self.of_rollouts)
+        self.loader.settle()
+        for statistics in self.of_rollouts[before:]:  # no part of a step
+            statistics.update(seconds_waiting=0.0, seconds_scoring=0.0)
+
+    def _told(
+        self, rollout: Rollout, step: int, policy: Reference | None = None, reference: Reference | None = None
+    ) -> list[PolicyBatch]:
+        """Say what there is to say of a rollout that was begun after `step`, and score it."""
+        number = rollout.number
+        refuse_older(rollout, step)
+        self.on_rollout(rollout, step + 1)
         for fault in rollout.faults:
             tell(f"rollout {number}: {fault}")
         if (silent := self.silence.saw(rollout)) is not None:
             tell(f"rollout {number}: {silent}")
         started = time.perf_counter()
-        batches = self.scored(rollout)
-        self._of_rollouts.append({**rollout.statistics, "seconds_scoring": time.perf_counter() - started})
+        batches = self.scored(rollout, policy, reference)
+        self.of_rollouts.append({**rollout.statistics, "seconds_scoring": time.perf_counter() - started})
         return batches
 
-    def scored(self, rollout: Rollout) -> list[PolicyBatch]:
-        """Return the rollout's micro-batches with what the old and the reference model say of them."""
+    def scored(
+        self, rollout: Rollout, policy: Reference | None = None, reference: Reference | None = None
+    ) -> list[PolicyBatch]:
+        """Return the rollout's micro-batches with what the old and the reference model say of them. policy: the model
+        that wrote the answers, where it is not the live one any more; reference: likewise.
+        """
+        reference = reference or self.reference
+        old = self.reader(self.model) if policy is None else policy.reader(self, self.reader)
         objective, passes = self.objective, self.plan.passes
         plan = batches_of(rollout, self.plan, draws=objective.draws, fresh=objective.fresh_noise, seed=self.maker.seed)
         batches = [batch.to(self.args.device) for batch in plan]
@@ -110,9 +149,9 @@ class PolicyTrainer(DiffusionTrainer):
             batch.canvas = in_blocks(batch.canvas, attention_of(self.model))
         for place, batch in enumerate(batches):
             if objective.uses_old and self._needs_old(place):
-                batch.old = self._values(self.reader(self.model), batch)
-            if self.reference is not None and objective.uses_reference:
-                values = self._values(self.reference.reader(self, self.reader), batch)
+                batch.old = self._values(old, batch)
+            if reference is not None and objective.uses_reference:
+                values = self._values(reference.reader(self, self.reader), batch)
                 batch.reference = self._combined(values, batch)
         return batches if objective.fresh_noise else batches * passes
 
@@ -286,14 +325,16 @@ class PolicyTrainer(DiffusionTrainer):
         """
         if self.problems is None:
             return {}
+        self.settle()  # an engine has one set of weights at a time
         with whole(self):
             self.problems.engine.update(self.model, self.state.global_step)
             return self.problems.measure()
 
     def describe(self, seconds: float) -> dict[str, float]:
-        step = {**_of_all(self._of_rollouts), **self._summed()}
-        self._of_rollouts.clear()
-        sampled = sum(step.get(f"seconds_{part}", 0.0) for part in ("sampling", "grading", "scoring"))
+        step = {**of_all(self.of_rollouts), **self._summed()}
+        self.of_rollouts.clear()
+        parts = ("waiting",) if self.ahead else ("sampling", "grading")
+        sampled = sum(step.get(f"seconds_{part}", 0.0) for part in (*parts, "scoring"))
         step["seconds_update"] = seconds - sampled
         return step
 
@@ -307,15 +348,3 @@ class PolicyTrainer(DiffusionTrainer):
         for name, values in sums.items():
             shown[name] = (values.sum() / (rows if name in OF_ROWS else ratios)).item()
         return shown
-
-
-def _of_all(rollouts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What is logged of a step's rollouts, of which there may be several where they are made ahead: means, and the
-    seconds of all.
-    """
-    names = dict.fromkeys(name for rollout in rollouts for name in rollout)
-    found = {name: [rollout[name] for rollout in rollouts if name in rollout] for name in names}
-    return {
-        name: sum(values) if name.startswith("seconds_") else sum(values) / len(values)
-        for name, values in found.items()
-    }

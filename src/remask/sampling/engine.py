@@ -60,6 +60,21 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class OutsideEngine(Engine, Protocol):
+    """An engine that answers with a copy of the weights outside this process: the model may be trained on meanwhile.
+    `update` is `install` of a `snapshot`.
+    """
+
+    def snapshot(self, model: Any, version: int) -> Any:
+        """Return a copy of the model's weights that later training does not change. What is answered stays as it is."""
+        ...
+
+    def install(self, weights: Any) -> None:
+        """Answer with this copy from now on. It is not called while answers are being written."""
+        ...
+
+
 class LocalEngine:
     """Answers with the live model of this process, `batch_size` prompts at a time.
 
@@ -101,9 +116,9 @@ class LocalEngine:
         ]
 
 
-def engine_of(name: str, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Engine:
-    """Return the engine `local`, the one that asks the servers at `http://…`, or the class that `file.py:Class` names,
-    made with the tokenizer and the batch size.
+def engine_of(name: str, tokenizer: PreTrainedTokenizerBase, batch_size: int, replicas: int = 1) -> Engine:
+    """Return the engine `local`, the one that asks the servers at `http://…`, `ray` with so many replicas, or the class
+    that `file.py:Class` names, made with the tokenizer and the batch size.
 
     Raises UserError where there is no such class or it lacks a method.
     """
@@ -113,5 +128,9 @@ def engine_of(name: str, tokenizer: PreTrainedTokenizerBase, batch_size: int) ->
         from remask.sampling.http_engine import HttpEngine
 
         return HttpEngine(name, tokenizer, batch_size)
+    if name == "ray":
+        from remask.sampling.ray_engine import RayEngine
+
+        return RayEngine(tokenizer, batch_size, replicas=replicas)
     made: Engine = load_class(name, "an engine", ("answer", "update"))(tokenizer, batch_size)
     return made

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from remask.errors import UserError
-from remask.models.fingerprint import fingerprint, named
+from remask.models.fingerprint import changing, fingerprint
 from remask.progress import duration
 from remask.sampling.engine import Answer, Request
 from remask.sampling.generate import Row
@@ -34,6 +34,12 @@ PATIENCE = 120.0
 """Seconds without an answer of any server, after which an engine gives up. That a server is busy is an answer."""
 TELL_SECONDS = 60.0
 """Seconds of waiting for busy servers after which a line says so."""
+HANGS, HANGS_TO_A_QUESTION = 900.0, 60.0
+"""Seconds without a word after which a server is taken to hang: when it was asked for an answer, which it gives up
+itself after 600 (`--timeout`), and when it was asked about its weights.
+"""
+REST_OF_HUNG = 300.0
+"""Seconds after which a server that hung is tried again."""
 REST = 1.0
 """Seconds after which a server that failed is tried again."""
 KEY, ADMIN_KEY = "REMASK_API_KEY", "REMASK_ADMIN_KEY"
@@ -61,6 +67,15 @@ class Replica:
     version: int = 0
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A copy of a model's weights. path: the file that is sent to servers (None: there is no key to send it with)."""
+
+    version: int
+    fingerprint: str
+    path: Path | None
+
+
 class HttpEngine:
     """Answers by asking servers. url: `http://host:port`, several after commas, with `#name` for a model's name.
 
@@ -77,36 +92,51 @@ class HttpEngine:
             if not urlsplit(replica.url).hostname:
                 raise UserError(f"{replica.url} is no address of a server", mend="write http://host:port")
         self.tokenizer, self.batch_size, self.patience = tokenizer, batch_size, patience
-        self.version, self.number, self.fingerprint = 0, 0, ""
-        self._weights: Path | None = None
+        self.number, self._copies = 0, 0
+        self.weights = Weights(0, "", None)
         self._folder = tempfile.TemporaryDirectory(prefix="remask-weights-")
         self._lock = threading.Condition()
         self._answered_at = self._told_at = 0.0
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None)
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(10.0, read=None), limits=limits)
+        self._client = httpx2.Client(headers=headers, limits=limits)
 
     def update(self, model: Any, version: int) -> None:
         """Let all servers have the model's weights; answers from now on are of this version."""
-        self.number, self.version = self.number + 1, version
-        self.fingerprint = fingerprint(model)
-        self._weights = None
+        self.install(self.snapshot(model, version))
+
+    def snapshot(self, model: Any, version: int) -> Weights:
+        """Return a copy of the weights, in a file where there is a key to send it with: of adapters alone where the
+        model has any.
+        """
+        path = None
         if os.environ.get(ADMIN_KEY) is not None:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named(model).items()}
-            if any(".lora_" in name for name in tensors):
-                tensors = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-            self._weights = Path(self._folder.name) / "weights.safetensors"
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, self._weights)
-        reached, said = 0, ""
-        for replica in self.replicas:
-            try:
-                self._bring_up_to_date(replica)
-                reached += 1
-            except AwayError as error:
-                replica.away_until, said = error.until, str(error)
-        if not reached:
-            raise UserError(f"no server answers ({said})", where=self._names(), mend="start one: remask serve")
+            self._copies += 1
+            path = Path(self._folder.name) / f"{self._copies}.safetensors"
+            save_file(changing(model), path)
+        return Weights(version, fingerprint(model), path)
+
+    def install(self, weights: Weights) -> None:
+        """Let all servers that answer have these weights, and wait for one where none does."""
+        before, self.weights = self.weights, weights
+        self.number += 1
+        if before.path not in (None, weights.path):
+            before.path.unlink(missing_ok=True)
+        begun = time.monotonic()
+        while True:
+            reached, said = 0, ""
+            for replica in self.replicas:
+                try:
+                    self._bring_up_to_date(replica)
+                    reached += 1
+                except AwayError as error:
+                    replica.away_until, said = error.until, str(error)
+            if reached:
+                return
+            if time.monotonic() - begun > self.patience:
+                raise UserError(f"no server answers ({said})", where=self._names(), mend="start one: remask serve")
+            time.sleep(REST)
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """Return an answer to each request, in their order, `batch_size` of them under way at once.
@@ -181,22 +211,24 @@ class HttpEngine:
         earlier = [Earlier(*one) for one in canvas["earlier"]]
         row = Row(canvas["token_ids"], canvas["written_at"], confidence, canvas["ended"], canvas["block"], earlier)
         forwards = of_server["forwards"]
-        return Answer(row, choice["text"], canvas["ends"], self.version, forwards, of_server["seconds"], forwards)
+        return Answer(
+            row, choice["text"], canvas["ends"], self.weights.version, forwards, of_server["seconds"], forwards
+        )
 
     def _bring_up_to_date(self, replica: Replica) -> None:
         """See that a server has the present weights, and send them where it has others."""
         name = self.model or self._sent(replica, "GET", "/v1/models").json()["data"][0]["id"]
         told = self._sent(replica, "GET", f"/v1/models/{quote(name)}").json()
-        if told["fingerprint"] != self.fingerprint:
-            if self._weights is None:
+        if told["fingerprint"] != self.weights.fingerprint:
+            if self.weights.path is None:
                 raise UserError(
                     f"{name} has other weights than the model that is asked for",
                     where=replica.url,
                     mend=f"serve that model, or let weights be sent: --admin-key there, ${ADMIN_KEY} here",
                 )
             headers = {"Authorization": f"Bearer {os.environ[ADMIN_KEY]}", "Content-Type": "application/octet-stream"}
-            with self._weights.open("rb") as file:
-                path = f"/admin/weights?version={self.version}"
+            with self.weights.path.open("rb") as file:
+                path = f"/admin/weights?version={self.weights.version}"
                 told = self._sent(replica, "POST", path, content=file, headers=headers).json()
         replica.has, replica.version = self.number, told["version"]
 
@@ -204,8 +236,13 @@ class HttpEngine:
         """A response of the server. Raises UserError for a request that it refuses, AwayError where it is to be asked
         again later.
         """
+        silence = HANGS_TO_A_QUESTION if method == "GET" else HANGS
+        timeout = httpx2.Timeout(10.0, read=silence)
         try:
-            response = self._client.request(method, f"{replica.url}{path}", **more)
+            response = self._client.request(method, f"{replica.url}{path}", timeout=timeout, **more)
+        except httpx2.ReadTimeout:
+            said = f"{replica.url} has said nothing for {silence:g} s"
+            raise AwayError(said, time.monotonic() + REST_OF_HUNG) from None
         except httpx2.TransportError as error:
             raise AwayError(f"{replica.url}: {type(error).__name__}", time.monotonic() + REST) from None
         if response.status_code == 429:

@@ -32,6 +32,12 @@ class Reference:
         if sync_every or not hasattr(model, "disable_adapter"):
             self.copy = _parts(_trained(model))
 
+    @classmethod
+    def now(cls, trainer: Trainer) -> Reference:
+        """Return the model as it is now: a copy of what is trained, whatever is trained."""
+        free_gathered(trainer)
+        return cls(trainer.model, sync_every=1)
+
     def sync(self, trainer: Trainer) -> None:
         """Make the reference what the model is now."""
         free_gathered(trainer)
