@@ -46,7 +46,7 @@ class Ours:
 
     def __init__(self, model: Any, made: Rollout, folder: str, *, whole: bool = False) -> None:
         arguments = TrainingArguments(folder, use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
-        maker: Any = SimpleNamespace(seed=0, completions=2)  # the rollout is there
+        maker: Any = SimpleNamespace(seed=0, completions=2, engine=None)  # the rollout is there
         self.trainer = PolicyTrainer(
             model,
             arguments,
